@@ -1,0 +1,151 @@
+"""Delivery to MLflow beside a running job, in a process of its own.
+
+Not a thread: importing MLflow would hold the interpreter for seconds in the middle of training, and loader
+processes forked meanwhile would inherit its locks. The process ends by itself when the job does, however that
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from crisscross.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+class Courier:
+    """Delivers runs again and again, and once more at the end.
+
+    Nothing here raises into the job or makes it wait, except ``close``, for as long as it is told.
+
+        with Courier([run], uri=..., experiment=...):
+            experiment.run(run)
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[RunDirectory],
+        *,
+        uri: str,
+        experiment: str,
+        interval_s: float = 30.0,
+        timeout_s: float = 30.0,
+    ) -> None:
+        """Set up; nothing runs yet.
+
+        Args:
+            runs: run directories to deliver.
+            uri: MLflow's tracking URI.
+            experiment: name of the MLflow experiment.
+            interval_s: time between two deliveries.
+            timeout_s: how long the last delivery may take at the end of the ``with`` block.
+        """
+        self._runs = list(runs)
+        self._order = {
+            "runs": [str(run.path) for run in self._runs],
+            "uri": uri,
+            "experiment": experiment,
+            "interval_s": interval_s,
+        }
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Courier:
+        """Start the process."""
+        # The order goes through the pipe: a URI may hold a password, and command lines are public.
+        with contextlib.suppress(BrokenPipeError):
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "crisscross.courier"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C is for the job; this one ends after it
+                )
+            except OSError as error:
+                logger.warning("no delivery to MLflow during this run (%s): its run directory keeps everything", error)
+                return self
+            self._process.stdin.write(json.dumps(self._order).encode() + b"\n")
+            self._process.stdin.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Deliver once more."""
+        self.close(self._timeout_s)
+
+    def close(self, timeout_s: float) -> list[str]:
+        """Make a last attempt and end the process.
+
+        Args:
+            timeout_s: how long that may take.
+
+        Returns:
+            One line for each run of which MLflow does not have everything; also logged as warnings.
+        """
+        if self._process is not None:
+            with contextlib.suppress(BrokenPipeError):
+                # A word, not only the end of the pipe: processes forked by the job hold its other end open.
+                self._process.stdin.write(b"close\n")
+                self._process.stdin.close()
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        return self._pending()
+
+    def _pending(self) -> list[str]:
+        from crisscross.tracking import pending
+
+        lines = []
+        for run in self._runs:
+            what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"])
+            if what:
+                lines.append(f"{run.label}: {what}; it waits in {run.path} for the next delivery")
+                logger.warning(lines[-1])
+        return lines
+
+
+def serve() -> None:
+    """Be the courier: read the order from standard input, deliver until the job says so or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the job; this process goes when the job has gone
+    order = json.loads(sys.stdin.buffer.readline())
+    os.nice(5)
+    from crisscross.tracking import deliver_all
+
+    logging.getLogger("crisscross.tracking").setLevel(logging.ERROR)  # said below, and only when it changes
+    runs = [RunDirectory.open(path) for path in order["runs"]]
+    told = ""
+    last = False
+    while True:
+        started = time.monotonic()
+        failures = deliver_all(runs, uri=order["uri"], experiment=order["experiment"])
+        reason = failures[0].reason if failures else ""
+        if reason and not told:
+            print(f"{reason} (training goes on)", file=sys.stderr, flush=True)
+        if told and not reason:
+            print("MLflow is back and up to date", file=sys.stderr, flush=True)
+        told = reason
+        if last:
+            return
+        wait_s = max(0.0, order["interval_s"] - (time.monotonic() - started))
+        last = bool(select.select([sys.stdin.buffer], [], [], wait_s)[0])  # "close", or the end of the pipe
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,113 @@
+"""The datasets that an experiment can learn from: where their clips come from, and what they are.
+
+``prepare`` is called once, before an experiment has an identity: it generates or probes the clips and fills in
+``data.fingerprint``. ``open_manifest`` is called inside jobs and only reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisscross.data.toy import ToySettings, generate
+from crisscross.settings import DataSettings, parse
+
+if TYPE_CHECKING:
+    from crisscross.data.manifest import Manifest
+
+
+def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]:
+    """Make a dataset ready: generate the demo clips, or probe the files, whatever is not done yet.
+
+    Args:
+        data: the ``data`` node of a resolved config.
+        progress: whether to show progress bars on the terminal.
+
+    Returns:
+        The same node with absolute paths and ``fingerprint`` filled in.
+
+    Raises:
+        ValueError: when a setting or a file of the list is wrong, in one line.
+        FileNotFoundError: when the clips are not where the settings say.
+    """
+    from crisscross.data.manifest import build_manifest
+
+    settings = parse(DataSettings, data)
+    directory = manifest_directory(settings)
+    if settings.kind == "toy":
+        root = toy_root(settings)
+        generate(root, toy_settings(settings), progress=progress)
+        manifest = build_manifest(directory, root=root, progress=progress)
+        fingerprint = toy_settings(settings).fingerprint()
+    else:
+        manifest = build_manifest(
+            directory,
+            root=None if settings.root is None else Path(settings.root),
+            csv=None if settings.csv is None else Path(settings.csv),
+            file_column=settings.file_column,
+            label_column=settings.label_column,
+            split_column=settings.split_column,
+            test_fraction=settings.test_fraction,
+            thorough=settings.thorough,
+            progress=progress,
+        )
+        fingerprint = manifest.fingerprint
+    for split in (settings.train_split, settings.test_split):
+        manifest.split(split)
+    return {**data, **_absolute_paths(settings), "fingerprint": fingerprint}
+
+
+def open_manifest(settings: DataSettings) -> Manifest:
+    """Read the manifest of a prepared dataset, checking that its files are there and what they were.
+
+    Raises:
+        FileNotFoundError: when the manifest or files of it are gone.
+        ValueError: when the clips are not those that the experiment was made for.
+    """
+    from crisscross.data.manifest import read_manifest
+
+    manifest = read_manifest(manifest_directory(settings))
+    if settings.kind == "folder" and manifest.fingerprint != settings.fingerprint:
+        raise ValueError(
+            f"the clips of {settings.name} have changed since this experiment was made (fingerprint"
+            f" {manifest.fingerprint[:12]}, expected {str(settings.fingerprint)[:12]}): launch the study again"
+        )
+    return manifest
+
+
+def toy_settings(settings: DataSettings) -> ToySettings:
+    """Return what the demo clips are made from.
+
+    Raises:
+        ValueError: when ``data.toy`` holds a key that there is not.
+    """
+    known = ToySettings.__dataclass_fields__
+    for key in settings.toy:
+        if key not in known:
+            raise ValueError(f"data.toy.{key} is not a setting: choose from {', '.join(known)}")
+    return ToySettings(**settings.toy)
+
+
+def toy_root(settings: DataSettings) -> Path:
+    """Return the folder of the demo clips: one for each choice of settings."""
+    return Path(settings.root or "data").absolute() / f"demo-{toy_settings(settings).fingerprint()[:8]}"
+
+
+def manifest_directory(settings: DataSettings) -> Path:
+    """Return the folder of a dataset's manifest: one for each way of listing the clips."""
+    if settings.kind == "toy":
+        return toy_root(settings) / "manifest"
+    keys = ("root", "csv", "file_column", "label_column", "split_column", "test_fraction", "thorough")
+    source = {**{key: getattr(settings, key) for key in keys}, **_absolute_paths(settings)}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
+    return Path(source["manifest_root"]) / f"{settings.name}-{digest[:8]}"
+
+
+def _absolute_paths(settings: DataSettings) -> dict[str, str | None]:
+    """Jobs may start in another folder, so paths are made absolute once."""
+    paths = {"root": settings.root, "csv": settings.csv, "manifest_root": settings.manifest_root}
+    keys = ("root",) if settings.kind == "toy" else tuple(paths)
+    return {key: None if paths[key] is None else str(Path(paths[key]).absolute()) for key in keys}

@@ -1,0 +1,243 @@
+"""From a manifest to batches: which samples make up a step, and what a sample holds.
+
+A *sample* is one draw from one clip: an epoch has ``clips x draws_per_clip`` of them. Which samples a step sees, and
+where the views of each begin, are functions of (seed, epoch, sample id), so a step's batch is the same however often
+the run was interrupted and however many workers decode it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from crisscross.data.decode import DecodeError, decode_windows
+from crisscross.data.sampling import Extent, draw_view_starts, even_starts
+from crisscross.randomness import generator
+from crisscross.settings import ViewSettings
+from crisscross.training.interruption import restore_default_handlers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded samples on the host.
+
+    Attributes:
+        video: (B, V, T, H, W, 3) uint8, on the canvas.
+        aspect: (B,) float32, displayed width / height of the source.
+        audio: (B, V, S) float32 waveforms.
+        sample_ids: (B,) int64, ids in the epoch.
+        clip_ids: (B,) int64, rows of the manifest's split.
+        labels: (B,) int64.
+        fallback: (B,) bool, whether the clip was too short for the relaxation.
+        epoch: the epoch they belong to.
+    """
+
+    video: torch.Tensor
+    aspect: torch.Tensor
+    audio: torch.Tensor
+    sample_ids: torch.Tensor
+    clip_ids: torch.Tensor
+    labels: torch.Tensor
+    fallback: torch.Tensor
+    epoch: int
+
+    def pin_memory(self) -> Batch:
+        """Move to pinned memory; the DataLoader calls this where there is a GPU."""
+        pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+        return Batch(**pinned)
+
+
+class Clips:
+    """The clips of one split as flat arrays, which loader workers share without copying."""
+
+    def __init__(self, frame: pd.DataFrame, root: Path) -> None:
+        self.root = root
+        self.paths = np.array([os.fsencode(path) for path in frame["path"]])
+        self.labels = frame["label_id"].to_numpy(np.int64)
+        extents = ["video_start_s", "video_end_s", "audio_start_s", "audio_end_s"]
+        self.extents = frame[extents].to_numpy(np.float64)
+        self.aspects = (frame["width"] / frame["height"]).to_numpy(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """Return a clip's file."""
+        return self.root / os.fsdecode(self.paths[index])
+
+    def extent(self, index: int) -> Extent:
+        """Return where a clip's streams begin and end."""
+        return Extent(*self.extents[index])
+
+
+class StepPlan:
+    """Which samples each step sees. Pure arithmetic: nothing is consumed."""
+
+    def __init__(self, *, num_clips: int, draws_per_clip: int, batch_size: int, seed: int) -> None:
+        """Plan epochs of whole batches; the samples that do not fill one sit out, others in each epoch.
+
+        Raises:
+            ValueError: when an epoch does not fill one batch.
+        """
+        self.num_clips = num_clips
+        self.num_samples = num_clips * draws_per_clip
+        self.batch_size = batch_size
+        self._seed = seed
+        self.steps_per_epoch = self.num_samples // batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"training.global_batch_size={batch_size} is larger than an epoch of {self.num_samples} samples"
+                f" ({num_clips} clips x {draws_per_clip} draws): lower it, or raise training.draws_per_clip"
+            )
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (epoch, sample ids) for the steps from ``start_step`` up to ``end_step``."""
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(start_step, end_step):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = generator(self._seed, "shuffle", epoch).permutation(self.num_samples)
+            place = (step % self.steps_per_epoch) * self.batch_size
+            yield epoch, order[place : place + self.batch_size]
+
+
+class ViewDataset(Dataset):
+    """Decodes the views of one sample; indexed by (epoch, sample id)."""
+
+    def __init__(self, clips: Clips, views: ViewSettings, *, relaxation: str, seed: int, num_views: int) -> None:
+        self.clips = clips
+        self._views = views
+        self._relaxation = relaxation
+        self._seed = seed
+        self._num_views = num_views
+
+    def __getitem__(self, request: tuple[int, int]) -> dict | DecodeError:
+        """Return the sample's arrays, or the error: the loop raises it, so that its one line stays one line."""
+        epoch, sample_id = request
+        index = sample_id % len(self.clips)
+        starts = draw_view_starts(
+            self._relaxation,
+            self.clips.extent(index),
+            video_seconds=self._views.video.seconds,
+            audio_seconds=self._views.audio.seconds,
+            rng=generator(self._seed, "views", epoch, sample_id),
+        )
+        try:
+            video, audio = decode_segments(
+                self.clips.path(index),
+                self._views,
+                video_starts_s=starts.video_s[: self._num_views],
+                audio_starts_s=starts.audio_s[: self._num_views],
+            )
+        except DecodeError as error:
+            return error
+        return {
+            "video": video,
+            "audio": audio,
+            "aspect": self.clips.aspects[index],
+            "sample_ids": sample_id,
+            "clip_ids": index,
+            "labels": self.clips.labels[index],
+            "fallback": bool(starts.fallback),
+            "epoch": epoch,
+        }
+
+
+class EvaluationDataset(Dataset):
+    """Decodes evenly spaced segments of one clip; indexed by the clip's row. One video stands for V = clips a video."""
+
+    def __init__(self, clips: Clips, views: ViewSettings) -> None:
+        self.clips = clips
+        self._views = views
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict | DecodeError:
+        """Return the clip's arrays, or the error."""
+        extent = self.clips.extent(index)
+        num = self._views.evaluation_clips
+        try:
+            video, audio = decode_segments(
+                self.clips.path(index),
+                self._views,
+                video_starts_s=even_starts(
+                    extent.video_start_s, extent.video_end_s, seconds=self._views.video.seconds, num=num
+                ),
+                audio_starts_s=even_starts(
+                    extent.audio_start_s, extent.audio_end_s, seconds=self._views.audio.seconds, num=num
+                ),
+            )
+        except DecodeError as error:
+            return error
+        return {
+            "video": video,
+            "audio": audio,
+            "aspect": self.clips.aspects[index],
+            "sample_ids": index,
+            "clip_ids": index,
+            "labels": self.clips.labels[index],
+            "fallback": False,
+            "epoch": 0,
+        }
+
+
+def decode_segments(
+    path: Path, views: ViewSettings, *, video_starts_s: list[float], audio_starts_s: list[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode video segments (V, T, H, W, 3) and audio segments (A, S) as the settings describe them."""
+    return decode_windows(
+        path,
+        video_starts_s=video_starts_s,
+        num_frames=views.video.num_frames,
+        frame_rate_hz=views.video.frame_rate_hz,
+        canvas=views.video.canvas_px,
+        audio_starts_s=audio_starts_s,
+        audio_seconds=views.audio.seconds,
+        sample_rate_hz=views.audio.sample_rate_hz,
+    )
+
+
+def collate(samples: list[dict | DecodeError]) -> Batch | DecodeError:
+    """Stack samples to a batch; the first decoding error takes the batch's place."""
+    for sample in samples:
+        if isinstance(sample, DecodeError):
+            return sample
+    stacked = {
+        name: torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
+        for name in samples[0]
+        if name != "epoch"
+    }
+    return Batch(**stacked, epoch=samples[0]["epoch"])
+
+
+def _set_up_worker(worker_id: int) -> None:
+    restore_default_handlers()
+    torch.set_num_threads(1)
+
+
+def batch_loader(dataset: Dataset, requests: object, *, num_workers: int, pin_memory: bool) -> DataLoader:
+    """Return a DataLoader over lists of indices, in their order.
+
+    Args:
+        dataset: indexed by whatever ``requests`` holds.
+        requests: an iterable of lists of indices, one list a batch.
+        num_workers: loader processes; 0 decodes in the calling process.
+        pin_memory: whether a GPU waits for the batches.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=requests,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=_set_up_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(0),  # else the loader draws from the global stream
+    )

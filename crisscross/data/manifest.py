@@ -1,0 +1,337 @@
+"""The manifest: which clips of a dataset can be used, what each holds, and which cannot be used and why.
+
+Built once for a dataset, by decoding parts of every file; read by everything else. In its folder:
+
+- ``clips.parquet``: the good clips. ``rejected.parquet``: the others, with the reason.
+- ``manifest.json``: fingerprint, counts, classes and settings; written last.
+- ``probed.parquet``: what probing found for each file, so that a rebuild probes only what is new or changed.
+
+``python -m crisscross.data.manifest DIRECTORY --root CLIPS`` builds one by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crisscross.data.listing import Listed, assign_splits, read_csv, scan_tree
+from crisscross.data.probing import probe_files
+from crisscross.files import write_atomically, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROBE_VERSION = 1  # raise it when probing changes its mind about files: old findings are then dropped
+STREAMS = ("video", "audio")
+READ_ATTEMPTS = 10  # a reader may meet a rebuild half-way: it looks again after a fifth of a second
+
+CLIP_COLUMNS = [
+    "clip_id",
+    "path",
+    "label",
+    "label_id",
+    "split",
+    "video_start_s",
+    "video_end_s",
+    "audio_start_s",
+    "audio_end_s",
+    "frame_rate_hz",
+    "width",
+    "height",
+    "audio_rate_hz",
+    "size_bytes",
+    "mtime_ns",
+]
+REJECTED_COLUMNS = ["path", "label", "split", "reason"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a dataset.
+
+    Attributes:
+        directory: where the manifest is stored.
+        root: the folder to which the clips' paths are relative.
+        clips: one row a good clip, sorted by path, with the columns of ``CLIP_COLUMNS``: ``clip_id`` counts from 0,
+            ``label_id`` is the place in ``classes``; times are seconds, NaN where a stream is absent.
+        rejected: one row a clip that is left out: path, label, split, reason.
+        classes: the labels of the good clips, sorted.
+        fingerprint: SHA-256 of the good clips' paths, sizes, labels and splits; the same wherever the clips lie.
+    """
+
+    directory: Path
+    root: Path
+    clips: pd.DataFrame
+    rejected: pd.DataFrame
+    classes: list[str]
+    fingerprint: str
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Return the clips of one split, with rows numbered from 0.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        chosen = self.clips[self.clips["split"] == name]
+        if chosen.empty:
+            there = ", ".join(sorted(self.clips["split"].unique()))
+            raise ValueError(f"the manifest {self.directory} has no split {name!r}: choose from {there}")
+        return chosen.reset_index(drop=True)
+
+
+def build_manifest(
+    directory: str | Path,
+    *,
+    root: str | Path | None,
+    csv: str | Path | None = None,
+    file_column: str = "file",
+    label_column: str = "label",
+    split_column: str | None = "split",
+    test_fraction: float = 0.3,
+    require: Sequence[str] = STREAMS,
+    jobs: int | None = None,
+    progress: bool = True,
+    thorough: bool = False,
+) -> Manifest:
+    """Find the clips of a dataset, probe those that are new or changed, and store what was found.
+
+    Two processes may build the same manifest at once: the second waits and finds the work done. A build that is
+    killed goes on where it was.
+
+    Args:
+        directory: where to store the manifest.
+        root: the folder of the clips; None means the CSV's folder.
+        csv: a list of the clips; None means that the tree ``<split>/<class>/<file>`` or ``<class>/<file>`` is it.
+        file_column: the CSV's column of files, relative to the root or to the CSV's folder.
+        label_column: its column of classes.
+        split_column: its column of splits, whose values are used as they are; None, or ``"split"`` where there is
+            no such column, means that clips are split by the hash of their paths.
+        test_fraction: the part of each class that such a split makes the test.
+        require: the streams that a clip must have: ``"video"``, ``"audio"`` or both.
+        jobs: processes; None means one a CPU that this process may use.
+        progress: whether to show a progress bar on stderr.
+        thorough: decode files whole, so that one that is damaged anywhere is found now.
+
+    Raises:
+        FileNotFoundError: the root or the CSV is missing.
+        ValueError: a setting or the list is wrong, or no clip is usable.
+    """
+    from filelock import FileLock
+
+    directory, csv = Path(directory).absolute(), None if csv is None else Path(csv).absolute()
+    _check_settings(root, csv, test_fraction, require)
+    root = csv.parent if root is None else Path(root).absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"the data folder {root} does not exist: give the folder that holds the clips")
+    columns = {"file_column": file_column, "label_column": label_column, "split_column": split_column}
+    listed = scan_tree(root) if csv is None else read_csv(csv, root, **columns)
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / "manifest.lock"):
+        to_probe = [row.path for row in listed if not row.problem]
+        probed = probe_files(
+            directory / "probed.parquet",
+            root,
+            to_probe,
+            version=PROBE_VERSION,
+            thorough=thorough,
+            jobs=jobs,
+            progress=progress,
+        )
+        good, rejected = _judge(listed, probed, require)
+        good = assign_splits(good, test_fraction=test_fraction)
+        settings = {
+            "csv": None if csv is None else str(csv),
+            **columns,
+            "test_fraction": test_fraction,
+            "require": list(require),
+            "thorough": thorough,
+        }
+        return _store(directory, root, good, rejected, probed, settings)
+
+
+def read_manifest(directory: str | Path, *, root: str | Path | None = None, check_files: bool = True) -> Manifest:
+    """Read a stored manifest.
+
+    Args:
+        directory: where it is stored.
+        root: where the clips are now, if not where they were when it was built.
+        check_files: make sure that every clip is still there.
+
+    Raises:
+        FileNotFoundError: there is no manifest, or clips are gone.
+        ValueError: its files do not belong together.
+    """
+    import pandas as pd
+
+    directory = Path(directory)
+    for attempt in range(READ_ATTEMPTS):
+        summary = _read_summary(directory)
+        clips = pd.read_parquet(directory / "clips.parquet")
+        if _fingerprint(clips) == summary["fingerprint"]:
+            break
+        if attempt + 1 < READ_ATTEMPTS:
+            time.sleep(0.2)
+    else:
+        raise ValueError(f"clips.parquet and manifest.json of {directory} do not belong together: build it again")
+    rejected = pd.read_parquet(directory / "rejected.parquet")
+    root = Path(summary["root"] if root is None else root)
+    if check_files:
+        _check_files(directory, root, clips["path"])
+    return Manifest(directory, root, clips, rejected, summary["classes"], summary["fingerprint"])
+
+
+def read_fingerprint(directory: str | Path) -> str:
+    """Return a stored manifest's fingerprint without reading the manifest.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+    """
+    return _read_summary(Path(directory))["fingerprint"]
+
+
+def _check_settings(root: str | Path | None, csv: Path | None, test_fraction: float, require: Sequence[str]) -> None:
+    if root is None and csv is None:
+        raise ValueError("neither root nor csv is given: give the folder of the clips, a CSV that lists them, or both")
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction}: 0.3 makes 3 clips in 10 the test")
+    if isinstance(require, str) or not require or not set(require) <= set(STREAMS):
+        raise ValueError(f"require must name some of {STREAMS}, got {require!r}")
+
+
+def _judge(
+    listed: Iterable[Listed], probed: dict[str, dict[str, Any]], require: Sequence[str]
+) -> tuple[list[Listed], list[dict[str, Any]]]:
+    """Part the files into usable and rejected."""
+    good, rejected = [], []
+    for row in sorted(listed, key=lambda row: row.path):
+        found = probed.get(row.path, {})
+        problems = [row.problem or found["problem"]]
+        if not problems[0]:
+            problems = [found[f"{kind}_problem"] for kind in require if found[f"{kind}_problem"]]
+        if any(problems):
+            rejected.append({**asdict(row), "split": row.split or "", "reason": "; ".join(problems)})
+        else:
+            good.append(row)
+    return good, rejected
+
+
+def _store(
+    directory: Path,
+    root: Path,
+    good: list[Listed],
+    rejected_rows: list[dict[str, Any]],
+    probed: dict[str, dict[str, Any]],
+    settings: dict[str, Any],
+) -> Manifest:
+    import pandas as pd
+
+    rejected = pd.DataFrame(rejected_rows, columns=REJECTED_COLUMNS).astype("str")
+    write_atomically(directory / "rejected.parquet", lambda file: rejected.to_parquet(file, index=False))
+    if not good:
+        top = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected["reason"]).most_common(3))
+        raise ValueError(
+            f"none of the {len(rejected)} files listed for {root} can be used ({top}):"
+            f" see {directory / 'rejected.parquet'}, or require fewer streams"
+        )
+    classes = sorted({row.label for row in good})
+    label_ids = {label: number for number, label in enumerate(classes)}
+    clips = pd.DataFrame(
+        [
+            {**probed[row.path], **asdict(row), "clip_id": clip_id, "label_id": label_ids[row.label]}
+            for clip_id, row in enumerate(good)
+        ],
+        columns=CLIP_COLUMNS,
+    )
+    floats = [name for name in CLIP_COLUMNS if name.endswith(("_s", "_hz"))] + ["width", "height"]
+    clips = clips.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(["clip_id", "label_id"], "int64"))
+    fingerprint = _fingerprint(clips)
+    summary = {
+        "fingerprint": fingerprint,
+        "root": str(root),
+        "num_clips": len(clips),
+        "num_rejected": len(rejected),
+        "num_by_split": dict(sorted(Counter(clips["split"]).items())),
+        "reasons": dict(Counter(rejected["reason"]).most_common()),
+        "classes": classes,
+        "settings": settings,
+    }
+    text = json.dumps(summary, indent=1, ensure_ascii=False)
+    write_atomically(directory / "clips.parquet", lambda file: clips.to_parquet(file, index=False))
+    write_text(directory / "manifest.json", text)
+    return Manifest(directory, root, clips, rejected, classes, fingerprint)
+
+
+def _fingerprint(clips: pd.DataFrame) -> str:
+    columns = (clips[name].tolist() for name in ("path", "size_bytes", "label", "split"))
+    digest = hashlib.sha256()
+    for row in sorted(zip(*columns, strict=True)):
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def _read_summary(directory: Path) -> dict[str, Any]:
+    try:
+        return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        text = f"there is no manifest in {directory}: build one with python -m crisscross.data.manifest"
+        raise FileNotFoundError(text) from None
+
+
+def _check_files(directory: Path, root: Path, paths: Iterable[str]) -> None:
+    """Look into each folder once: a look at every file takes minutes on a cluster's file system."""
+    there: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder not in there:
+            try:
+                there[folder] = {entry.name for entry in (root / folder).iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                there[folder] = set()
+        if name not in there[folder]:
+            missing.append(path)
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} clips of the manifest {directory} are no longer under {root} ({first}):"
+            f" put them back, or build the manifest again"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build a manifest from the command line and print what is in it."""
+    parser = argparse.ArgumentParser(prog="python -m crisscross.data.manifest", description="Build a manifest.")
+    parser.add_argument("directory", type=Path, help="where to store the manifest")
+    parser.add_argument("--root", type=Path, help="the folder of the clips")
+    parser.add_argument("--csv", type=Path, help="a list of the clips")
+    parser.add_argument("--file-column", default="file")
+    parser.add_argument("--label-column", default="label")
+    parser.add_argument("--split-column", default="split")
+    parser.add_argument("--test-fraction", type=float, default=0.3)
+    parser.add_argument("--require", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--thorough", action="store_true", help="decode every file whole")
+    options = vars(parser.parse_args(arguments))
+    try:
+        manifest = build_manifest(options.pop("directory"), **options)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    splits = ", ".join(f"{count} {name}" for name, count in sorted(Counter(manifest.clips["split"]).items()))
+    print(f"{len(manifest.clips)} clips of {len(manifest.classes)} classes ({splits}) in {manifest.directory}")
+    print(f"{len(manifest.rejected)} rejected")
+    for reason, count in Counter(manifest.rejected["reason"]).most_common():
+        print(f"  {count:6d}  {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

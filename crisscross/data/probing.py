@@ -1,0 +1,184 @@
+"""Probe many files in parallel, remembering what was found."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from crisscross.data.probe import Probe, probe
+from crisscross.data.streams import DecodeError
+from crisscross.files import write_atomically
+
+SAVE_EVERY_S = 60.0  # a build that is killed loses at most this much probing
+FEW_FILES = 16  # so few are probed in this process: starting others takes longer
+FILES_A_TASK = 8
+
+Found = dict[str, Any]
+
+
+def probe_files(
+    memory: Path,
+    root: Path,
+    paths: Sequence[str],
+    *,
+    version: int,
+    thorough: bool,
+    jobs: int | None,
+    progress: bool,
+) -> dict[str, Found]:
+    """Return what each file holds, probing only those that are new or whose size or time changed.
+
+    Args:
+        memory: a Parquet file of earlier findings, brought up to date here.
+        root: the folder to which the paths are relative.
+        paths: the files.
+        version: the version of probing; findings of another are dropped.
+        thorough: decode files whole; findings made so serve both ways.
+        jobs: processes; None means one a usable CPU.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        For each path the fields of ``Probe``, ``size_bytes``, ``mtime_ns``, and ``problem``: why the file cannot be
+        opened at all, "" when it can.
+    """
+    remembered = _recall(memory, version)
+    found: dict[str, Found] = {}
+    changed = []
+    for path in dict.fromkeys(paths):
+        stamp = _stamp(root / path)
+        old = remembered.get(path)
+        if stamp is None:
+            found[path] = {"problem": "file missing", "size_bytes": 0, "mtime_ns": 0}
+        elif old and (old["size_bytes"], old["mtime_ns"]) == stamp and old["thorough"] >= thorough:
+            found[path] = old
+        else:
+            changed.append(path)
+    saved_at = time.monotonic()
+    for path, result in _probe_all(root, changed, thorough=thorough, jobs=jobs, progress=progress):
+        found[path] = {**result, "version": version, "thorough": thorough}
+        if time.monotonic() - saved_at > SAVE_EVERY_S:
+            _remember(memory, remembered | found)
+            saved_at = time.monotonic()
+    if changed:
+        _remember(memory, remembered | found)
+    return found
+
+
+def _probe_all(
+    root: Path, paths: list[str], *, thorough: bool, jobs: int | None, progress: bool
+) -> Iterator[tuple[str, Found]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not paths:
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
+        task = bar.add_task("probing clips", total=len(paths))
+        for result in _results(root, paths, thorough, jobs or _num_usable_cpus()):
+            bar.advance(task)
+            yield result
+
+
+def _results(root: Path, paths: list[str], thorough: bool, jobs: int) -> Iterator[tuple[str, Found]]:
+    if jobs == 1 or len(paths) <= FEW_FILES:
+        yield from ((path, probe_one(root, path, thorough)) for path in paths)
+        return
+    left = dict.fromkeys(paths)
+    batches = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
+    try:
+        with _pool(min(jobs, len(batches))) as pool:
+            tasks = [pool.submit(probe_some, root, batch, thorough) for batch in batches]
+            for task in as_completed(tasks):
+                for path, result in task.result():
+                    del left[path]
+                    yield path, result
+    except BrokenProcessPool:
+        _check_that_processes_start()
+        for path in list(left):  # one of these kills whoever opens it: each gets a process of its own
+            yield path, _probe_apart(root, path, thorough)
+
+
+def _num_usable_cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it; there it knows what Slurm granted
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """Return a pool whose processes do not inherit this one's threads and locks."""
+    methods = multiprocessing.get_all_start_methods()
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context(method))
+
+
+def _probe_apart(root: Path, path: str, thorough: bool) -> Found:
+    try:
+        with _pool(1) as pool:
+            return pool.submit(probe_one, root, path, thorough).result()
+    except BrokenProcessPool:
+        size_bytes, mtime_ns = _stamp(root / path) or (0, 0)
+        return {"problem": "crashes the decoder", "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+
+
+def _check_that_processes_start() -> None:
+    try:
+        with _pool(1) as pool:
+            pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "the probing processes do not start: call build_manifest under if __name__ == '__main__', or with jobs=1"
+        ) from error
+
+
+def probe_some(root: Path, paths: Sequence[str], thorough: bool) -> list[tuple[str, Found]]:
+    """Probe a few files in a worker process."""
+    return [(path, probe_one(root, path, thorough)) for path in paths]
+
+
+def probe_one(root: Path, path: str, thorough: bool) -> Found:
+    """Probe one file; what is wrong with it is part of the answer, not an error."""
+    size_bytes, mtime_ns = _stamp(root / path) or (0, 0)
+    try:
+        result = {**asdict(probe(root / path, thorough=thorough)), "problem": ""}
+    except DecodeError as error:
+        result = {**asdict(Probe()), "problem": error.reason}
+    return {**result, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return size and modification time, which change when a file does; None for no regular file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if path.is_file() else None
+
+
+def _recall(memory: Path, version: int) -> dict[str, Found]:
+    import pandas as pd
+    from pyarrow import ArrowInvalid
+
+    if not memory.is_file():
+        return {}
+    try:
+        table = pd.read_parquet(memory)
+    except ArrowInvalid:  # a foreign or torn file: probing again costs time only
+        return {}
+    table = table[table["version"] == version]
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    return {record.pop("path"): record for record in records}
+
+
+def _remember(memory: Path, found: dict[str, Found]) -> None:
+    import pandas as pd
+
+    rows = [{"path": path, **result} for path, result in found.items() if "version" in result]
+    table = pd.DataFrame(rows)
+    write_atomically(memory, lambda file: table.to_parquet(file, index=False))

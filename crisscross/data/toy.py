@@ -1,0 +1,314 @@
+"""The demo's dataset: generated mp4 files (H.264 + AAC), told apart only by how they move and sound.
+
+``generate`` fills ``<root>/{train,test}/<class>/<class>_<split>_<index>.mp4``. Call it again, from as many
+processes as you like, and it makes what is missing: a clip is written beside, synced and renamed, so that a file
+that is there is whole. ``toy.json`` says with which settings the folder was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from crisscross.data import toy_scenes
+from crisscross.data.toy_scenes import CLASSES, SAMPLE_RATE_HZ
+from crisscross.randomness import generator
+
+TOY_VERSION = 1  # raise when the same settings would give other clips
+SPLITS = ("train", "test")
+
+_KEYFRAME_EVERY = 8  # a short group of pictures makes seeking, hence training, fast
+_STALE_AFTER_S = 3600.0  # clips take well under a second: an older working folder belongs to a killed process
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    """What the generated clips are like. The defaults fit a demo of minutes on two cores (chosen by us).
+
+    Raises:
+        ValueError: a value that gives no valid clips.
+    """
+
+    num_classes: int = 10
+    train_clips_per_class: int = 32
+    test_clips_per_class: int = 16
+    seconds: float = 5.0
+    frame_size_px: int = 80
+    frame_rate_hz: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("num_classes", 2 <= self.num_classes <= len(CLASSES), f"2 to {len(CLASSES)}"),
+            ("train_clips_per_class", self.train_clips_per_class >= 0, "0 or more"),
+            ("test_clips_per_class", self.test_clips_per_class >= 0, "0 or more"),
+            ("seconds", 0.5 <= self.seconds <= 600, "0.5 to 600"),
+            (
+                "frame_size_px",
+                32 <= self.frame_size_px <= 512 and self.frame_size_px % 2 == 0,
+                "even, 32 to 512",
+            ),
+            ("frame_rate_hz", 8 <= self.frame_rate_hz <= 60, "8 to 60"),
+        ]
+        for name, good, allowed in checks:
+            if not good:
+                raise ValueError(f"toy clips: got {name}={getattr(self, name)}; allowed: {allowed}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in use."""
+        return CLASSES[: self.num_classes]
+
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the settings and the generator's version."""
+        text = json.dumps({"toy_version": TOY_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ToyClip:
+    """Names one clip: its split, its class and its place among the split's clips of that class."""
+
+    split: str
+    class_index: int
+    index: int
+
+    @property
+    def path(self) -> Path:
+        """Path relative to the dataset's root."""
+        name = CLASSES[self.class_index]
+        return Path(self.split, name, f"{name}_{self.split}_{self.index:04d}.mp4")
+
+    def random(self, seed: int, purpose: str) -> np.random.Generator:
+        """The clip's own generator for one purpose; no two clips of any split or class share one."""
+        return generator(seed, f"toy/{self.split}/{purpose}", self.class_index, self.index)
+
+
+def list_clips(settings: ToySettings) -> list[ToyClip]:
+    """All clips of the dataset, class after class within split after split."""
+    counts = {"train": settings.train_clips_per_class, "test": settings.test_clips_per_class}
+    return [
+        ToyClip(split, class_index, index)
+        for split in SPLITS
+        for class_index in range(settings.num_classes)
+        for index in range(counts[split])
+    ]
+
+
+def render_clip(clip: ToyClip, settings: ToySettings) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a clip's picture and sound, a function of the clip's name and the settings alone.
+
+    Returns:
+        Frames, ``uint8`` of shape (T, H, W, 3), and waveform, ``float32`` of shape (S,) at 16 kHz within [-1, 1].
+    """
+    kind = CLASSES[clip.class_index]
+    clock = toy_scenes.draw_clock(clip.random(settings.seed, "clock"))
+    frames = toy_scenes.render_frames(
+        kind,
+        clock,
+        num_frames=round(settings.seconds * settings.frame_rate_hz),
+        frame_rate_hz=settings.frame_rate_hz,
+        size_px=settings.frame_size_px,
+        rng=clip.random(settings.seed, "picture"),
+    )
+    num_samples = round(settings.seconds * SAMPLE_RATE_HZ)
+    wave = toy_scenes.render_sound(kind, clock, num_samples=num_samples, rng=clip.random(settings.seed, "sound"))
+    return frames, wave
+
+
+def generate(
+    root: str | os.PathLike[str], settings: ToySettings, *, jobs: int | None = None, progress: bool = True
+) -> None:
+    """Make the clips that are missing under ``root``.
+
+    Safe to interrupt, to call again and to call from several processes at once, which then share the work.
+
+    Args:
+        root: the dataset's folder; made if need be.
+        settings: what to make.
+        jobs: how many processes; ``None`` takes one a usable core.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the folder holds something else, or ``jobs`` is below 1.
+        OSError: the folder cannot be written; one line that says why.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"got jobs={jobs}; at least 1 process is needed to make the toy clips")
+    root = Path(root).absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _claim(root, settings)
+        missing = [clip for clip in list_clips(settings) if not (root / clip.path).exists()]
+        if missing:
+            with _working_folder(root) as workplace:
+                _make_all(root, workplace, missing, settings, jobs=jobs or _usable_cores(), progress=progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"cannot write the toy clips to {root}: {reason}; free space, or choose a writable folder"
+        raise OSError(error.errno, message) from error
+
+
+def _claim(root: Path, settings: ToySettings) -> None:
+    """Mark the folder as made with these settings, or find that it is somebody else's."""
+    mark = root / "toy.json"
+    remedy = "choose an empty folder, or delete this one if nothing needs it"
+    if not mark.exists():
+        taken = [split for split in SPLITS if (root / split).exists()]
+        if taken and not mark.exists():
+            raise ValueError(f"{root} has a folder {taken[0]!r} but no toy.json: not toy clips; {remedy}")
+        content = {
+            "fingerprint": settings.fingerprint(),
+            "toy_version": TOY_VERSION,
+            "settings": asdict(settings),
+        }
+        _write_whole(mark, json.dumps(content, indent=2).encode(), beside=root)
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{mark} is not readable as the mark of toy clips; {remedy}") from None
+    if found != settings.fingerprint():
+        raise ValueError(
+            f"{root} holds toy clips of other settings: fingerprint {found}, wanted {settings.fingerprint()}; {remedy}"
+        )
+
+
+@contextlib.contextmanager
+def _working_folder(root: Path) -> Iterator[Path]:
+    """A folder of this call's own for files being written; removes those that killed processes left."""
+    for old in root.glob(".making-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
+            if time.time() - old.stat().st_mtime > _STALE_AFTER_S:
+                shutil.rmtree(old, ignore_errors=True)
+    workplace = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+    try:
+        yield workplace
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _make_all(
+    root: Path, workplace: Path, missing: list[ToyClip], settings: ToySettings, *, jobs: int, progress: bool
+) -> None:
+    # Each call starts elsewhere, so that two at once meet late instead of making every clip twice.
+    first = int.from_bytes(os.urandom(4), "little") % len(missing)
+    missing = missing[first:] + missing[:first]
+    tasks = [(root, workplace, clip, settings) for clip in missing]
+    if jobs == 1 or len(tasks) == 1:
+        _drain(map(_make_task, tasks), len(tasks), progress=progress)
+        return
+    # Spawned, not forked: the caller may have threads (torch) that a fork would break.
+    pool = ProcessPoolExecutor(
+        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
+    try:
+        _drain(pool.map(_make_task, tasks, chunksize=4), len(tasks), progress=progress)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drain(results: Iterable[None], total: int, *, progress: bool) -> None:
+    if not progress:
+        for _ in results:
+            pass
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)  # standard output is for results
+    for _ in track(results, description="making toy clips", total=total, console=console):
+        pass
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive a parent that was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_task(task: tuple[Path, Path, ToyClip, ToySettings]) -> None:
+    root, workplace, clip, settings = task
+    target = root / clip.path
+    if target.exists():  # another process was faster
+        return
+    frames, wave = render_clip(clip, settings)
+    content = encode_mp4(frames, wave, frame_rate_hz=settings.frame_rate_hz)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(target, content, beside=workplace)
+
+
+def _write_whole(target: Path, content: bytes, *, beside: Path) -> None:
+    """Write a file so that it is either not there or whole; ``beside`` is on the same file system."""
+    partial = beside / f".{uuid.uuid4().hex}"
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> bytes:
+    """Encode a clip as an mp4 file with H.264 video and mono AAC audio.
+
+    Args:
+        frames: ``uint8``, shape (T, H, W, 3), RGB, even H and W.
+        wave: ``float32``, shape (S,), at 16 kHz within [-1, 1].
+        frame_rate_hz: frames a second.
+
+    Returns:
+        The file's content.
+    """
+    import av  # here, not above: the launch side reads ToySettings and needs no codec
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=frame_rate_hz)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        video.options = {"preset": "veryfast", "crf": "20", "g": str(_KEYFRAME_EVERY), "bf": "0"}
+        video.thread_count = 1
+        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        audio.bit_rate = 64_000
+        audio.options = {"aac_coder": "fast"}  # a third of the time; no difference to be seen at this rate
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, frame_rate_hz)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        sound = av.AudioFrame.from_ndarray(wave[None, :], format="fltp", layout="mono")
+        sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE_HZ, 0, Fraction(1, SAMPLE_RATE_HZ)
+        container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+    return buffer.getvalue()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # what a Slurm job may use, not what the node has
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

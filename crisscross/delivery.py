@@ -1,0 +1,194 @@
+"""Bringing an open MLflow store up to date with a run directory. MLflow itself is behind the store (tracking.py).
+
+Every step here may be cut off by a kill and done again: parameters, tags and points that are already there are
+taken as what they are, because a point keeps the time at which it was written to the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock
+
+from crisscross import record
+from crisscross.delivery_notes import Notes, Sent, batches, durable_bytes
+from crisscross.run_directory import RunDirectory
+
+LOCK_TIMEOUT_S = 120.0  # chosen by us; another delivery of the same run, or to the same SQLite file, takes less
+Point = tuple[str, float, int, int]
+"""Metric name, value, time in milliseconds since 1970, step."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What one delivery did.
+
+    Attributes:
+        run_id: the MLflow run.
+        points_sent: metric points sent by this call.
+        finished: whether MLflow now has everything of a finished experiment.
+    """
+
+    run_id: str
+    points_sent: int
+    finished: bool
+
+
+class Store(Protocol):
+    """What delivery needs of an MLflow experiment."""
+
+    key: str
+
+    def create_run(self, name: str, *, start_ms: int, tags: Mapping[str, str]) -> str:
+        """Make a run and return its id."""
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether a run is there; one that was deleted in the browser is restored."""
+
+    def find_run(self, tag: str, text: str) -> str | None:
+        """Return the id of the run that carries a tag, if there is one."""
+
+    def log_parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
+        """Set parameters."""
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+
+    def log_points(self, run_id: str, points: list[Point]) -> None:
+        """Add points to the history; those that it has are left alone."""
+
+    def set_status(self, run_id: str, status: str, *, end_ms: int | None) -> None:
+        """Set the status, and the time of the end where it is one."""
+
+    def log_file(self, run_id: str, path: Path, name: str) -> None:
+        """Keep a file as the artifact of that name."""
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Keep a text as the artifact of that name."""
+
+    def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the experiment."""
+
+
+def deliver_run(run: RunDirectory, store: Store) -> Delivery:
+    """Tell a store all that it does not know yet of a run.
+
+    Raises:
+        FileNotFoundError: when the folder is no run directory.
+        Timeout: when another delivery of this run does not come to an end.
+    """
+    RunDirectory.open(run.path)
+    with FileLock(run.path / ".tracking.lock", timeout=LOCK_TIMEOUT_S):
+        notes = Notes(run, store.key)
+        _ensure_run(run, store, notes)
+        sent = notes.sent
+        as_of = (run.path / "run.json").stat().st_mtime_ns
+        if sent.finished_as == as_of:
+            return Delivery(sent.run_id, 0, True)
+        # Read before the history: an end that comes after this line is told the next time.
+        standing = record.standing(run)
+        finished = standing.result is not None
+        _send_words(run, store, sent, standing)
+        points = _send_history(run, store, notes, finished=finished) + _send_result(store, notes, standing)
+        if sent.status != standing.status:
+            store.set_status(sent.run_id, standing.status, end_ms=standing.ended_ms)
+            sent.status = standing.status
+        if standing.is_over:
+            _send_artifacts(run, store, sent, standing)
+        sent.finished_as = as_of if finished else 0
+        notes.save()
+        return Delivery(sent.run_id, points, finished)
+
+
+def _ensure_run(run: RunDirectory, store: Store, notes: Notes) -> None:
+    """Find the run in MLflow, or make it; forget what had been sent to one that is gone."""
+    if notes.sent.run_id and store.has_run(notes.sent.run_id):
+        return
+    notes.sent = Sent()
+    notes.save()  # the claim is durable before a run can carry it
+    # Made just before a kill, or through another address of the same store?
+    found = store.find_run("crisscross.claim", notes.claim)
+    notes.sent.run_id = found if found and store.has_run(found) else _create(run, store, notes.claim)
+    notes.save()
+
+
+def _create(run: RunDirectory, store: Store, claim: str) -> str:
+    tags = {**record.environment(), "crisscross.claim": claim}
+    parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
+    if parents:
+        tags["mlflow.parentRunId"] = deliver_run(parents[0], store).run_id
+    about = run.about
+    return store.create_run(about["label"], start_ms=int(1000 * about["created"]), tags=tags)
+
+
+def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
+    """Send parameters once, and the tags that changed."""
+    config = run.config
+    if not sent.has_parameters:
+        store.log_parameters(sent.run_id, record.parameters(config))
+        sent.has_parameters = True
+    wanted = {
+        **record.tags(run, config),
+        "crisscross.state": standing.state,
+        "crisscross.progress": standing.progress,
+        "crisscross.error": standing.error,
+    }
+    store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key) != text})
+    sent.tags = wanted
+    studies = run.about["studies"].items()
+    store.set_experiment_tags({f"study.{name}": str(entry.get("launched", 0)) for name, entry in studies})
+
+
+def _send_history(run: RunDirectory, store: Store, notes: Notes, *, finished: bool) -> int:
+    sent = notes.sent
+    if run.metrics_path.exists() and run.metrics_path.stat().st_size < sent.metrics_bytes:
+        # The history was cut below what had been sent, which a sound checkpoint rules out. The steps that
+        # MLflow has stay: sending them again with the times of their repetition would double them.
+        sent.skip_to_step, sent.metrics_bytes = sent.last_step, 0
+    num_points = 0
+    end = durable_bytes(run, done=finished)
+    for lines, offset in batches(run.metrics_path, start=sent.metrics_bytes, end=end):
+        points = [point for line in lines if line["step"] > sent.skip_to_step for point in _points(line)]
+        store.log_points(sent.run_id, points)
+        num_points += len(points)
+        sent.metric_names = sorted({*sent.metric_names, *(name for line in lines for name in line["metrics"])})
+        sent.metrics_bytes, sent.last_step = offset, max(sent.last_step, lines[-1]["step"])
+        notes.save()
+    return num_points
+
+
+def _send_result(store: Store, notes: Notes, standing: record.Standing) -> int:
+    """Send the metrics of result.json that the history does not have."""
+    if standing.result is None:
+        return 0
+    metrics = standing.result.get("metrics", {})
+    fresh = {name: value for name, value in metrics.items() if name not in notes.sent.metric_names}
+    if not fresh:
+        return 0
+    time_ms = notes.end_ms(standing.ended_ms)
+    points = _points({"step": standing.result.get("steps", 0), "time_ms": time_ms, "metrics": fresh})
+    store.log_points(notes.sent.run_id, points)
+    return len(points)
+
+
+def _points(line: Mapping) -> list[Point]:
+    return [(name, value, line["time_ms"], line["step"]) for name, value in line["metrics"].items()]
+
+
+def _send_artifacts(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
+    listed = (standing.result or {}).get("artifacts", [])
+    for name in ["config.yaml", "run.json", "log.txt", "result.json", *listed]:
+        path = (run.path / name).resolve()
+        if not path.is_file() or not path.is_relative_to(run.path):
+            continue
+        version = [path.stat().st_size, path.stat().st_mtime_ns]
+        if sent.artifacts.get(name) == version:
+            continue
+        if name == "config.yaml":
+            store.log_text(sent.run_id, record.mask_passwords(path.read_text()), name)
+        else:
+            store.log_file(sent.run_id, path, name)
+        sent.artifacts[name] = version

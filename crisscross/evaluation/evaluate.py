@@ -1,0 +1,177 @@
+"""The one evaluator: frozen backbones -> features of both splits -> a protocol -> ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+
+from crisscross.data.catalogue import open_manifest
+from crisscross.data.loader import Clips
+from crisscross.data.manifest import Manifest
+from crisscross.evaluation.features import Features, Interrupted, cached_features, extract_features
+from crisscross.evaluation.svm import evaluate_svm, top_k
+from crisscross.files import write_text
+from crisscross.journal import Journal
+from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
+from crisscross.randomness import derive_key
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings, Settings, parse
+from crisscross.training.distributed import join_world
+
+logger = logging.getLogger(__name__)
+
+
+class SvmSettings(Settings):
+    """The ``downstream`` node for the linear SVM."""
+
+    name: Literal["svm"]
+    modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
+    c_grid: tuple[float, ...] = Field(min_length=1)
+    num_folds: int = Field(ge=2)
+
+
+def evaluate(run: RunDirectory) -> bool:
+    """Evaluate frozen backbones from wherever the run directory stands; features already extracted are kept.
+
+    Args:
+        run: the experiment's run directory.
+
+    Returns:
+        True when ``result.json`` is written, False when the job was asked to leave.
+
+    Raises:
+        ValueError: when a setting, a weights file or the split is unfit, in one line.
+        DecodeError: when a clip cannot be read any more, naming it.
+    """
+    settings = parse(DownstreamSettings, run.config)
+    protocol = parse(SvmSettings, settings.downstream)
+    torch.set_num_threads(settings.execution.num_threads)
+    manifest = open_manifest(settings.data)
+    with join_world(settings.execution.device) as world:
+        backbones = _backbones(run, settings).to(world.device)
+        try:
+            train, test = (
+                _features(run, settings, manifest, backbones, split=split, device=world.device)
+                for split in (settings.data.train_split, settings.data.test_split)
+            )
+        except Interrupted as signal_name:
+            logger.info("%s: stopped while extracting features; whole splits are kept", signal_name)
+            return False
+    _run_svm(run, settings, protocol, manifest, train, test)
+    return True
+
+
+def _backbones(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
+    """Return the backbones of the parent, of released files, or untrained ones."""
+    if run.parents:
+        (parent,) = run.parents
+        if parent.result is None:
+            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
+        files = parent.result["backbones"]
+        return load_backbones(settings.model, video=parent.path / files["video"], audio=parent.path / files["audio"])
+    weights = settings.weights
+    if weights.video or weights.audio:
+        return load_backbones(
+            settings.model,
+            video=Path(weights.video) if weights.video else None,
+            audio=Path(weights.audio) if weights.audio else None,
+        )
+    return untrained_backbones(settings.model, seed=settings.seed)
+
+
+def _features(
+    run: RunDirectory,
+    settings: DownstreamSettings,
+    manifest: Manifest,
+    backbones: Backbones,
+    *,
+    split: str,
+    device: torch.device,
+) -> Features:
+    clips = Clips(manifest.split(split), manifest.root)
+
+    def report(done: int, rate: float) -> None:
+        run.write_progress(
+            state="running",
+            phase=f"features of {split}",
+            step=done,
+            total=len(clips),
+            rate=rate,
+            rate_unit="clips/s",
+            eta_s=(len(clips) - done) / rate,
+        )
+
+    def extract() -> Features:
+        return extract_features(
+            backbones, clips, settings.views, execution=settings.execution, device=device, report=report
+        )
+
+    return cached_features(run.path / "features" / f"{split}.npz", extract)
+
+
+def _run_svm(
+    run: RunDirectory,
+    settings: DownstreamSettings,
+    protocol: SvmSettings,
+    manifest: Manifest,
+    train: Features,
+    test: Features,
+) -> None:
+    """Fit one SVM a modality, write metrics, predictions and the result."""
+    unseen = sorted({manifest.classes[label] for label in np.setdiff1d(test.labels, train.labels)})
+    if unseen:
+        logger.warning("no training clips of %s: their test clips count as errors", ", ".join(unseen))
+    metrics: dict[str, float] = {}
+    predictions: dict[str, Any] = {}
+    for modality in protocol.modalities:
+        run.write_progress(state="running", phase=f"SVM on {modality}")
+        found = evaluate_svm(
+            train.of(modality),
+            train.labels,
+            test.of(modality),
+            num_classes=len(manifest.classes),
+            c_grid=protocol.c_grid,
+            num_folds=protocol.num_folds,
+            seed=derive_key(settings.seed, "svm") % 2**31,
+        )
+        for k in (1, 5):
+            metrics[f"eval/top{k}_{modality}"] = top_k(found.scores, test.labels, k)
+        metrics[f"svm/c_{modality}"] = found.chosen_c
+        metrics[f"svm/validation_top1_{modality}"] = found.validation_top1
+        predictions[f"predicted_{modality}"] = [manifest.classes[index] for index in found.scores.argmax(axis=1)]
+        logger.info("%s: top-1 %.1f %% (C=%g)", modality, 100 * metrics[f"eval/top1_{modality}"], found.chosen_c)
+    _write(run, settings, manifest, metrics, predictions, num_train=len(train.labels))
+
+
+def _write(
+    run: RunDirectory,
+    settings: DownstreamSettings,
+    manifest: Manifest,
+    metrics: Mapping[str, float],
+    predictions: Mapping[str, Any],
+    *,
+    num_train: int,
+) -> None:
+    frame = manifest.split(settings.data.test_split)
+    table = pd.DataFrame({"path": frame["path"].to_numpy(), "label": frame["label"].to_numpy(), **predictions})
+    write_text(run.path / "predictions.csv", table.to_csv(index=False))
+    journal = Journal(run.metrics_path)
+    journal.write(1, metrics)
+    journal.sync()
+    journal.close()
+    run.write_result(
+        {
+            "metrics": dict(metrics),
+            "num_train_clips": num_train,
+            "num_test_clips": len(frame),
+            "num_classes": len(manifest.classes),
+            "artifacts": ["predictions.csv"],
+        }
+    )

@@ -1,0 +1,96 @@
+"""What an experiment *is*: the hash of everything that can change its result.
+
+The identity is the SHA-256 of the canonical JSON of the resolved config, less the keys listed in
+``EXECUTION_ONLY``, together with the identities of the experiments it builds on and a schema version. The same
+identity means the same run directory and the same MLflow run, for ever. The hash is over the whole config, never
+over a difference from defaults, so a changed default is a changed identity.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Raise it when the code changes what the same config computes."""
+
+EXECUTION_ONLY = (
+    "execution",  # device, processes, threads, workers, checkpoint interval
+    "tracking",  # where and how often the run is recorded
+    "runs_root",
+    "scale",  # a name for a choice of files; what they hold is in the config itself
+    "weights.run",  # the parent's identity says which
+    "weights.video",  # `weights.fingerprint` says what the files hold
+    "weights.audio",
+    # Where clips lie and how their list was read. What they are is `data.fingerprint`.
+    "data.root",
+    "data.csv",
+    "data.manifest_root",
+    "data.file_column",
+    "data.label_column",
+    "data.split_column",
+    "data.test_fraction",
+    "data.thorough",
+)
+"""The keys that cannot change a result. Everything else is part of the identity."""
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces: the same text for equal values on every machine."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a resolved config without what cannot change its result."""
+    return without(config, EXECUTION_ONLY)
+
+
+def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Return a deep copy of a config with the dotted ``keys`` left out; keys that are not there are fine."""
+    kept = copy.deepcopy(dict(config))
+    for dotted in keys:
+        *path, last = dotted.split(".")
+        node: Any = kept
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return kept
+
+
+def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = ()) -> str:
+    """Return an experiment's identity.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+        config: the resolved config, plain dicts, lists and scalars.
+        parents: identities of the experiments whose results this one uses.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: when the data has no fingerprint yet, so that the config does not say what is learnt from.
+    """
+    if "data" in config and not config["data"].get("fingerprint"):
+        raise ValueError(
+            "data.fingerprint is empty: prepare the data (crisscross.data.catalogue) before asking for an identity"
+        )
+    content = {
+        "schema": SCHEMA_VERSION,
+        "kind": kind,
+        "config": scientific(config),
+        "parents": sorted(parents),
+    }
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def family(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
+    """Return the hash of a config with a study's axes (seed, relaxation, ...) left out.
+
+    Experiments of one family differ in nothing but the axes, so their results may stand in one table.
+    """
+    return hashlib.sha256(canonical_json(without(scientific(config), axes)).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""The pair of backbones that every experiment trains or evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from crisscross.models.audio_resnet import AudioBackbone
+from crisscross.models.initialisation import initialise
+from crisscross.models.r2plus1d import VideoBackbone
+from crisscross.models.released import load_audio_backbone, load_video_backbone
+from crisscross.settings import ModelSettings
+
+
+class Backbones(nn.Module):
+    """A video and an audio backbone.
+
+    Attributes:
+        video_backbone: (B, 3, T, H, W) -> (B, D).
+        audio_backbone: (B, 1, F, T) -> (B, D).
+    """
+
+    def __init__(self, model: ModelSettings) -> None:
+        """Build both at the sizes of the config's ``model`` node."""
+        super().__init__()
+        self.video_backbone = VideoBackbone(depth=model.video.depth, width=model.video.width)
+        self.audio_backbone = AudioBackbone(layers=tuple(model.audio.layers), width=model.audio.width)
+
+
+def untrained_backbones(model: ModelSettings, *, seed: int) -> Backbones:
+    """Return backbones with the very weights that a pretraining of this seed starts from."""
+    backbones = Backbones(model)
+    initialise(backbones, seed_key=seed)
+    return backbones
+
+
+def load_backbones(model: ModelSettings, *, video: Path | None, audio: Path | None) -> Backbones:
+    """Load backbones from files in the released format; a modality without a file stays untrained.
+
+    Args:
+        model: the sizes that the experiment says it evaluates.
+        video: file of the video backbone.
+        audio: file of the audio backbone.
+
+    Raises:
+        FileNotFoundError: when a file is not there.
+        ValueError: when a file is not what it should be, or of another size than the config says.
+    """
+    backbones = untrained_backbones(model, seed=0)
+    if video is not None:
+        backbones.video_backbone = _of_expected_size(load_video_backbone(video), backbones.video_backbone, video)
+    if audio is not None:
+        backbones.audio_backbone = _of_expected_size(load_audio_backbone(audio), backbones.audio_backbone, audio)
+    return backbones
+
+
+def _of_expected_size(loaded: nn.Module, expected: nn.Module, path: Path) -> nn.Module:
+    if _shapes(loaded) != _shapes(expected):
+        raise ValueError(
+            f"{path} holds {loaded.extra_repr()}, the config's model node asks for {expected.extra_repr()}:"
+            " set scale= or model= to that of the weights"
+        )
+    return loaded
+
+
+def _shapes(module: nn.Module) -> Sequence[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in module.state_dict().values()]

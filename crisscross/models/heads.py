@@ -1,0 +1,69 @@
+"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md).
+
+Every linear layer has a bias, also those before batch normalisation, where it changes nothing. That is what
+reproduces the paper's 49.66 M for the whole model:
+
+| part | parameters |
+| --- | --- |
+| video backbone | 15,379,136 |
+| audio backbone | 11,170,240 |
+| projector | 9,455,616, twice |
+| predictor | 2,100,736, twice |
+| whole model | 49,662,080 |
+
+Without biases in the projectors, or with a last batch normalisation that has no weight and bias, it would
+print as 49.65 M. The predictors' first bias is too small to show (49.66 M either way): it is there because
+``nn.Linear`` has one by default (chosen by us).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+
+def projector(input_dim: int, *, hidden_dim: int = 2048, output_dim: int = 2048, num_layers: int = 3) -> nn.Sequential:
+    """Build a projector: linear layers, BN after every one, ReLU after all but the last.
+
+    Args:
+        input_dim: the backbone's ``feature_dim``.
+        hidden_dim: width of the layers between.
+        output_dim: width of the embedding z.
+        num_layers: number of linear layers, at least 1 (the paper has 3).
+
+    Returns:
+        A module that maps (B, input_dim) to (B, output_dim).
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    _check_positive(input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim, num_layers=num_layers)
+    dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(dims):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def predictor(dim: int, *, hidden_dim: int = 512) -> nn.Sequential:
+    """Build a predictor: linear, BN, ReLU, linear; nothing after the second.
+
+    Args:
+        dim: width of the embedding z, and of the prediction p.
+        hidden_dim: width between (a bottleneck in the paper).
+
+    Returns:
+        A module that maps (B, dim) to (B, dim).
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    _check_positive(dim=dim, hidden_dim=hidden_dim)
+    return nn.Sequential(nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value!r}: expected at least 1; raise it")

@@ -1,0 +1,82 @@
+"""From the config's ``optim`` node to an optimiser and the learning rates of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from crisscross.optim.larc import LARC
+from crisscross.optim.schedules import LearningRateSchedule, epochs_to_steps, schedule_from_config
+from crisscross.settings import OptimSettings
+
+
+def build_optimizer(
+    settings: OptimSettings, groups: Mapping[str, Sequence[nn.Parameter]]
+) -> LARC | torch.optim.Optimizer:
+    """Return Adam or SGD over named groups of parameters, under LARC when the settings say so.
+
+    Args:
+        settings: the ``optim`` node.
+        groups: parameters by the name of their schedule.
+
+    Raises:
+        ValueError: when a group has no schedule of its name.
+    """
+    for name in groups:
+        if name not in settings.groups:
+            raise ValueError(f"optim.groups.{name} is missing: the method trains such a group, give it a schedule")
+    named = [{"params": list(parameters), "name": name, "lr": 0.0} for name, parameters in groups.items()]
+    optimizer: torch.optim.Optimizer
+    if settings.name == "adam":
+        optimizer = torch.optim.Adam(named, betas=settings.betas, weight_decay=settings.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(named, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    if not settings.larc.enabled:
+        return optimizer
+    return LARC(optimizer, trust=settings.larc.trust, eps=settings.larc.eps)
+
+
+def build_schedules(
+    settings: OptimSettings, *, total_steps: int, steps_per_epoch: int
+) -> dict[str, LearningRateSchedule]:
+    """Return each group's learning rate as a function of the step; durations in epochs become steps here.
+
+    Raises:
+        ValueError: when a schedule is impossible, naming its key.
+    """
+    schedules = {}
+    for name, entry in settings.groups.items():
+        arguments: dict[str, Any] = {}
+        for key, value in entry.items():
+            if key.endswith("_epochs"):
+                in_steps = _to_steps(value, steps_per_epoch)
+                arguments["milestones" if key == "milestone_epochs" else key[: -len("epochs")] + "steps"] = in_steps
+            else:
+                arguments[key] = value
+        if entry.get("name") == "warmup_cosine":
+            arguments["total_steps"] = total_steps
+        try:
+            schedules[name] = schedule_from_config(arguments)
+        except ValueError as error:
+            raise ValueError(f"optim.groups.{name}: {error}") from None
+    return schedules
+
+
+def set_learning_rates(
+    optimizer: LARC | torch.optim.Optimizer, schedules: Mapping[str, LearningRateSchedule], step: int
+) -> dict[str, float]:
+    """Set every group's rate for a step and return them as ``optim/lr_<group>``."""
+    rates = {}
+    for group in optimizer.param_groups:
+        group["lr"] = schedules[group["name"]](step)
+        rates[f"optim/lr_{group['name']}"] = group["lr"]
+    return rates
+
+
+def _to_steps(value: Any, steps_per_epoch: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [epochs_to_steps(item, steps_per_epoch=steps_per_epoch) for item in value]
+    return epochs_to_steps(value, steps_per_epoch=steps_per_epoch)

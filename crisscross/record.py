@@ -1,0 +1,193 @@
+"""What a run directory says about itself, in the words of MLflow: parameters, tags, status, description.
+
+Plain dicts and strings from files; MLflow itself is only in tracking.py.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from crisscross.identity import family
+from crisscross.run_directory import RunDirectory
+
+STALE_SECONDS = 30.0
+"""A job that says it runs but has been silent for so long is looked at more closely. By us."""
+
+STATUS_OF_STATE = {
+    "queued": "SCHEDULED",
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "cancelled": "KILLED",
+    "failed": "FAILED",
+    "blocked": "FAILED",
+    "done": "FINISHED",
+}
+"""MLflow's status for what progress.json says. ``done`` counts only together with result.json."""
+
+PACKAGES = ("torch", "torchvision", "torchaudio", "av", "numpy", "scikit-learn", "mlflow")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an experiment stands.
+
+    Attributes:
+        status: MLflow's word for it: SCHEDULED, RUNNING, FINISHED, FAILED or KILLED.
+        state: our word for it: queued, running, done, failed, interrupted, ...
+        progress: how far it is, such as ``41 %``; empty when unknown.
+        error: why it failed, one line; empty when it did not.
+        result: the content of result.json once it is done, else None.
+        ended_ms: when it ended, in milliseconds since 1970; None as long as it has not.
+    """
+
+    status: str
+    state: str
+    progress: str
+    error: str
+    result: dict[str, Any] | None
+    ended_ms: int | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come, unless it is started again."""
+        return self.status in ("FINISHED", "FAILED", "KILLED")
+
+
+def standing(run: RunDirectory) -> Standing:
+    """Read where an experiment stands from its files."""
+    result = run.result
+    progress = run.progress or {}
+    if result is not None:
+        state = "done"
+    else:
+        state = progress.get("state", "queued")
+        if state == "done":  # the proof of success is result.json alone
+            state = "interrupted"
+        silent_s = time.time() - progress.get("time", 0.0)
+        if state == "running" and silent_s > STALE_SECONDS and not run.is_locked:
+            state = "interrupted"  # killed before it could say so
+    status = STATUS_OF_STATE.get(state, "FAILED")
+    is_over = status in ("FINISHED", "FAILED", "KILLED")
+    last_word_s = (run.path / "result.json").stat().st_mtime if result is not None else progress.get("time")
+    total = progress.get("total")
+    return Standing(
+        status=status,
+        state=state,
+        progress=f"{100 * progress.get('step', 0) / total:.0f} %" if total and result is None else "",
+        error=str(progress.get("error") or "") if status == "FAILED" else "",
+        result=result,
+        ended_ms=int(1000 * last_word_s) if is_over and last_word_s else None,
+    )
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a config as flat MLflow parameters: ``{"views.video.num_frames": "8", ...}``.
+
+    Strings stay as they are, anything else is JSON (``null``, ``[1, 2]``). Passwords in URIs are masked.
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}.{below}": text for below, text in parameters(value).items()})
+        else:
+            flat[key] = mask_passwords(value if isinstance(value, str) else json.dumps(value))
+    return flat
+
+
+def mask_passwords(text: str) -> str:
+    """Replace ``user:password@`` in every URI of a text."""
+    return re.sub(r"(?<=://)[^/@\s\"']+@", "***@", text)
+
+
+def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what MLflow's run is searched, filtered and grouped by.
+
+    An evaluation carries the method, relaxation, seed and data of the pretraining that it evaluates.
+    """
+    about = run.about
+    parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
+    learnt = config if about["kind"] == "pretrain" else parents[0].config if parents else None
+    found = {
+        "mlflow.runName": about["label"],
+        "mlflow.note.content": description(run, config, learnt=learnt),
+        "mlflow.source.name": "launch/job.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": about["git"].get("commit"),
+        "crisscross.identity": about["identity"],
+        "crisscross.parent_identity": ",".join(parent.identity for parent in parents),
+        "kind": about["kind"],
+        "study": ",".join(sorted({entry["study"] for entry in about["studies"].values()})),
+        "scale": config["scale"]["name"],
+        "seed": (learnt or config)["seed"],
+        "method": learnt["method"]["name"] if learnt else _source_of(config),
+        "git_commit": about["git"].get("commit"),
+        "git_dirty": json.dumps(about["git"]["dirty"]) if "dirty" in about["git"] else None,
+        "slurm_job_id": about.get("slurm_job_id"),
+    }
+    if learnt:
+        found["relaxation"] = learnt["relaxation"]
+        found["pretrain_data"] = learnt["data"]["name"]
+        found["crisscross.pretrain_family"] = family(learnt, axes=("seed", "relaxation"))[:8]
+    if about["kind"] == "downstream":
+        found["downstream_data"] = config["data"]["name"]
+        found["protocol"] = config["downstream"]["name"]
+        found["crisscross.family"] = family(config, axes=("seed", "weights"))[:8]
+    found.update({f"study.{name}": "1" for name in about["studies"]})
+    return {key: str(value) for key, value in found.items() if value not in (None, "")}
+
+
+def _source_of(config: Mapping[str, Any]) -> str:
+    weights = config["weights"]
+    return "released" if weights["video"] or weights["audio"] else "untrained"
+
+
+def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping[str, Any] | None) -> str:
+    """Return the text on top of the run's page: what it is, its table row, how to run it again."""
+    about = run.about
+    data, scale = config["data"]["name"], config["scale"]["name"]
+    if about["kind"] == "pretrain":
+        what = (
+            f"Pretraining with {config['method']['name']}, temporal relaxation `{config['relaxation']}`, "
+            f"on {data} ({scale} scale, seed {config['seed']})."
+        )
+    else:
+        source = f"the pretraining {run.parents[0].label}" if learnt else f"{_source_of(config)} backbones"
+        what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
+    row = learnt["relaxation"] if learnt else "untrained"
+    where = [
+        f"Table {entry['table']}, row `{row}` (study {entry['study']}, {entry['fingerprint']})."
+        for _, entry in sorted(about["studies"].items())
+    ]
+    folder = f"{config['runs_root']}/{about['kind']}/{run.path.name}"
+    again = [f"    uv run python -m launch.job {folder}"] + [
+        f"    uv run launch/sweep_{name}.py" for name in sorted({entry["study"] for entry in about["studies"].values()})
+    ]
+    lines = [what, *where, "", "Run it again, or the whole study:", "", *again]
+    return "\n".join([*lines, "", "Its config is the artifact `config.yaml`."])
+
+
+def environment() -> dict[str, str]:
+    """Return tags that say what the code runs on: versions, machine, user. Imports none of the packages."""
+    found = {
+        "env.python": platform.python_version(),
+        "env.platform": platform.platform(),
+        "env.host": platform.node(),
+    }
+    for package in PACKAGES:
+        try:
+            found[f"env.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[f"env.{package}"] = "not installed"
+    try:
+        found["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):  # a container without an entry for this user
+        found["mlflow.user"] = "unknown"
+    return found

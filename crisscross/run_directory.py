@@ -1,0 +1,247 @@
+"""The run directory: all of one experiment's state, and nothing else's.
+
+    config.yaml      the resolved config
+    run.json         kind, identity, label, parents, git commit, the studies it belongs to
+    checkpoints/     see training/checkpoint.py
+    metrics.jsonl    the history, see journal.py
+    progress.json    what it is doing now, for whoever watches
+    log.txt          what the job printed
+    result.json      written last, atomically: it is the proof of success
+    tracking.json    the MLflow run and how much of the history it has, see tracking.py
+
+A job is handed only this path. Starting it once, or ten times after ten kills, is the same call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from crisscross.files import read_json, write_json, write_text
+from crisscross.identity import identity
+
+
+class AlreadyRunningError(RuntimeError):
+    """Another process works in this run directory."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One experiment's folder.
+
+    Attributes:
+        path: the folder, which exists and holds ``config.yaml`` and ``run.json``.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls,
+        kind: str,
+        config: Mapping[str, Any],
+        *,
+        parents: Sequence[RunDirectory] = (),
+        studies: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> RunDirectory:
+        """Make the folder of an experiment, or find it where it is there already.
+
+        Args:
+            kind: ``"pretrain"`` or ``"downstream"``.
+            config: the resolved config.
+            parents: the experiments whose results this one uses.
+            studies: what is known of the studies it belongs to, by study name; merged into what is there.
+
+        Raises:
+            OSError: when the folder cannot be written.
+        """
+        run_identity = identity(kind, config, parents=[parent.identity for parent in parents])
+        label = label_of(kind, config, parents=[parent.label for parent in parents])
+        path = Path(config["runs_root"]) / kind / f"{label}-{run_identity[:12]}"
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise OSError(
+                f"runs_root={config['runs_root']}: {error.strerror}: choose a folder you can write"
+            ) from error
+        run = cls(path.resolve())
+        with FileLock(run.path / ".create.lock"):
+            known = read_json(run.path / "run.json")
+            if known is None:
+                write_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+                known = {
+                    "kind": kind,
+                    "identity": run_identity,
+                    "label": label,
+                    "parents": [os.path.relpath(parent.path, run.path) for parent in parents],
+                    "created": time.time(),
+                    "git": git_state(),
+                    "studies": {},
+                }
+                write_json(run.path / "run.json", known)
+            merged = {**known["studies"], **(studies or {})}
+            if merged != known["studies"]:
+                write_json(run.path / "run.json", {**known, "studies": merged})
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Open an existing run directory.
+
+        Raises:
+            FileNotFoundError: when the folder is none, saying what was expected.
+        """
+        folder = Path(path)
+        for name in ("config.yaml", "run.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} is no run directory (no {name}): launch a study, or give a folder below runs/"
+                )
+        return cls(folder.resolve())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return yaml.safe_load((self.path / "config.yaml").read_text())
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        return read_json(self.path / "run.json")
+
+    @property
+    def kind(self) -> str:
+        """``"pretrain"`` or ``"downstream"``."""
+        return self.about["kind"]
+
+    @property
+    def identity(self) -> str:
+        """The experiment's identity, 64 hexadecimal digits."""
+        return self.about["identity"]
+
+    @property
+    def label(self) -> str:
+        """A name that reads well, such as ``crisscross-mild-demo-s0``."""
+        return self.about["label"]
+
+    @property
+    def parents(self) -> list[RunDirectory]:
+        """The run directories of the experiments this one builds on."""
+        return [RunDirectory((self.path / parent).resolve()) for parent in self.about["parents"]]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints; it may not exist yet."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metric history, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        """What the job printed."""
+        return self.path / "log.txt"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The content of ``result.json``, or None as long as the experiment is not done."""
+        return read_json(self.path / "result.json")
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Declare success: write ``result.json``, the last thing an experiment does."""
+        write_json(self.path / "result.json", dict(result))
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """What the job last said of itself, or None before its first word."""
+        return read_json(self.path / "progress.json")
+
+    def write_progress(self, **progress: Any) -> None:
+        """Say what the job is doing: ``state``, ``step``, ``total``, ``loss``, ``rate``, ``eta_s``.
+
+        Written without fsync: it may be lost, and costs next to nothing.
+        """
+        temporary = self.path / ".progress.part"
+        temporary.write_text(json.dumps({**progress, "time": time.time()}))
+        temporary.replace(self.path / "progress.json")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the right to work here. The operating system lets go of it when the process dies.
+
+        Raises:
+            AlreadyRunningError: when another process holds it, naming that process.
+        """
+        lock = FileLock(self.path / ".run.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = read_json(self.path / "holder.json") or {}
+            raise AlreadyRunningError(
+                f"{self.label} is already running (process {holder.get('pid', '?')} on {holder.get('host', '?')}):"
+                " wait for it, or stop that process"
+            ) from None
+        try:
+            write_json(self.path / "holder.json", {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+        finally:
+            (self.path / "holder.json").unlink(missing_ok=True)
+            lock.release()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process works here now."""
+        lock = FileLock(self.path / ".run.lock", timeout=0)
+        try:
+            with lock:
+                return False
+        except Timeout:
+            return True
+
+
+def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = ()) -> str:
+    """Return a readable name: what was trained, how, on what, with which seed."""
+    name = _slug(config["data"]["name"])
+    if kind == "pretrain":
+        return f"{config['method']['name']}-{_slug(config['relaxation'])}-{name}-s{config['seed']}"
+    weights = config["weights"]
+    source = parents[0] if parents else "released" if weights["video"] or weights["audio"] else "untrained"
+    seed = "" if parents else f"-s{config['seed']}"
+    return f"{source}{seed}-{config['downstream']['name']}-{name}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", str(text)).strip("_") or "unnamed"
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of this code and whether files differ from it; empty where it is no checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

@@ -1,0 +1,297 @@
+"""Typed settings: the resolved config, checked before anything is submitted or computed.
+
+The config files in ``experiments/conf`` say what each key means; these classes say what it may hold. Nothing heavy is
+imported here, so that a login node can check a thousand configs in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crisscross.data.sampling import RELAXATIONS
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class VideoViewSettings(Settings):
+    """The video half of a view."""
+
+    num_frames: int = Field(gt=0)
+    frame_rate_hz: float = Field(gt=0)
+    canvas_px: tuple[int, int]
+    transform: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Length of a video segment."""
+        return self.num_frames / self.frame_rate_hz
+
+
+class AudioViewSettings(Settings):
+    """The audio half of a view."""
+
+    seconds: float = Field(gt=0)
+    sample_rate_hz: int = Field(gt=0)
+    transform: dict[str, Any]
+
+
+class ViewSettings(Settings):
+    """What a view is made of, and how many of them evaluate a clip."""
+
+    video: VideoViewSettings
+    audio: AudioViewSettings
+    evaluation_clips: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _segment_fits(self) -> ViewSettings:
+        if self.video.seconds > self.audio.seconds:
+            raise ValueError(
+                f"a video segment of {self.video.seconds:g} s does not fit into {self.audio.seconds:g} s of audio:"
+                " lower views.video.num_frames or raise views.audio.seconds"
+            )
+        return self
+
+
+class VideoModelSettings(Settings):
+    """R(2+1)D of a depth and a width."""
+
+    depth: Literal[10, 18, 34]
+    width: int = Field(gt=0)
+
+
+class AudioModelSettings(Settings):
+    """ResNet of so many blocks a stage and a width."""
+
+    layers: tuple[int, int, int, int]
+    width: int = Field(gt=0)
+
+
+class ProjectorSettings(Settings):
+    """The MLP after a backbone."""
+
+    hidden_dim: int = Field(gt=0)
+    output_dim: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+
+
+class PredictorSettings(Settings):
+    """The MLP after a projector."""
+
+    hidden_dim: int = Field(gt=0)
+
+
+class ModelSettings(Settings):
+    """Backbones and heads."""
+
+    video: VideoModelSettings
+    audio: AudioModelSettings
+    projector: ProjectorSettings
+    predictor: PredictorSettings
+
+
+class LarcSettings(Settings):
+    """Layer-wise adaptive rate clipping."""
+
+    enabled: bool
+    trust: float = Field(gt=0)
+    eps: float = Field(ge=0)
+
+
+class OptimSettings(Settings):
+    """The optimiser, and one schedule for each group of parameters that the method names (crisscross/optim)."""
+
+    name: Literal["adam", "sgd"]
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    larc: LarcSettings
+    groups: dict[str, dict[str, Any]]
+
+
+class TrainingSettings(Settings):
+    """How long, how much at a time, how precisely."""
+
+    epochs: int = Field(ge=0)
+    draws_per_clip: int = Field(gt=0)
+    global_batch_size: int = Field(gt=1)
+    micro_batch_size: int | None = Field(default=None, gt=1)
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    keep_epochs: tuple[int, ...]
+
+    @property
+    def samples_per_pass(self) -> int:
+        """Samples in one forward pass, over all devices."""
+        return self.micro_batch_size or self.global_batch_size
+
+    @property
+    def accumulation_passes(self) -> int:
+        """Forward passes in one optimiser step."""
+        return self.global_batch_size // self.samples_per_pass
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingSettings:
+        if self.global_batch_size % self.samples_per_pass:
+            raise ValueError(
+                f"training.micro_batch_size={self.micro_batch_size} does not divide"
+                f" training.global_batch_size={self.global_batch_size}: choose a divisor"
+            )
+        return self
+
+
+class DataSettings(Settings):
+    """Which clips. Keys that only one kind of source has are optional."""
+
+    name: str
+    kind: Literal["toy", "folder"]
+    root: str | None
+    train_split: str
+    test_split: str
+    fingerprint: str | None
+    toy: dict[str, Any] = {}
+    csv: str | None = None
+    file_column: str = "file"
+    label_column: str = "label"
+    split_column: str | None = "split"
+    test_fraction: float = Field(default=0.3, gt=0, lt=1)
+    thorough: bool = False
+    manifest_root: str = "data/manifests"
+
+    @model_validator(mode="after")
+    def _has_source(self) -> DataSettings:
+        if self.kind == "folder" and not (self.root or self.csv):
+            raise ValueError("data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE")
+        return self
+
+
+class TrackingSettings(Settings):
+    """Where runs are recorded."""
+
+    uri: str
+    experiment: str
+    delivery: Literal["direct", "deferred", "off"]
+    log_every_steps: int = Field(gt=0)
+
+
+class ExecutionSettings(Settings):
+    """How an experiment runs."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    num_devices: int = Field(gt=0)
+    num_workers: int = Field(ge=0)
+    num_threads: int = Field(gt=0)
+    checkpoint_minutes: float = Field(gt=0)
+    max_steps_this_launch: int | None = Field(default=None, gt=0)
+
+
+class ScaleSettings(Settings):
+    """The name of the scale, for tables."""
+
+    name: str
+
+
+class ExperimentSettings(Settings):
+    """What pretraining and downstream experiments share."""
+
+    scale: ScaleSettings
+    model: ModelSettings
+    views: ViewSettings
+    data: DataSettings
+    tracking: TrackingSettings
+    execution: ExecutionSettings
+    seed: int = Field(ge=0)
+    runs_root: str
+
+
+class PretrainSettings(ExperimentSettings):
+    """One pretraining. ``method`` is checked by the method itself (crisscross/methods)."""
+
+    method: dict[str, Any]
+    optim: OptimSettings
+    training: TrainingSettings
+    relaxation: str
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PretrainSettings:
+        if self.relaxation not in RELAXATIONS:
+            raise ValueError(f"relaxation={self.relaxation} is unknown: choose one of {', '.join(RELAXATIONS)}")
+        for name, schedule in self.optim.groups.items():
+            warmup = schedule.get("warmup_epochs", 0)
+            if self.training.epochs and warmup >= self.training.epochs:
+                raise ValueError(
+                    f"optim.groups.{name}.warmup_epochs={warmup} leaves nothing of"
+                    f" training.epochs={self.training.epochs}: lower the one or raise the other"
+                )
+        if self.training.samples_per_pass % self.execution.num_devices:
+            raise ValueError(
+                f"a pass of {self.training.samples_per_pass} samples cannot be shared by"
+                f" execution.num_devices={self.execution.num_devices}: choose a divisor"
+            )
+        if self.training.samples_per_pass // self.execution.num_devices < 2:
+            raise ValueError("batch normalisation needs 2 samples a device: lower execution.num_devices")
+        return self
+
+
+class WeightsSettings(Settings):
+    """Which backbones are evaluated; all empty = untrained ones."""
+
+    run: str | None
+    video: str | None
+    audio: str | None
+    fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> WeightsSettings:
+        if self.run and (self.video or self.audio):
+            raise ValueError("weights.run and weights.video / weights.audio exclude each other: set one source")
+        return self
+
+
+class DownstreamSettings(ExperimentSettings):
+    """One evaluation. ``downstream`` is checked by the protocol itself (crisscross/evaluation)."""
+
+    downstream: dict[str, Any]
+    weights: WeightsSettings
+
+
+KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "downstream": DownstreamSettings}
+
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+
+def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
+    """Check a resolved config.
+
+    Args:
+        kind: the settings class, such as ``PretrainSettings``.
+        config: plain dicts, lists and scalars.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: one line that names every wrong key, its value and what was expected.
+    """
+    try:
+        return kind.model_validate(dict(config))
+    except ValidationError as error:
+        raise ValueError("; ".join(_complaint(item) for item in error.errors())) from None
+
+
+def _complaint(item: Mapping[str, Any]) -> str:
+    """Turn one of pydantic's findings into `key=value: what was expected`."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":  # our own sentences say it all
+        return str(item["ctx"]["error"])
+    if item["type"] == "missing":
+        return f"{key} is missing: set it"
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a setting: check its spelling"
+    return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -1,0 +1,93 @@
+"""Data-parallel training over processes: who am I, on which device, and what do we all agree on.
+
+The environment variables of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) say whether there are
+several processes. Without them there is one, and every function here is free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its fellows.
+
+    Attributes:
+        rank: 0 ... size - 1; rank 0 writes the run directory.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    _control: dist.ProcessGroup | None = field(default=None, repr=False)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set on any process; all get the same answer. Never touches the GPU."""
+        if self._control is None:
+            return flags
+        tensor = torch.tensor([int(flag) for flag in flags])
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(bool(value) for value in tensor)
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Average numbers over the processes; all must give the same keys."""
+        if self._control is None:
+            return values
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._control)
+        return dict(zip(values, (tensor / self.size).tolist(), strict=True))
+
+    def barrier(self) -> None:
+        """Wait for everyone."""
+        if self._control is not None:
+            dist.barrier(group=self._control)
+
+
+@contextlib.contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Join the process group that the environment describes, if it describes one, and leave it at the end.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: when CUDA is asked for and there is none.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = _choose_device(device)
+    if size == 1:
+        yield World(rank=0, size=1, device=chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        control = dist.new_group(backend="gloo")
+        yield World(rank=dist.get_rank(), size=size, device=chosen, _control=control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "execution.device=cuda: this machine shows no GPU to PyTorch; use execution.device=cpu or auto"
+        )
+    # Slurm may bind one GPU to each task, which then sees it as number 0 whatever its local rank.
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,50 @@
+"""Signals that ask a job to leave. Handlers only set a flag; the loop acts on it at a step boundary.
+
+Only the standard library is imported here: a job installs these handlers on its first line, because a signal that
+arrives during the seconds that other imports take must not kill it.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+INTERRUPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: not done, nothing wrong, run it again."""
+
+
+class Interruption:
+    """The flag that the handlers set."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether some signal has asked this process to leave."""
+        return self.signal_name is not None
+
+    def install(self) -> None:
+        """Catch SIGTERM, SIGINT and SIGUSR2. A second SIGINT raises KeyboardInterrupt at once."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+
+
+INTERRUPTION = Interruption()
+"""Signal handlers belong to the process, so there is one flag a process."""
+
+
+def restore_default_handlers() -> None:
+    """Undo ``install`` in a forked child such as a loader worker, which must die when it is told to.
+
+    SIGINT is ignored there: the terminal sends it to the whole group, and the worker is needed to finish the step.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

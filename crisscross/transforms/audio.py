@@ -1,0 +1,347 @@
+"""Log-mel spectrograms and their augmentation for whole batches, on whatever device the batch is on.
+
+As in ``video.py``: every clip is augmented by numbers that depend on its key alone (PAPER.md, section 3),
+drawn in NumPy on the CPU and carried out by tensor operations without a loop over clips. Spectrograms are
+normalised first, so that 0 is the data's mean wherever something is filled in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from crisscross.randomness import uniforms
+from crisscross.transforms.resample import apply_matrices, box_matrices, filter_matrices, parts
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTransformSettings:
+    """Numbers of the audio transforms; the defaults are those of PAPER.md, section 3.
+
+    Switched off: the volume by a range of 1 to 1, the masks by a number or a size of 0, the resize-crop by a
+    probability of 0, the time warp by a window of 0 (its default; the downstream tasks use 20).
+    """
+
+    sample_rate_hz: int = 16000
+    n_fft: int = 1024
+    hop_samples: int = 160
+    num_mels: int = 80
+    f_min_hz: float = 0.0
+    f_max_hz: float = 8000.0
+    log_offset: float = float(np.finfo(np.float32).eps)  # of single precision: silence stays in reach of the data
+    mean: float = -5.3688107
+    std: float = 4.410007
+    volume_min: float = 0.8
+    volume_max: float = 1.2
+    num_frequency_masks: int = 2
+    frequency_mask_max_bins: int = 9
+    num_time_masks: int = 2
+    time_mask_max_frames: int = 19
+    resize_crop_probability: float = 1.0
+    canvas_frequency: float = 1.0  # the virtual canvas, in multiples of the spectrogram
+    canvas_time: float = 1.5
+    frequency_scale_min: float = 0.6
+    frequency_scale_max: float = 1.5
+    time_scale_min: float = 0.6
+    time_scale_max: float = 1.5
+    time_warp_frames: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        checks = {
+            "sample_rate_hz": (self.sample_rate_hz > 0, "above 0"),
+            "n_fft": (self.n_fft > 0, "above 0"),
+            "hop_samples": (self.hop_samples > 0, "above 0"),
+            "num_mels": (self.num_mels > 0, "above 0"),
+            "f_max_hz": (
+                0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2,
+                f"above f_min_hz ({self.f_min_hz}), at most half of sample_rate_hz ({self.sample_rate_hz})",
+            ),
+            "log_offset": (self.log_offset > 0, "above 0"),
+            "std": (self.std > 0, "above 0"),
+            "volume_min": (0 <= self.volume_min <= self.volume_max, "0 <= min <= max"),
+            "num_frequency_masks": (self.num_frequency_masks >= 0, "0 or more"),
+            "num_time_masks": (self.num_time_masks >= 0, "0 or more"),
+            "frequency_mask_max_bins": (
+                0 <= self.frequency_mask_max_bins <= self.num_mels,
+                f"0 to num_mels ({self.num_mels})",
+            ),
+            "time_mask_max_frames": (self.time_mask_max_frames >= 0, "0 or more"),
+            "resize_crop_probability": (0 <= self.resize_crop_probability <= 1, "a number from 0 to 1"),
+            "canvas_frequency": (self.canvas_frequency >= 1, "at least 1"),
+            "canvas_time": (self.canvas_time >= 1, "at least 1"),
+            "frequency_scale_min": (
+                0 < self.frequency_scale_min <= self.frequency_scale_max,
+                "0 < min <= max",
+            ),
+            "time_scale_min": (0 < self.time_scale_min <= self.time_scale_max, "0 < min <= max"),
+            "time_warp_frames": (self.time_warp_frames >= 0, "0 or more"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                _refuse(name, getattr(self, name), expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioDraws:
+    """What was drawn for each clip of a batch; NumPy arrays with one row a clip.
+
+    ``volume`` (B,) is a factor. Masks (B, number, 2) hold start and length, in bins or frames. ``boxes``
+    (B, 4) holds top, left, height, width in pixels of the canvas, whose size is ``canvas``. ``warps``
+    (B, 2) holds the frame that moves and where it moves to.
+    """
+
+    volume: np.ndarray
+    frequency_masks: np.ndarray
+    time_masks: np.ndarray
+    boxes: np.ndarray
+    warps: np.ndarray
+    canvas: tuple[int, int]
+
+    def rows(self, wanted: slice) -> AudioDraws:
+        """Return the draws of some of the clips."""
+        return AudioDraws(
+            self.volume[wanted],
+            self.frequency_masks[wanted],
+            self.time_masks[wanted],
+            self.boxes[wanted],
+            self.warps[wanted],
+            self.canvas,
+        )
+
+
+def log_mel(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
+    """Return normalised log-mel power spectrograms (PAPER.md, section 3).
+
+    Equal to librosa's ``melspectrogram`` with its defaults (Hann window, centred frames, zeros past the
+    ends, Slaney mel scale and norm), then ``log(power + log_offset)``, minus ``mean``, over ``std``.
+    Silence gives a finite number.
+
+    Args:
+        wave: float, shape (B, S): mono samples at ``sample_rate_hz``, in [-1, 1].
+        settings: the numbers.
+
+    Returns:
+        Float32, shape (B, 1, num_mels, 1 + S // hop_samples): 80 x 201 for 2 s.
+
+    Raises:
+        ValueError: ``wave`` is not a batch of float samples.
+    """
+    if wave.ndim != 2 or not wave.is_floating_point() or wave.shape[1] == 0:
+        _refuse("wave", f"{wave.dtype} {tuple(wave.shape)}", "float samples (B, S), S above 0")
+    window, filters = _mel_tables(
+        settings.sample_rate_hz,
+        settings.n_fft,
+        settings.num_mels,
+        settings.f_min_hz,
+        settings.f_max_hz,
+        wave.device,
+    )
+    log_power = [_log_power(wave[part].float(), window, filters, settings) for part in _parts(wave, settings)]
+    return torch.cat(log_power).sub_(settings.mean).div_(settings.std)[:, None]
+
+
+def _log_power(wave: Tensor, window: Tensor, filters: Tensor, settings: AudioTransformSettings) -> Tensor:
+    # A caller's autocast would round the filter bank's product to 16 bits.
+    with torch.autocast(wave.device.type, enabled=False):
+        spectrum = torch.stft(
+            wave,
+            settings.n_fft,
+            settings.hop_samples,
+            window=window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        # torchaudio's spectrogram takes a root here and squares it again, at four times the cost of the FFT.
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+        # One product a clip: folded into one for the batch, its rounding would depend on the batch's size.
+        mel = torch.bmm(filters.expand(len(power), -1, -1), power)
+    return mel.add_(settings.log_offset).log_()
+
+
+def evaluate_audio(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
+    """Return the spectrograms without augmentation; see ``log_mel``."""
+    return log_mel(wave, settings)
+
+
+def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettings) -> Tensor:
+    """Augment a batch of waves for pretraining (PAPER.md, section 3).
+
+    Args:
+        wave: float, shape (B, S), as in ``log_mel``.
+        keys: uint64, shape (B,), from ``crisscross.randomness.sample_keys``.
+        settings: the numbers.
+
+    Returns:
+        Float32, shape (B, 1, num_mels, frames), normalised, on the device of ``wave``.
+
+    Raises:
+        ValueError: the arguments' shapes or type are wrong.
+    """
+    if wave.ndim != 2 or np.shape(keys) != (len(wave),):
+        _refuse("keys", f"shape {np.shape(keys)} for waves {tuple(wave.shape)}", "one key a wave (B, S)")
+    num_frames = 1 + wave.shape[1] // settings.hop_samples
+    return apply_audio(wave, draw_audio(keys, num_frames, settings), settings)
+
+
+def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettings) -> AudioDraws:
+    """Draw a batch's augmentations; row b depends on ``keys[b]``, ``num_frames`` and the settings alone."""
+    volume = uniforms(keys, "audio/volume", 1)[:, 0]
+    size = np.array([settings.num_mels, num_frames])
+    canvas = np.floor(size * [settings.canvas_frequency, settings.canvas_time])
+    draw = uniforms(keys, "audio/resize_crop", 5)
+    low = np.array([settings.frequency_scale_min, settings.time_scale_min])
+    high = np.array([settings.frequency_scale_max, settings.time_scale_max])
+    crop = np.clip(np.floor((low + draw[:, :2] * (high - low)) * size), 1, canvas)
+    corner = np.floor(draw[:, 2:4] * (canvas - crop + 1))
+    boxes = np.concatenate([corner, crop], axis=1)
+    unchanged = np.concatenate([np.floor((canvas - size) / 2), size])
+    return AudioDraws(
+        volume=settings.volume_min + volume * (settings.volume_max - settings.volume_min),
+        frequency_masks=_masks(
+            uniforms(keys, "audio/frequency_masks", 2 * settings.num_frequency_masks),
+            settings.frequency_mask_max_bins,
+            settings.num_mels,
+        ),
+        time_masks=_masks(
+            uniforms(keys, "audio/time_masks", 2 * settings.num_time_masks),
+            settings.time_mask_max_frames,
+            num_frames,
+        ),
+        boxes=np.where(draw[:, 4:] < settings.resize_crop_probability, boxes, unchanged),
+        warps=_warps(uniforms(keys, "audio/time_warp", 2), settings.time_warp_frames, num_frames),
+        canvas=(int(canvas[0]), int(canvas[1])),
+    )
+
+
+def apply_audio(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
+    """Carry out what was drawn: volume, log-mel, time warp, masks, resize-crop, in this order.
+
+    Arguments and result as in ``augment_audio``.
+    """
+    return torch.cat([_apply_part(wave[part], draws.rows(part), settings) for part in _parts(wave, settings)])
+
+
+def _apply_part(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
+    x = log_mel(wave * _rows(draws.volume, wave), settings)
+    if settings.time_warp_frames > 0:
+        x = time_warp(x, draws.warps)
+    x = mask_out_(x, draws.frequency_masks, draws.time_masks)
+    if settings.resize_crop_probability > 0:
+        x = resize_crop(x, draws.boxes, draws.canvas)
+    return x
+
+
+def time_warp(x: Tensor, warps: np.ndarray) -> Tensor:
+    """Move one frame of each spectrogram (B, 1, F, T) to another place and stretch what lies on either side.
+
+    Args:
+        x: spectrograms.
+        warps: shape (B, 2): frame ``c`` moves to ``d``; both from 1 to T - 1. The first ``c`` frames are
+            resized (bicubic) to ``d``, the others to T - ``d``, the usual form of
+            SpecAugment's warp (Park et al., 2019).
+
+    Returns:
+        Spectrograms of the same shape.
+    """
+    num_frames = x.shape[-1]
+    centre, moved = (_rows(warps[:, column], x) for column in range(2))
+    places = torch.arange(num_frames, device=x.device) + 0.5
+    left = places < moved
+    scale = torch.where(left, centre / moved, (num_frames - centre) / (num_frames - moved))
+    read = torch.where(left, places * scale, centre + (places - moved) * scale)
+    lower, upper = torch.where(left, 0.0, centre), torch.where(left, centre, float(num_frames))
+    matrices = filter_matrices(read, scale, lower, upper, num_frames, filter="bicubic")
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.bmm(x[:, 0], matrices.transpose(1, 2))[:, None]
+
+
+def mask_out_(x: Tensor, frequency_masks: np.ndarray, time_masks: np.ndarray) -> Tensor:
+    """Set stretches of bins and frames of each spectrogram (B, 1, F, T) to 0, the data's mean, in place."""
+    keep_bins = _outside(frequency_masks, x.shape[-2], x)
+    keep_frames = _outside(time_masks, x.shape[-1], x)
+    return x.mul_(keep_bins[:, None, :, None]).mul_(keep_frames[:, None, None, :])
+
+
+def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor:
+    """Crop each spectrogram (B, 1, F, T) by a box of its own and resize the crop to F x T, bicubic.
+
+    The spectrogram lies in the middle of a canvas of zeros, so a box may show it shifted and with a border.
+    This is the random resize-crop of BYOL-A (Niizumi et al., 2021). Where a box shrinks, the filter is
+    widened (chosen by us: without it, frames would be skipped).
+
+    Args:
+        x: spectrograms.
+        boxes: shape (B, 4): top, left, height, width in whole pixels of the canvas.
+        canvas: height and width of the canvas, at least F and T.
+
+    Returns:
+        Spectrograms of the same shape.
+    """
+    rows, columns = (
+        box_matrices(*_rows(boxes[:, [axis, axis + 2]], x).unbind(1), canvas[axis], size, filter="bicubic")
+        for axis, size in enumerate(x.shape[-2:])
+    )
+    # Columns of the matrices that read the canvas' zeros can go: what is left reads the spectrogram itself.
+    top, left = ((room - size) // 2 for room, size in zip(canvas, x.shape[-2:], strict=True))
+    rows, columns = rows[:, :, top : top + x.shape[-2]], columns[:, :, left : left + x.shape[-1]]
+    return apply_matrices(x, rows.contiguous(), columns.contiguous())
+
+
+def _masks(draw: np.ndarray, longest: int, length: int) -> np.ndarray:
+    """Turn uniforms (B, 2 * number) to starts and lengths (B, number, 2), 0 to ``longest`` long."""
+    draw = draw.reshape(len(draw), draw.shape[1] // 2, 2)
+    extent = np.floor(draw[..., 0] * (min(longest, length) + 1))
+    return np.stack([np.floor(draw[..., 1] * (length - extent + 1)), extent], axis=2)
+
+
+def _warps(draw: np.ndarray, window: int, num_frames: int) -> np.ndarray:
+    """Draw the frame to move, ``window`` or more from both ends, and where to: less than ``window`` away.
+
+    A spectrogram too short for the window is warped within what room it has.
+    """
+    window = max(1, min(window, num_frames // 2))
+    centre = window + np.floor(draw[:, 0] * (num_frames - 2 * window + 1))
+    moved = centre - (window - 1) + np.floor(draw[:, 1] * (2 * window - 1))
+    return np.stack([centre, moved], axis=1)
+
+
+def _outside(masks: np.ndarray, length: int, x: Tensor) -> Tensor:
+    """Return (B, length): 0 inside any of the masks (B, number, 2), 1 outside."""
+    places = np.arange(length)
+    start, extent = masks[..., :1], masks[..., 1:]
+    return _rows(~((places >= start) & (places < start + extent)).any(1), x, columns=length)
+
+
+def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
+    """Return per-clip numbers as a (B, columns) tensor like ``x``; one column for an array of shape (B,)."""
+    rows = torch.from_numpy(values.astype(np.float32)).to(x.device)
+    return rows.view(len(values), -1 if columns is None else columns)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel_tables(
+    sample_rate_hz: int, n_fft: int, num_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the Hann window (n_fft,) and the mel filters (num_mels, n_fft // 2 + 1), made once a device."""
+    # Tensors made in inference mode could not be used outside of it later.
+    with torch.inference_mode(False):
+        filters = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, f_min_hz, f_max_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+        )
+        return torch.hann_window(n_fft).to(device), filters.T.contiguous().to(device)
+
+
+def _parts(wave: Tensor, settings: AudioTransformSettings) -> list[slice]:
+    num_frames = 1 + wave.shape[1] // settings.hop_samples
+    return parts(len(wave), 8 * num_frames * (settings.n_fft // 2 + 1), wave.device)
+
+
+def _refuse(name: str, got: object, expected: str) -> None:
+    raise ValueError(f"{name} got {got}; expected {expected}: correct {name}")

@@ -1,0 +1,411 @@
+"""Video augmentation of whole batches, on whatever device the batch is on.
+
+Every clip is augmented by numbers that depend on its key alone, drawn once and used for all its frames
+(PAPER.md, section 3). ``draw_video`` draws them, in NumPy on the CPU; ``apply_video`` carries them out, by
+tensor operations without a loop over clips. Clips that share an operation are laid side by side first, so
+that an operation works in place on a slice and costs nothing for clips that it skips.
+
+Colours are floats in [0, 1] and are not rounded to 8 bits between operations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crisscross.randomness import uniforms
+from crisscross.transforms.resample import apply_matrices, gaussian_matrices, parts, resample
+
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision and Pillow round it
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTransformSettings:
+    """Numbers of the video transforms; the defaults are those of PAPER.md, section 3.
+
+    Setting a probability, or a colour strength, or a size to 0 switches that augmentation off.
+    """
+
+    crop_px: int = 112  # height and width of what goes into the network
+    crop_probability: float = 1.0  # otherwise the evaluation's centre crop
+    crop_area_min: float = 0.08
+    crop_area_max: float = 1.0
+    crop_aspect_min: float = 3 / 4
+    crop_aspect_max: float = 4 / 3
+    crop_tries: int = 10  # torchvision's
+    flip_probability: float = 0.5
+    jitter_probability: float = 1.0
+    jitter_brightness: float = 0.4
+    jitter_contrast: float = 0.4
+    jitter_saturation: float = 0.4
+    jitter_hue: float = 0.2
+    grayscale_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_kernel_divisor: int = 20  # kernel = crop_px // divisor * 2 + 1
+    blur_sigma_min_px: float = 0.1
+    blur_sigma_max_px: float = 2.0
+    cutout_probability: float = 1.0
+    cutout_max_px: int = 20
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet, red green blue
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    eval_crop_fraction: float = 0.875  # centre crop's side over the frame's short side
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        object.__setattr__(self, "mean", tuple(self.mean))  # a config hands over lists
+        object.__setattr__(self, "std", tuple(self.std))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_probability") and not 0 <= value <= 1:
+                _refuse(field.name, value, "a number from 0 to 1")
+            if field.name.startswith("jitter_") and not 0 <= value <= (0.5 if field.name == "jitter_hue" else 1):
+                _refuse(field.name, value, "0 to 0.5" if field.name == "jitter_hue" else "0 to 1")
+        checks = {
+            "crop_px": (self.crop_px >= 1, "at least 1"),
+            "crop_area_min": (0 < self.crop_area_min <= self.crop_area_max <= 1, "0 < min <= max <= 1"),
+            "crop_aspect_min": (0 < self.crop_aspect_min <= self.crop_aspect_max, "0 < min <= max"),
+            "crop_tries": (self.crop_tries >= 0, "0 or more"),
+            "blur_kernel_divisor": (self.blur_kernel_divisor >= 1, "at least 1"),
+            "blur_sigma_min_px": (0 < self.blur_sigma_min_px <= self.blur_sigma_max_px, "0 < min <= max"),
+            "cutout_max_px": (0 <= self.cutout_max_px <= self.crop_px, f"0 to crop_px ({self.crop_px})"),
+            "eval_crop_fraction": (0 < self.eval_crop_fraction <= 1, "above 0, at most 1"),
+            "std": (
+                len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
+                "3 means, 3 positive deviations",
+            ),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                _refuse(name, getattr(self, name), expected)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoDraws:
+    """What was drawn for each clip of a batch; NumPy arrays with one row a clip.
+
+    Boxes are top, left, height, width as fractions of the frame. ``jitter_order`` (B, 4) holds the operations
+    in the order in which they are done: 0 brightness, 1 contrast, 2 saturation, 3 hue, 4 nothing;
+    ``jitter_factors`` (B, 4) holds each operation's factor, by operation. Cutouts are top, left, side in
+    pixels of the crop; a side of 0 cuts nothing.
+    """
+
+    boxes: np.ndarray
+    flip: np.ndarray
+    jitter_order: np.ndarray
+    jitter_factors: np.ndarray
+    grayscale: np.ndarray
+    blur: np.ndarray
+    blur_sigmas_px: np.ndarray
+    cutouts_px: np.ndarray
+
+    def rows(self, wanted: slice | np.ndarray) -> VideoDraws:
+        """Return the draws of some of the clips."""
+        return VideoDraws(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
+
+
+def augment_video(
+    video: Tensor, aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings
+) -> Tensor:
+    """Augment a batch of clips for pretraining (PAPER.md, section 3).
+
+    Args:
+        video: uint8, shape (B, T, Hc, Wc, 3): frames on a canvas to which the source was scaled, each axis
+            by a factor of its own.
+        aspect: shape (B,): displayed width over height of the sources. Best on the CPU, where it is used.
+        keys: uint64, shape (B,), from ``crisscross.randomness.sample_keys``.
+        settings: the numbers.
+
+    Returns:
+        Float32, shape (B, 3, T, crop_px, crop_px), normalised, on the device of ``video``.
+
+    Raises:
+        ValueError: the arguments' shapes or type are wrong.
+    """
+    return apply_video(video, draw_video(aspect, keys, settings), settings)
+
+
+def evaluate_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTransformSettings) -> Tensor:
+    """Resize the short side to crop_px / 0.875, take the centre crop (PAPER.md, section 3): one resampling.
+
+    Args:
+        video: as in ``augment_video``.
+        aspect: as in ``augment_video``.
+        settings: the numbers.
+
+    Returns:
+        Float32, shape (B, 3, T, crop_px, crop_px), normalised, on the device of ``video``.
+
+    Raises:
+        ValueError: the arguments' shapes or type are wrong.
+    """
+    boxes = centre_boxes(_aspects(aspect), settings)
+    _check(video, len(boxes))
+    crops = [_crop(video[part], boxes[part], None, settings, beyond_box=True) for part in _parts(video)]
+    return _normalise_(torch.cat(crops), settings)
+
+
+def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoDraws:
+    """Draw a batch's augmentations; row b depends on ``keys[b]``, ``aspect[b]`` and the settings alone."""
+    aspect = _aspects(aspect)
+    if np.shape(keys) != aspect.shape:
+        raise ValueError(f"keys got shape {np.shape(keys)}; expected {aspect.shape}: pass one key a clip")
+    chosen = uniforms(keys, "video/chosen", 6)  # one column a switch
+    boxes = np.where(
+        (chosen[:, :1] < settings.crop_probability),
+        _random_boxes(aspect, keys, settings),
+        centre_boxes(aspect, settings),
+    )
+    order, factors = _jitter(keys, settings, chosen[:, 2] < settings.jitter_probability)
+    sigma = uniforms(keys, "video/blur", 1)[:, 0]
+    cutout = uniforms(keys, "video/cutout", 3)
+    side = np.floor(cutout[:, 0] * settings.cutout_max_px) + 1
+    side *= (chosen[:, 5] < settings.cutout_probability) & (settings.cutout_max_px > 0)
+    corner = np.floor(cutout[:, 1:] * (settings.crop_px - side + 1)[:, None])
+    return VideoDraws(
+        boxes=boxes,
+        flip=chosen[:, 1] < settings.flip_probability,
+        jitter_order=order,
+        jitter_factors=factors,
+        grayscale=chosen[:, 3] < settings.grayscale_probability,
+        blur=chosen[:, 4] < settings.blur_probability,
+        blur_sigmas_px=settings.blur_sigma_min_px + sigma * (settings.blur_sigma_max_px - settings.blur_sigma_min_px),
+        cutouts_px=np.concatenate([corner, side[:, None]], axis=1).astype(np.int64),
+    )
+
+
+def apply_video(video: Tensor, draws: VideoDraws, settings: VideoTransformSettings) -> Tensor:
+    """Carry out what was drawn: crop, flip, jitter, grayscale, blur, normalisation, cutout, in this order.
+
+    Args:
+        video: as in ``augment_video``.
+        draws: from ``draw_video``.
+        settings: the numbers.
+
+    Returns:
+        As ``augment_video``.
+
+    Raises:
+        ValueError: the video's shape or type is wrong.
+    """
+    _check(video, len(draws.flip))
+    num_clips, num_frames = video.shape[:2]
+    side = settings.crop_px
+    out = torch.empty(num_clips, 3, num_frames, side, side, device=video.device)
+    for part in _parts(video):
+        _apply_part(video[part], draws.rows(part), settings, out[part])
+    return out
+
+
+def centre_boxes(aspect: np.ndarray, settings: VideoTransformSettings) -> np.ndarray:
+    """Return the evaluation's boxes (B, 4): a centred square, its side a fraction of the short side."""
+    aspect = np.asarray(aspect, dtype=np.float64)
+    side = settings.eval_crop_fraction * np.minimum(aspect, 1.0)  # in units of the source's height
+    height, width = side, side / aspect
+    return np.stack([(1 - height) / 2, (1 - width) / 2, height, width], axis=1)
+
+
+def _random_boxes(aspect: np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> np.ndarray:
+    """Draw boxes as torchvision's RandomResizedCrop does, in the source's geometry, its height the unit.
+
+    The one difference: sizes and places are not rounded to the source's pixels, which the canvas knows not.
+    """
+    tries = settings.crop_tries
+    draw = uniforms(keys, "video/crop", 4 * tries).reshape(len(keys), tries, 4)
+    area = settings.crop_area_min + draw[..., 0] * (settings.crop_area_max - settings.crop_area_min)
+    area = area * aspect[:, None]
+    log_min, log_max = math.log(settings.crop_aspect_min), math.log(settings.crop_aspect_max)
+    ratio = np.exp(log_min + draw[..., 1] * (log_max - log_min))
+    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    valid = (width <= aspect[:, None]) & (height <= 1)
+    size = np.stack([height, width], axis=2)
+    room = np.stack([np.ones_like(aspect), aspect], axis=1)
+    corner = draw[..., 2:] * (room[:, None] - size)
+    # When no try fits: the central crop nearest to the whole frame whose aspect is allowed.
+    fallback_aspect = np.clip(aspect, settings.crop_aspect_min, settings.crop_aspect_max)
+    fallback_width = np.minimum(aspect, fallback_aspect)
+    fallback = np.stack([fallback_width / fallback_aspect, fallback_width], axis=1)
+    size = np.concatenate([size, fallback[:, None]], axis=1)
+    corner = np.concatenate([corner, ((room - fallback) / 2)[:, None]], axis=1)
+    first = np.concatenate([valid, np.ones((len(valid), 1), dtype=bool)], axis=1).argmax(1)
+    clips = np.arange(len(aspect))
+    return np.concatenate([corner[clips, first] / room, size[clips, first] / room], axis=1)
+
+
+def _jitter(keys: np.ndarray, settings: VideoTransformSettings, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw each clip's order of the four colour operations, and their factors; both of shape (B, 4)."""
+    strength = np.array(
+        [
+            settings.jitter_brightness,
+            settings.jitter_contrast,
+            settings.jitter_saturation,
+            settings.jitter_hue,
+        ]
+    )
+    draw = uniforms(keys, "video/jitter", 8)
+    order = np.argsort(draw[:, :4], axis=1, kind="stable")
+    order[~chosen] = _NOTHING
+    order[strength[np.minimum(order, _HUE)] == 0] = _NOTHING
+    return order, np.array([1.0, 1.0, 1.0, 0.0]) + (2 * draw[:, 4:] - 1) * strength
+
+
+def _apply_part(video: Tensor, draws: VideoDraws, settings: VideoTransformSettings, out: Tensor) -> None:
+    """Augment clips into ``out``. ``place[i]`` is the clip that lies in row i while they are being sorted."""
+    place = np.argsort(draws.jitter_order[:, 0], kind="stable")
+    x = _crop(video[torch.from_numpy(place).to(video.device)], draws.boxes[place], draws.flip[place], settings)
+    for position in range(draws.jitter_order.shape[1]):
+        x, place = _sort(x, place, draws.jitter_order[:, position])
+        operations = draws.jitter_order[place, position]
+        for code, operation in enumerate((adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)):
+            some = slice(*np.searchsorted(operations, [code, code + 1]))
+            if some.start < some.stop:
+                operation(x[some], _column(draws.jitter_factors[place[some], code], x))
+    # Gray clips first and blurred ones next to them, so that each set is one slice: g, gb, b, neither.
+    group = np.where(draws.grayscale, np.where(draws.blur, 1, 0), np.where(draws.blur, 2, 3))
+    x, place = _sort(x, place, group)
+    bounds = np.searchsorted(group[place], [1, 2, 3])
+    to_grayscale_(x[: bounds[1]])
+    blurred = slice(bounds[0], bounds[2])
+    if blurred.start < blurred.stop:
+        kernel = settings.crop_px // settings.blur_kernel_divisor * 2 + 1
+        x[blurred] = gaussian_blur(x[blurred], draws.blur_sigmas_px[place[blurred]], kernel)
+    _normalise_(x, settings)
+    if draws.cutouts_px[:, 2].any():
+        cut_out_(x, torch.from_numpy(draws.cutouts_px[place]).to(x.device))
+    out.index_copy_(0, torch.from_numpy(place).to(x.device), x)
+
+
+def adjust_brightness_(x: Tensor, factors: Tensor) -> Tensor:
+    """Multiply colours (B, 3, T, H, W) by one factor a clip (B, 1, 1, 1, 1), in place; clamp to [0, 1]."""
+    return x.mul_(factors).clamp_(0, 1)
+
+
+def adjust_contrast_(x: Tensor, factors: Tensor) -> Tensor:
+    """Blend each frame with its own mean luma, in place, as torchvision does for a clip of frames.
+
+    The factor is one a clip; the mean is each frame's. Shapes as in ``adjust_brightness_``.
+    """
+    mean = _luma(x.mean((-2, -1), keepdim=True))
+    return x.mul_(factors).add_(mean.mul_(1 - factors)).clamp_(0, 1)
+
+
+def adjust_saturation_(x: Tensor, factors: Tensor) -> Tensor:
+    """Blend each pixel with its luma, in place. Shapes as in ``adjust_brightness_``."""
+    luma = _luma(x).mul_(1 - factors)
+    return x.mul_(factors).add_(luma).clamp_(0, 1)
+
+
+def adjust_hue_(x: Tensor, factors: Tensor) -> Tensor:
+    """Turn the hue by ``factors`` of a turn (-0.5 to 0.5), in place; shapes as in ``adjust_brightness_``.
+
+    Value and saturation stay: a pixel keeps its least colour ``low`` and its range ``span``, and only where
+    in the range each channel lies changes. On the hue hexagon, in sixths of a turn, a channel is full
+    within 1 of its own corner (red 0, green 2, blue 4) and falls to nothing at 2; conversely, the distance
+    from the red corner is 1 - red + green + blue. All of it is kept multiplied by ``span``, which saves a
+    division and its zeros, and made of minima and absolute values, which cost a tenth of a selection on the
+    CPU.
+    """
+    red, green, blue = x.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    from_red = high.sub(low, alpha=2).sub_(red).add_(green).add_(blue)
+    span = high.sub_(low)
+    hue = torch.copysign(from_red, green - blue).add_(span * (6 * factors[:, 0]))  # from -6 to 6 spans
+    for channel, corner in ((red, 0), (green, 2), (blue, 4)):
+        away = hue.sub(span, alpha=corner).abs_()  # the way round may be longer than 3, half a turn
+        away.sub_(span, alpha=3).abs_().sub_(span, alpha=3).abs_()
+        torch.add(low, torch.minimum(away.neg_().add_(span, alpha=2).clamp_(min=0), span), out=channel)
+    return x
+
+
+def to_grayscale_(x: Tensor) -> Tensor:
+    """Replace all channels of (B, 3, T, H, W) by the luma, in place."""
+    return x.copy_(_luma(x).expand_as(x))
+
+
+def gaussian_blur(x: Tensor, sigmas_px: np.ndarray, kernel: int) -> Tensor:
+    """Blur (B, 3, T, H, W) by ``sigmas_px`` (B,), with ``kernel`` taps an axis and reflected edges."""
+    matrices = [gaussian_matrices(sigmas_px, length, kernel, x.device) for length in x.shape[-2:]]
+    return apply_matrices(x.flatten(1, 2), *matrices).view_as(x)
+
+
+def cut_out_(x: Tensor, cutouts_px: Tensor) -> Tensor:
+    """Set a square of (B, 3, T, H, W) to 0, in place; ``cutouts_px`` (B, 3) holds top, left, side in pixels.
+
+    The side is drawn from 1 to ``cutout_max_px`` and the square lies wholly in the crop, the same in all
+    frames. On normalised colours 0 is the data's mean. The paper gives the largest side alone; the rest is
+    chosen by us.
+    """
+    keep = [
+        (places < start[:, None]) | (places >= (start + cutouts_px[:, 2])[:, None])
+        for places, start in (
+            (torch.arange(x.shape[-2], device=x.device), cutouts_px[:, 0]),
+            (torch.arange(x.shape[-1], device=x.device), cutouts_px[:, 1]),
+        )
+    ]
+    keep = keep[0][:, :, None] | keep[1][:, None, :]
+    return x.mul_(keep[:, None, None].to(x.dtype))
+
+
+def _crop(
+    video: Tensor,
+    boxes: np.ndarray,
+    flip: np.ndarray | None,
+    settings: VideoTransformSettings,
+    *,
+    beyond_box: bool = False,
+) -> Tensor:
+    """Crop boxes, fractions of the frame, out of uint8 clips; colours (B, 3, T, crop, crop) in [0, 1]."""
+    num_clips, num_frames, height, width, _ = video.shape
+    planes = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    boxes_px = torch.from_numpy((boxes * [height, width, height, width]).astype(np.float32)).to(video.device)
+    flip = None if flip is None else torch.from_numpy(flip).to(video.device)
+    size = (settings.crop_px, settings.crop_px)
+    crop = resample(planes.flatten(1, 2), boxes_px, size, flip=flip, beyond_box=beyond_box)
+    return crop.div_(255.0).view(num_clips, 3, num_frames, *size)
+
+
+def _normalise_(x: Tensor, settings: VideoTransformSettings) -> Tensor:
+    mean, std = (x.new_tensor(numbers).view(1, 3, 1, 1, 1) for numbers in (settings.mean, settings.std))
+    return x.sub_(mean).div_(std)
+
+
+def _luma(x: Tensor) -> Tensor:
+    red, green, blue = x.split(1, dim=1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+
+
+def _sort(x: Tensor, place: np.ndarray, group: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """Lay the clips of one group side by side; ``place`` says which clip lies in which row of ``x``."""
+    rows = np.argsort(group[place], kind="stable")
+    if (rows[1:] > rows[:-1]).all():
+        return x, place
+    return x[torch.from_numpy(rows).to(x.device)], place[rows]
+
+
+def _column(values: np.ndarray, x: Tensor) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(x.device).view(-1, 1, 1, 1, 1)
+
+
+def _parts(video: Tensor) -> list[slice]:
+    return parts(len(video), 4 * math.prod(video.shape[1:]), video.device)
+
+
+def _aspects(aspect: Tensor | np.ndarray) -> np.ndarray:
+    values = torch.as_tensor(aspect).detach().cpu().double().numpy()
+    if values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
+        _refuse("aspect", values.tolist(), "one positive width/height a clip")
+    return values
+
+
+def _check(video: Tensor, num_clips: int) -> None:
+    if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3 or len(video) != num_clips:
+        _refuse("video", f"{video.dtype} {tuple(video.shape)}", f"torch.uint8 ({num_clips}, T, H, W, 3)")
+
+
+def _refuse(name: str, got: object, expected: str) -> None:
+    raise ValueError(f"{name} got {got}; expected {expected}: correct {name}")

@@ -1,0 +1,26 @@
+"""One evaluation of frozen backbones, here and now, with a progress bar.
+
+    uv run experiments/downstream.py weights.run=runs/pretrain/crisscross-mild-demo-s0-...
+    uv run experiments/downstream.py weights.video=vid.pt weights.audio=aud.pt scale=paper data=folder data.root=DIR
+    uv run experiments/downstream.py                                     untrained backbones: the floor
+
+The settings are those of experiments/conf/downstream.yaml. The same settings are the same run: typed again, the
+command goes on where it stopped, or shows the result.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from launch.single import run_entry_point, run_here
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="downstream")
+def main(config: DictConfig) -> None:
+    """Run what the config says."""
+    run_here("downstream", OmegaConf.to_container(config, resolve=True))
+
+
+if __name__ == "__main__":
+    run_entry_point("downstream", main)

@@ -1,0 +1,140 @@
+"""Progress of a launch: a live picture on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from launch.local import Job
+
+HEARTBEAT_S = 10.0
+"""Seconds between two plain lines of a running experiment (chosen by us)."""
+
+_COLOURS = {"done": "green", "failed": "red", "parent failed": "red", "interrupted": "yellow"}
+
+
+class Display:
+    """Shows the jobs of a launch."""
+
+    def __init__(self, console: Console, *, at_a_time: int, heartbeat_s: float = HEARTBEAT_S) -> None:
+        """Show nothing yet.
+
+        Args:
+            console: where to.
+            at_a_time: experiments that run side by side, for the estimate of the time left.
+            heartbeat_s: seconds between two plain lines of a running experiment.
+        """
+        self._console = console
+        self._at_a_time = max(1, at_a_time)
+        self._heartbeat_s = heartbeat_s
+        self._jobs: Sequence[Job] = ()
+        self._live: Live | None = None
+        self._began = time.time()
+        self._next_heartbeat = self._began + heartbeat_s
+
+    @contextlib.contextmanager
+    def showing(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Show these jobs for as long as the block lasts."""
+        self._jobs = jobs
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self._picture, transient=True) as live:
+            self._live = live
+            yield
+        self._live = None
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Print one line that stays."""
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def event(self, job: Job, what: str) -> None:
+        """Tell that a job has started or ended."""
+        took = f" ({clock(job.ended - job.started)})" if job.ended and job.started else ""
+        elapsed = clock(time.time() - self._began)
+        self.say(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLOURS.get(job.state))
+
+    def update(self) -> None:
+        """Print the plain lines that are due; the live picture looks after itself."""
+        now = time.time()
+        if self._console.is_terminal or now < self._next_heartbeat:
+            return
+        self._next_heartbeat = now + self._heartbeat_s
+        for job in self._jobs:
+            if job.state in ("running", "attached"):
+                self.say(f"[{clock(now - self._began):>7}] {job.experiment.label}: {describe(job.progress)}")
+        self.say(f"[{clock(now - self._began):>7}] {self.overall()}")
+
+    def overall(self) -> str:
+        """Return the line about the launch as a whole."""
+        count = {state: sum(job.state == state for job in self._jobs) for state in ("done", "failed", "parent failed")}
+        running = sum(job.state in ("running", "attached") for job in self._jobs)
+        parts = [f"{count['done']} of {len(self._jobs)} done", f"{running} running"]
+        if count["failed"]:
+            parts.append(f"{count['failed']} failed")
+        parts.append(f"{clock(time.time() - self._began)} elapsed")
+        left_s = time_left_s(self._jobs, at_a_time=self._at_a_time)
+        return ", ".join(parts if left_s is None else [*parts, f"about {clock(left_s)} left"])
+
+    def _picture(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for job in self._jobs:
+            if job.state in ("running", "attached"):
+                progress = job.progress
+                step, total = progress.get("step"), progress.get("total")
+                bar = ProgressBar(total=total, completed=step, width=24) if total and step is not None else Text("")
+                table.add_row(Text(job.experiment.label), bar, Text(describe(progress)))
+        return Group(table, Text(self.overall(), style="bold"))
+
+
+def describe(progress: Mapping[str, Any]) -> str:
+    """Return what a job says of itself as one short line."""
+    parts = [str(progress.get("phase") or "starting")]
+    if progress.get("total") and progress.get("step") is not None:
+        parts[0] += f" {progress['step']}/{progress['total']}"
+    if progress.get("loss") is not None:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if progress.get("rate") is not None:
+        parts.append(f"{progress['rate']:.1f} {progress.get('rate_unit') or 'steps/s'}")
+    if progress.get("eta_s") is not None:
+        parts.append(f"{clock(progress['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> float | None:
+    """Estimate how long a launch still takes; None as long as nobody knows.
+
+    Every waiting experiment is taken to last as long as the mean of its kind, and the work to spread evenly.
+    """
+    now = time.time()
+    lengths: dict[str, list[float]] = {}
+    left: list[float] = []
+    for job in jobs:
+        if job.started is None or job.kept:
+            continue
+        if job.state == "done" and job.ended is not None:
+            lengths.setdefault(job.experiment.kind, []).append(job.ended - job.started)
+        elif job.state == "running" and job.progress.get("eta_s") is not None:
+            left.append(job.progress["eta_s"])
+            lengths.setdefault(job.experiment.kind, []).append(now - job.started + left[-1])
+    if not lengths:
+        return None
+    means = {kind: sum(values) / len(values) for kind, values in lengths.items()}
+    waiting = sum(means.get(job.experiment.kind, 0.0) for job in jobs if job.state == "waiting")
+    return max([*left, (sum(left) + waiting) / at_a_time])

@@ -1,0 +1,119 @@
+"""What runs inside a job: one experiment, from its run directory.
+
+    python -m launch.job RUN_DIR
+
+Exit code 0 if and only if ``result.json`` exists; 75 when interrupted and ready to go on; 1 when it failed,
+with one line on stderr and the traceback in ``log.txt``.
+"""
+
+from __future__ import annotations
+
+from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+
+if __name__ == "__main__":
+    # Before anything that takes time to import: a signal must not kill a job that is starting.
+    INTERRUPTION.install()
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+from crisscross.run_directory import AlreadyRunningError, RunDirectory
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the experiment of a run directory and return the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m launch.job RUN_DIR", file=sys.stderr)
+        return 2
+    try:
+        run = RunDirectory.open(arguments[0])
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.excepthook = lambda kind, error, trace: _report(run, kind, error, trace)
+    if not follow_parent() or INTERRUPTION.requested:
+        return INTERRUPTED_EXIT_CODE
+    num_devices = run.config["execution"]["num_devices"]
+    if num_devices > 1 and "RANK" not in os.environ:
+        return run_ranks(run, num_devices)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    from crisscross.experiment import run as run_experiment
+
+    run_experiment(run)
+    return 0 if run.result is not None else INTERRUPTED_EXIT_CODE
+
+
+def follow_parent() -> bool:
+    """Ask Linux for SIGTERM when our parent dies: a killed launcher leaves no job that nobody watches.
+
+    Only a job that a launcher started (it says so in ``CRISSCROSS_LAUNCHER``), or a rank of one, does this.
+    A job that was started by hand lives on.
+
+    Returns:
+        False when the launcher is dead already.
+    """
+    launcher = os.environ.get("CRISSCROSS_LAUNCHER")
+    if sys.platform != "linux" or not launcher:
+        return True
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    return "RANK" in os.environ or os.getppid() == int(launcher)
+
+
+def run_ranks(run: RunDirectory, num_devices: int) -> int:
+    """Start one process a device under torchrun and pass signals on to them."""
+    torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    job = [f"--nproc-per-node={num_devices}", "-m", "launch.job", str(run.path)]
+    with subprocess.Popen([*torchrun_command, *job], preexec_fn=follow_us) as torchrun:
+        told = False
+        while torchrun.poll() is None:
+            if INTERRUPTION.requested and not told:
+                _tell_ranks(torchrun.pid)
+                told = True
+            time.sleep(0.2)
+    if run.result is not None:
+        return 0
+    if INTERRUPTION.requested or (run.progress or {}).get("state") == "interrupted":
+        return INTERRUPTED_EXIT_CODE
+    print(f"{run.label}: a rank failed: see {run.log_path}", file=sys.stderr)
+    return 1
+
+
+def follow_us() -> None:
+    """In torchrun, before it starts: die with the job."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _tell_ranks(torchrun_pid: int) -> None:
+    """Send SIGTERM to the ranks. Told itself, torchrun would kill them after 30 s, checkpoint or not."""
+    import psutil
+
+    torchrun = psutil.Process(torchrun_pid)
+    for process in torchrun.children() or [torchrun]:
+        process.terminate()
+
+
+def _report(run: RunDirectory, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say why a job failed: one line for people, the whole traceback in its log."""
+    with run.log_path.open("a") as log:
+        traceback.print_exception(kind, error, trace, file=log)
+    line = " ".join(str(error).split()) or kind.__name__
+    expected = issubclass(kind, ValueError | OSError | AlreadyRunningError)
+    line = line if expected else f"{kind.__name__}: {line}"
+    if not issubclass(kind, AlreadyRunningError):  # then progress.json is the other process's
+        run.write_progress(**{**(run.progress or {}), "state": "failed", "error": line})
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

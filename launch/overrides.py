@@ -1,0 +1,254 @@
+"""Command-line overrides: which of them goes to the launch, which to which kind of experiment.
+
+Hydra composes; this says beforehand, in one line, what is wrong with an override.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parents[1] / "experiments" / "conf"
+KINDS = ("pretrain", "downstream")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Overrides by where they go.
+
+    Attributes:
+        launch: the composed launch config (study, seeds, dry_run, max_parallel), its axes as restricted.
+        launcher: name of the chosen ``hydra/launcher``.
+        kinds: overrides by kind of experiment.
+    """
+
+    launch: Mapping[str, Any]
+    launcher: str
+    kinds: Mapping[str, tuple[str, ...]]
+
+
+@contextmanager
+def hydra_configs() -> Iterator[None]:
+    """Make the config folder known to Hydra for as long as configs are composed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose and resolve one config.
+
+    Raises:
+        ValueError: one line, when Hydra does not accept an override.
+    """
+    try:
+        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar.
+
+    Raises:
+        ValueError: one line, when one cannot be read.
+    """
+    parsed = []
+    for argument in arguments:
+        if argument.startswith("-") or ("=" not in argument.lstrip("+~") and not argument.startswith("~")):
+            raise ValueError(f"{argument}: settings are written key=value, such as dry_run=true")
+        try:
+            parsed += OverridesParser.create().parse_overrides([argument])
+        except HydraException:
+            raise ValueError(
+                f"{argument}: not readable; quote what has spaces or brackets for the shell, such as 'seeds=[0,1]'"
+            ) from None
+    return parsed
+
+
+def route(arguments: Sequence[str], *, study: str) -> Routed:
+    """Say which override goes where; call it inside ``hydra_configs``.
+
+    Args:
+        arguments: what the user typed.
+        study: the study whose axes may be restricted.
+
+    Raises:
+        ValueError: one line that names the override and the remedy, closest settings first.
+    """
+    overrides = parse_overrides(arguments)
+    to_launch = [item for item in overrides if _belongs_to_launch(item)]
+    rest = [item for item in overrides if not _belongs_to_launch(item)]
+    launch, launcher = _compose_launch(study, to_launch)
+    axes = launch["study"]["axes"]
+    for item in [item for item in rest if item.key_or_group in axes]:
+        axes[item.key_or_group] = _axis_values(item)
+    rest = [item for item in rest if item.key_or_group not in axes]
+    for item in rest:
+        _reject_reserved(item)
+        if item.is_sweep_override():
+            raise ValueError(
+                f"{item.input_line}: a study sweeps over {', '.join([*axes, 'seeds'])} only: give one value"
+            )
+    return Routed(launch, launcher, _route_to_kinds(rest, extra=_keys(launch)))
+
+
+def check_overrides(kind: str, arguments: Sequence[str]) -> None:
+    """Check the overrides of one experiment (of the first one, in a sweep); call it inside ``hydra_configs``.
+
+    Raises:
+        ValueError: one line that names the override and the remedy.
+    """
+    overrides = parse_overrides(arguments)
+    first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
+    texts = [
+        item.input_line if value is None else f"{item.input_line.split('=')[0]}={value}"
+        for item, value in zip(overrides, first, strict=True)
+    ]
+    known = [item for item in parse_overrides(texts) if not item.key_or_group.startswith("hydra")]
+    routed = _route_to_kinds(known, extra=[], kinds=(kind,))
+    compose_config(kind, routed[kind])
+
+
+@cache
+def groups_of(kind: str) -> frozenset[str]:
+    """Names of the config groups that a kind of experiment chooses from."""
+    defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text())["defaults"]
+    return frozenset(
+        name for entry in defaults if isinstance(entry, dict) for name in entry if not name.startswith("override")
+    )
+
+
+def has_key(config: Mapping[str, Any], dotted: str) -> bool:
+    """Whether a nested config has a dotted key."""
+    node: Any = config
+    for part in dotted.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _belongs_to_launch(item: Override) -> bool:
+    name = item.key_or_group
+    if name == "seed":
+        raise ValueError(f"{item.input_line}: a study has one copy a seed: write 'seeds=[...]'")
+    return name.split(".")[0] in {"study", "seeds", "dry_run", "max_parallel"} or name.startswith("hydra")
+
+
+def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:
+    texts = [_as_list(item) if item.key_or_group == "seeds" else item.input_line for item in overrides]
+    for item in overrides:
+        if item.key_or_group == "study":
+            raise ValueError(f"{item.input_line}: this script launches study={study}, others have their own")
+    try:
+        config = compose("launch", [f"study={study}", *texts], return_hydra_config=True)
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        plain = {str(key): config[key] for key in config if key != "hydra"}
+        return OmegaConf.to_container(OmegaConf.create(plain), resolve=True), launcher
+    except (HydraException, OmegaConfBaseException) as error:
+        unknown = [item for item in overrides if f"'{item.key_or_group}'" in str(error)]
+        if unknown and not isinstance(error, MissingConfigException):
+            raise ValueError(
+                _unknown(unknown[0], ["seeds", "dry_run", "max_parallel", "study.floor", "study.downstream"])
+            ) from None
+        raise ValueError(_one_line(error)) from None
+
+
+def _as_list(item: Override) -> str:
+    """Write `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
+    value = item.input_line.split("=", 1)[1].strip()
+    return item.input_line if value.startswith("[") else f"{item.key_or_group}=[{value}]"
+
+
+def _axis_values(item: Override) -> list[Any]:
+    values = parse_overrides([_as_list(item)])[0].value()
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{item.input_line}: give at least one value")
+    return list(dict.fromkeys(values))
+
+
+def _reject_reserved(item: Override) -> None:
+    if item.key_or_group.split(".")[0] == "weights":
+        raise ValueError(
+            f"{item.input_line}: a study chooses the weights itself;"
+            " for released weights use uv run experiments/downstream.py"
+        )
+
+
+def _route_to_kinds(
+    overrides: Sequence[Override], *, extra: Sequence[str], kinds: Sequence[str] = KINDS
+) -> dict[str, tuple[str, ...]]:
+    """Give every override to the kinds that have its group or key."""
+    goes_to: dict[int, list[str]] = {index: [] for index in range(len(overrides))}
+    candidates: list[str] = list(extra)
+    for kind in kinds:
+        choices = [
+            (index, item)
+            for index, item in enumerate(overrides)
+            if item.key_or_group in groups_of(kind) and not isinstance(item.value(), dict)
+        ]
+        for _, item in choices:
+            _check_choice(item)
+        chosen = compose_config(kind, [item.input_line for _, item in choices])
+        candidates += [*groups_of(kind), *_keys(chosen)]
+        for index, item in enumerate(overrides):
+            key = item.key_or_group
+            needed = key.rpartition(".")[0] if item.is_add() or item.is_force_add() else key
+            if any(index == other for other, _ in choices) or not needed or has_key(chosen, needed):
+                goes_to[index].append(kind)
+    for index, item in enumerate(overrides):
+        if not goes_to[index]:
+            raise ValueError(_unknown(item, candidates))
+    return {
+        kind: tuple(item.input_line for index, item in enumerate(overrides) if kind in goes_to[index]) for kind in kinds
+    }
+
+
+def _check_choice(item: Override) -> None:
+    options = sorted(path.stem for path in (CONF / item.key_or_group).glob("*.yaml"))
+    if not item.is_delete() and str(item.value()) not in options:
+        raise ValueError(f"{item.input_line}: no such choice: use one of {', '.join(options)}")
+
+
+def _unknown(item: Override, candidates: Sequence[str]) -> str:
+    """Say that nothing has such a key, and what the user may have meant."""
+    key = item.key_or_group
+    group, _, name = key.partition(".")
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if name and has_key(yaml.safe_load(path.read_text()) or {}, name):
+            return f"{item.input_line}: only {group}={path.stem} has a setting {name}: add {group}={path.stem}"
+    same_end = [other for other in candidates if other.endswith(f".{key.rpartition('.')[2]}")]
+    close = difflib.get_close_matches(key, [*candidates], n=3, cutoff=0.6)
+    meant = list(dict.fromkeys([*same_end, *close]))[:3]
+    remedy = f"did you mean {' or '.join(meant)}?" if meant else "experiments/conf says what there is"
+    return f"{item.input_line}: there is no setting {key}: {remedy}"
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All dotted keys of a nested config."""
+    keys = []
+    for key, value in config.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{error.missing_cfg_file}: no such choice: use one of {', '.join(error.options)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("See https", "full_key", "object_type")))

@@ -1,0 +1,194 @@
+"""What is on disk about studies and their experiments: read by whoever launches, watches or stops them.
+
+runs/studies/<study>-<fingerprint>.json     members, overrides, last launch
+runs/studies/<study>-<fingerprint>.lock     held by the process that runs the study
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
+from launch.graph import Experiment
+
+
+class StudyRunningError(RuntimeError):
+    """Another process runs this study."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an experiment stands.
+
+    Attributes:
+        state: ``"done"``, ``"running"``, ``"interrupted"``, ``"failed"``, ``"waiting"`` (for a parent),
+            ``"parent failed"`` or ``"not started"``.
+        progress: what the job last said of itself; empty before its first word.
+        restarts: how often it was started again.
+    """
+
+    state: str
+    progress: Mapping[str, Any]
+    restarts: int = 0
+
+
+def standing_of(path: Path, parents: Sequence[Path] = ()) -> Standing:
+    """Read how an experiment stands from its folder, which may not exist yet."""
+    progress = read_json(path / "progress.json") or {}
+    restarts = max(0, len(read_json(path / "launches.json") or []) - 1)
+    if (path / "result.json").is_file():
+        return Standing("done", progress, restarts)
+    if is_running(path):
+        return Standing("running", progress, restarts)
+    said = progress.get("state", "queued")
+    if said not in ("queued", "blocked"):  # whoever says it runs, and does not, was killed
+        return Standing("failed" if said == "failed" else "interrupted", progress, restarts)
+    states = {standing_of(parent).state for parent in parents}
+    if states & {"failed", "parent failed"}:
+        return Standing("parent failed", progress)
+    return Standing("waiting" if states - {"done"} else "not started", progress)
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process works in a run directory.
+
+    The lock is only tried where ``holder.json`` says that somebody may hold it: trying takes it for a moment.
+    """
+    return (path / "holder.json").is_file() and RunDirectory(path).is_locked
+
+
+def last_lines(path: Path, *, num_lines: int) -> list[str]:
+    """Return the last lines of a log that are not empty; none when there is no log."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace")
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-num_lines:]
+
+
+def record_path(runs_root: Path, name: str) -> Path:
+    """Where a study's record is; ``name`` is ``<study>.<fingerprint>``."""
+    return runs_root / "studies" / f"{name.replace('.', '-')}.json"
+
+
+def write_record(
+    runs_root: Path,
+    name: str,
+    *,
+    experiments: Sequence[Experiment],
+    about: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> dict[str, Any]:
+    """Add a launch to a study's record: members of earlier launches stay.
+
+    Args:
+        runs_root: folder of the run directories.
+        name: ``<study>.<fingerprint>``.
+        experiments: members of this launch.
+        about: what the study is: ``study``, ``table``, ``fingerprint``, ``tracking``.
+        overrides: what the user typed.
+
+    Returns:
+        The record; ``launched`` in it is the time of the first launch, in Unix seconds.
+    """
+    path = record_path(runs_root, name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known = read_json(path) or {"launched": time.time(), "members": []}
+    now = [_member(experiment, runs_root) for experiment in experiments]
+    ours = {member["identity"] for member in now}
+    record = {
+        **known,
+        **about,
+        "members": [*(member for member in known["members"] if member["identity"] not in ours), *now],
+        "overrides": list(overrides),
+        "last_launch": {
+            "time": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "where": "local",
+        },
+    }
+    write_json(path, record)
+    return record
+
+
+def _member(experiment: Experiment, runs_root: Path) -> dict[str, Any]:
+    return {
+        "identity": experiment.identity,
+        "kind": experiment.kind,
+        "label": experiment.label,
+        "path": os.path.relpath(experiment.path, runs_root.resolve()),
+        "parents": [parent.identity for parent in experiment.parents],
+    }
+
+
+def read_records(runs_root: Path, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Read the records of all studies, or of the named ones (``relaxation`` or ``relaxation.<fingerprint>``).
+
+    Raises:
+        ValueError: when there is no such study, naming those that there are.
+    """
+    paths = sorted(path for path in (runs_root / "studies").glob("*.json") if not path.name.startswith("."))
+    records = [read_json(path) for path in paths]
+    known = {f"{record['study']}.{record['fingerprint']}": record for record in records}
+    for name in names:
+        if not any(name in (full, record["study"]) for full, record in known.items()):
+            there = ", ".join(known) or "none yet"
+            raise ValueError(f"{name}: no study of that name in {runs_root}: there is {there}")
+    return [record for full, record in known.items() if not names or full in names or record["study"] in names]
+
+
+@contextlib.contextmanager
+def study_lock(runs_root: Path, name: str) -> Iterator[None]:
+    """Hold the right to run a study. The operating system lets go of it when the process dies.
+
+    Raises:
+        StudyRunningError: one line, when another process holds it, naming that process.
+    """
+    path = record_path(runs_root, name).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = study_holder(runs_root, name) or {}
+        since = time.strftime("%H:%M:%S", time.localtime(holder.get("since", time.time())))
+        raise StudyRunningError(
+            f"{name} is running already: process {holder.get('pid', '?')} on {holder.get('host', '?')}, since"
+            f" {since}; uv run launch/status.py shows it, uv run launch/cancel.py stops it"
+        ) from None
+    holder_path = _holder_path(runs_root, name)
+    try:
+        write_json(holder_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+        yield
+    finally:
+        holder_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def study_holder(runs_root: Path, name: str) -> dict[str, Any] | None:
+    """Return pid, host and time of the process that runs a study, or None when none does."""
+    holder = read_json(_holder_path(runs_root, name))
+    if holder is None:
+        return None
+    try:
+        with FileLock(record_path(runs_root, name).with_suffix(".lock"), timeout=0):
+            return None
+    except Timeout:
+        return holder
+
+
+def _holder_path(runs_root: Path, name: str) -> Path:
+    path = record_path(runs_root, name)
+    return path.with_name(f".{path.stem}.holder.json")

@@ -1,0 +1,179 @@
+"""What a launch does and says, from the header to the table."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from crisscross.run_directory import RunDirectory
+from crisscross.tracking import DEFAULT_URI, TrackingError
+from launch.capacity import capacity_of
+from launch.delivery import delivering, note_latest
+from launch.display import Display
+from launch.graph import Graph
+from launch.local import Job, LocalRunner, job_command
+from launch.records import last_lines, standing_of, study_lock, write_record
+from launch.study import Plan, create_runs
+
+LOG_LINES = 10
+"""Lines of a failed experiment's log that are shown."""
+
+
+def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[str]] = job_command) -> int:
+    """Run what a plan lacks, show progress, print the table.
+
+    Args:
+        plan: the study.
+        console: where to.
+        command: run directory -> argv of its job.
+
+    Returns:
+        Exit code: 0 all done, 1 something failed, 75 interrupted from elsewhere, 130 stopped by a signal.
+
+    Raises:
+        StudyRunningError: when another process runs this study.
+        ValueError, OSError: one line, when the machine cannot do what is asked.
+    """
+    capacity = capacity_of(plan.graph, max_parallel=plan.launch.max_parallel)
+    at_a_time = capacity.at_a_time(plan.graph)
+    _print_header(plan, console, at_a_time=at_a_time)
+    if plan.launch.dry_run:
+        _print_graph(plan, console)
+        return 0
+    with study_lock(plan.runs_root, plan.name):
+        runs = _register(plan)
+        runner = LocalRunner(plan.graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
+        with delivering(list(runs.values()), tracking=plan.config["tracking"]):
+            jobs = runner.run()
+    if runner.was_stopped:
+        _say(console, f"stopped. What is done is kept; go on with: {_this_command()}")
+        return 130
+    code = _report_failures(jobs, console)
+    _print_table(plan, console)
+    return code
+
+
+def help_text(study: str) -> str:
+    """Return what ``--help`` prints."""
+    main = sys.modules["__main__"]
+    return "\n".join(
+        [
+            (main.__doc__ or study).strip(),
+            "",
+            "Settings are key=value: those of experiments/conf/launch.yaml (seeds, dry_run, max_parallel), the axes",
+            f"of experiments/conf/study/{study}.yaml, and all keys of its pretrain.yaml and downstream.yaml.",
+        ]
+    )
+
+
+def _register(plan: Plan) -> dict[str, RunDirectory]:
+    study, tracking = plan.launch.study, plan.config["tracking"]
+    about = {
+        "study": study.name,
+        "table": study.table,
+        "fingerprint": plan.fingerprint,
+        "tracking": {key: tracking[key] for key in ("uri", "experiment", "delivery")},
+    }
+    record = write_record(
+        plan.runs_root, plan.name, experiments=list(plan.graph), about=about, overrides=plan.overrides
+    )
+    return create_runs(plan, launched=record["launched"])
+
+
+def _print_header(plan: Plan, console: Console, *, at_a_time: int) -> None:
+    study, config = plan.launch.study, plan.config
+    kinds = [experiment.kind for experiment in plan.graph]
+    states = _states(plan.graph)
+    num_done = sum(state == "done" for state in states.values())
+    _say(console, f"{plan.name} (Table {study.table}): {study.question}", style="bold")
+    counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
+    _say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {at_a_time} at a time")
+    data = config["data"]
+    where = f"data {data['name']} ({_short(data['root'])}), runs in {plan.runs_root}"
+    _say(console, f"scale {config['scale']['name']}, {where}")
+
+
+def _print_graph(plan: Plan, console: Console) -> None:
+    states = _states(plan.graph)
+    width = max(len(experiment.label) for experiment in plan.graph) + 2
+    depth = {experiment.identity: level for level, some in enumerate(plan.graph.levels()) for experiment in some}
+    for experiment in plan.graph:
+        label = "  " * depth[experiment.identity] + experiment.label
+        needs = ", ".join(parent.label for parent in experiment.parents)
+        after = f"  after {needs}" if needs else ""
+        state = states[experiment.identity]
+        _say(console, f"{label:<{width}}  {experiment.kind:<10}  {experiment.identity[:12]}  {state}{after}")
+    _say(
+        console,
+        "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made",
+    )
+
+
+def _states(graph: Graph) -> Mapping[str, str]:
+    return {
+        experiment.identity: standing_of(experiment.path, [parent.path for parent in experiment.parents]).state
+        for experiment in graph
+    }
+
+
+def _report_failures(jobs: Sequence[Job], console: Console) -> int:
+    """Say what did not end well and return the exit code."""
+    for job in jobs:
+        if job.state == "failed":
+            log = _short(job.run.log_path)
+            _say(console, f"\nfailed: {job.experiment.label}: {job.reason}", style="red")
+            for line in last_lines(job.run.log_path, num_lines=LOG_LINES):
+                _say(console, f"    {line}")
+            _say(console, f"    log: {log}")
+    count = {state: sum(job.state == state for job in jobs) for state in {job.state for job in jobs}}
+    if count.get("failed"):
+        lost = count.get("parent failed", 0)
+        waiting = f"; {lost} experiment(s) that need them did not run" if lost else ""
+        _say(
+            console,
+            f"{count['failed']} experiment(s) failed{waiting}. Try them again with: {_this_command()}",
+        )
+        return 1
+    if count.get("interrupted"):
+        _say(console, f"{count['interrupted']} experiment(s) were interrupted. Go on with: {_this_command()}")
+        return 75
+    return 0
+
+
+def _print_table(plan: Plan, console: Console) -> None:
+    study, tracking = plan.launch.study, plan.config["tracking"]
+    if tracking["delivery"] == "off":
+        _say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
+    else:
+        from analysis.make_tables import print_tables
+
+        note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: _say(console, text))
+        try:
+            print_tables(tracking["uri"], study=study.name, fingerprint=plan.fingerprint, out="tables")
+        except (TrackingError, ValueError, OSError) as error:
+            _say(console, f"no table: {error}", style="red")
+    store = "" if tracking["uri"] == DEFAULT_URI else f" --backend-store-uri {tracking['uri']}"
+    _say(console, f"runs: {plan.runs_root}/   tables: tables/   a run's log: log.txt in its folder")
+    _say(console, f"next: uv run launch/status.py | uv run analysis/make_tables.py | uv run mlflow ui{store}")
+
+
+def _this_command() -> str:
+    script = _short(Path(sys.argv[0]))
+    return shlex.join(["uv", "run", script, *sys.argv[1:]])
+
+
+def _short(path: str | Path | None) -> str:
+    """Return a path as seen from here, where that is shorter."""
+    if path is None:
+        return "?"
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def _say(console: Console, text: str, *, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

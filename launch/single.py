@@ -1,0 +1,215 @@
+"""Run one experiment here and now, in this process, with a progress bar: what experiments/*.py do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import KINDS, parse
+from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+from launch.delivery import delivering
+from launch.display import HEARTBEAT_S, describe
+from launch.job import run_ranks
+from launch.overrides import check_overrides, hydra_configs
+from launch.study import bring_up_to_date
+
+
+def run_entry_point(kind: str, main: Callable[[], None]) -> None:
+    """Run a Hydra entry point: wrong overrides and Ctrl-C get one line instead of a page.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+        main: the function that ``hydra.main`` has decorated.
+    """
+    check_command_line(kind, sys.argv[1:])
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_command_line(kind: str, arguments: Sequence[str]) -> None:
+    """Leave with exit code 2 and one line when Hydra would answer an override with a page.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+        arguments: the command line; with flags other than ``--multirun`` it is left to Hydra.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if any(flag not in ("-m", "--multirun") for flag in flags):
+        return
+    overrides = [argument for argument in arguments if argument not in flags]
+    try:
+        with hydra_configs():
+            check_overrides(kind, overrides)
+        if not flags and any(item.is_sweep_override() for item in _parsed(overrides)):
+            raise ValueError("several values for a setting: add --multirun to run one experiment for each")
+    except (ValueError, HydraException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_here(kind: str, config: dict[str, Any]) -> None:
+    """Run an experiment in this process and leave with an exit code unless it is done.
+
+    The exit code is 2 for a wrong setting, 1 for a failure, 75 when it was interrupted and can go on.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+        config: the resolved config.
+    """
+    console = Console()
+    try:
+        run = _make_run(kind, config)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    where = os.path.relpath(run.path)
+    _say(console, f"{run.label}: {where}")
+    if run.result is not None:
+        _say(console, "done already: nothing to run")
+    is_ours = config["tracking"]["delivery"] == "direct"
+    with _log_to(run.log_path), delivering([run] if is_ours else [], tracking=config["tracking"]):
+        INTERRUPTION.install()  # from here on Ctrl-C means: save and leave
+        code = 0 if run.result is not None else _run(run, console)
+    if code == INTERRUPTED_EXIT_CODE:
+        _say(console, "interrupted: what was computed is kept; the same command goes on")
+    if code:
+        sys.exit(code)
+    for name, value in sorted(run.result["metrics"].items()):
+        _say(console, f"  {name:<28} {value:.4g}")
+    _say(console, f"result: {where}/result.json")
+
+
+def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
+    """Check a config, prepare its data, make or find its run directory."""
+    from crisscross.data.catalogue import prepare
+
+    parse(KINDS[kind], config)
+    config = {**config, "data": prepare(config["data"])}
+    parents = []
+    if kind == "downstream":
+        config["weights"] = {**config["weights"], "fingerprint": fingerprint_of_weights(config["weights"])}
+        if config["weights"]["run"]:
+            parent = RunDirectory.open(config["weights"]["run"])
+            if parent.result is None:
+                raise ValueError(f"weights.run={config['weights']['run']}: not finished: run it first")
+            parents.append(parent)
+    run = RunDirectory.create(kind, config, parents=parents)
+    bring_up_to_date(run, config)
+    return run
+
+
+def fingerprint_of_weights(weights: Mapping[str, Any]) -> str | None:
+    """Return the hash of what released weight files hold; None where none are given.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+    """
+    digests = []
+    for modality in ("video", "audio"):
+        if weights[modality]:
+            path = Path(weights[modality])
+            if not path.is_file():
+                raise FileNotFoundError(f"weights.{modality}={path}: no such file: give a file of released weights")
+            with path.open("rb") as file:
+                digests.append(f"{modality}:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
+
+
+def _run(run: RunDirectory, console: Console) -> int:
+    """Run the experiment and return the exit code of a job."""
+    num_devices = run.config["execution"]["num_devices"]
+    if num_devices > 1 and "RANK" not in os.environ:
+        with _watching(run, console):
+            return run_ranks(run, num_devices)
+    from crisscross import experiment
+
+    try:
+        with _watching(run, console):
+            done = experiment.run(run)
+    except (ValueError, OSError, RuntimeError) as error:
+        with run.log_path.open("a") as log:
+            traceback.print_exception(error, file=log)
+        print(f"error: {' '.join(str(error).split())} (log: {os.path.relpath(run.log_path)})", file=sys.stderr)
+        return 1
+    return 0 if done else INTERRUPTED_EXIT_CODE
+
+
+@contextlib.contextmanager
+def _watching(run: RunDirectory, console: Console) -> Iterator[None]:
+    """Show what the run says of itself for as long as the block lasts: a bar, or plain lines now and then."""
+    began = time.time()
+
+    def progress() -> Mapping[str, Any]:
+        said = run.progress or {}
+        return said if said.get("time", 0) >= began else {}
+
+    def picture() -> Table:
+        said = progress()
+        grid = Table.grid(padding=(0, 2))
+        text = Text("stopping at the next step" if INTERRUPTION.requested else describe(said))
+        grid.add_row(ProgressBar(total=said.get("total"), completed=said.get("step") or 0, width=30), text)
+        return grid
+
+    if console.is_terminal:
+        with Live(console=console, get_renderable=picture, refresh_per_second=4, transient=True):
+            yield
+        return
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            _say(console, describe(progress()))
+
+    watcher = threading.Thread(target=report, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Let everything that is logged go to the run's log, and only there."""
+    root = logging.getLogger()
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    old_handlers, old_level = root.handlers[:], root.level
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = old_handlers
+        root.setLevel(old_level)
+        handler.close()
+
+
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

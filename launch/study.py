@@ -1,0 +1,270 @@
+"""A study: command line -> graph of experiments -> what is missing is run -> table.
+
+Launching reconciles: done work is kept, running work is waited for, the rest is started. Launching twice
+starts nothing new.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from rich.console import Console
+
+from crisscross.files import write_text
+from crisscross.identity import canonical_json, family
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import KINDS as SETTINGS
+from crisscross.settings import Settings, parse
+from launch.graph import Experiment, Graph
+from launch.overrides import Routed, compose_config, groups_of, has_key, hydra_configs, route
+from launch.records import StudyRunningError, is_running
+
+Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class StudySettings(Settings):
+    """A file of ``experiments/conf/study``."""
+
+    name: str
+    table: int
+    question: str
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]]
+    downstream: list[list[str]]
+    floor: bool
+
+
+class LaunchSettings(Settings):
+    """``experiments/conf/launch.yaml``."""
+
+    study: StudySettings
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    dry_run: bool
+    max_parallel: int | None = Field(default=None, gt=0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study expanded.
+
+    Attributes:
+        launch: the settings of the launch.
+        graph: the experiments.
+        fingerprint: 8 hexadecimal digits that launches have in common whose results may stand in one table.
+        overrides: what the user typed.
+    """
+
+    launch: LaunchSettings
+    graph: Graph
+    fingerprint: str
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``<study>.<fingerprint>``."""
+        return f"{self.launch.study.name}.{self.fingerprint}"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config of the first experiment, for what all have in common."""
+        return next(iter(self.graph)).config
+
+    @property
+    def runs_root(self) -> Path:
+        """Folder of the run directories."""
+        return Path(self.config["runs_root"])
+
+
+def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None = None) -> Plan:
+    """Expand a study, checking every config before any data is touched.
+
+    Args:
+        study: name of a file in ``experiments/conf/study``.
+        overrides: what the user typed.
+        prepare: makes the clips ready and fills in their fingerprint; None = ``catalogue.prepare``.
+
+    Raises:
+        ValueError, OSError: one line that says what is wrong and what to do.
+    """
+    with hydra_configs():
+        routed = route(overrides, study=study)
+        _require_local(routed.launcher)
+        launch = parse(LaunchSettings, {**routed.launch, "seeds": _unique(routed.launch["seeds"])})
+        composer = _Composer(routed, launch.study.axes)
+        for kind, config in composer.all_configs(launch):
+            parse(SETTINGS[kind], config)
+    composer.prepare_data(prepare or _prepare)
+    graph = Graph(_expand(composer, launch))
+    return Plan(launch, graph, study_fingerprint(graph, axes=launch.study.axes), tuple(overrides))
+
+
+def study_fingerprint(graph: Graph, *, axes: Sequence[str] | Mapping[str, Any]) -> str:
+    """Return 8 hexadecimal digits over what the experiments are when axes and seeds are left out."""
+    families = sorted({family(experiment.config, axes=[*axes, "seed"]) for experiment in graph})
+    return hashlib.sha256(canonical_json(families).encode()).hexdigest()[:8]
+
+
+def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
+    """Make or find the run directories of a plan.
+
+    Args:
+        plan: the study.
+        launched: Unix time of the study's first launch.
+
+    Returns:
+        Run directories by identity.
+
+    Raises:
+        OSError: when they cannot be written.
+    """
+    study = plan.launch.study
+    about = {
+        "study": study.name,
+        "table": study.table,
+        "fingerprint": plan.fingerprint,
+        "launched": launched,
+    }
+    runs: dict[str, RunDirectory] = {}
+    for experiment in plan.graph:
+        run = RunDirectory.create(
+            experiment.kind,
+            experiment.config,
+            parents=[runs[parent.identity] for parent in experiment.parents],
+            studies={plan.name: about},
+        )
+        bring_up_to_date(run, experiment.config)
+        runs[experiment.identity] = run
+    return runs
+
+
+def bring_up_to_date(run: RunDirectory, config: Mapping[str, Any]) -> None:
+    """Let the next start follow this launch's execution-only settings; by identity, the others are equal."""
+    if run.result is None and not is_running(run.path) and run.config != config:
+        import yaml
+
+        write_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+
+class _Composer:
+    """Composes each kind of experiment as few times as possible: Hydra is slow, setting a key is not."""
+
+    def __init__(self, routed: Routed, axes: Mapping[str, Sequence[Any]]) -> None:
+        self._routed = routed
+        self._axes = axes
+        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._data: dict[str, dict[str, Any]] = {}
+
+    def config(self, kind: str, point: Mapping[str, Any], *, seed: int, entry: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the config of one experiment: a point on the axes, a seed and a study's own overrides."""
+        choices = [f"{axis}={value}" for axis, value in point.items() if axis in groups_of(kind)]
+        overrides = (*entry, *self._routed.kinds[kind], *choices)
+        if (kind, *overrides) not in self._bases:
+            self._bases[(kind, *overrides)] = compose_config(kind, overrides)
+        config = copy.deepcopy(self._bases[(kind, *overrides)])
+        for axis, value in point.items():
+            if axis not in groups_of(kind) and has_key(config, axis):
+                _set_key(config, axis, value)
+        config["seed"] = seed
+        if config["tracking"]["delivery"] == "direct":  # one writer for the store: the launcher
+            config["tracking"]["delivery"] = "deferred"
+        config["data"] = self._data.get(canonical_json(config["data"]), config["data"])
+        return config
+
+    def all_configs(self, launch: LaunchSettings) -> list[tuple[str, dict[str, Any]]]:
+        """Return every distinct config that the study uses, with its kind."""
+        configs = []
+        for point, seed in _points(launch):
+            configs.append(("pretrain", self.config("pretrain", point, seed=seed)))
+            configs += [
+                ("downstream", self.config("downstream", point, seed=seed, entry=entry))
+                for entry in launch.study.downstream
+            ]
+        for axis in self._axes:
+            if not any(axis in groups_of(kind) or has_key(config, axis) for kind, config in configs):
+                raise ValueError(f"study.axes.{axis}: no experiment has a setting {axis}")
+        return configs
+
+    def prepare_data(self, prepare: Prepare) -> None:
+        """Prepare each dataset once; experiments with the same data settings share it."""
+        for base in self._bases.values():
+            key = canonical_json(base["data"])
+            if key not in self._data:
+                self._data[key] = prepare(base["data"])
+
+
+def _expand(composer: _Composer, launch: LaunchSettings) -> list[Experiment]:
+    experiments, floors = [], []
+    for point, seed in _points(launch):
+        pretrain = Experiment("pretrain", composer.config("pretrain", point, seed=seed))
+        experiments.append(pretrain)
+        for entry in launch.study.downstream:
+            config = composer.config("downstream", point, seed=seed, entry=entry)
+            floors.append(Experiment("downstream", copy.deepcopy(config)))
+            config["weights"]["run"] = str(pretrain.path)
+            experiments.append(Experiment("downstream", config, (pretrain,)))
+    return [*experiments, *floors] if launch.study.floor else experiments
+
+
+def _points(launch: LaunchSettings) -> list[tuple[dict[str, Any], int]]:
+    axes = launch.study.axes
+    return [
+        (dict(zip(axes, values, strict=True)), seed)
+        for seed in launch.seeds
+        for values in itertools.product(*axes.values())
+    ]
+
+
+def _set_key(config: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        config = config[part]
+    config[last] = value
+
+
+def _unique(values: Any) -> Any:
+    return list(dict.fromkeys(values)) if isinstance(values, list) else values
+
+
+def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
+    from crisscross.data.catalogue import prepare
+
+    return prepare(data, progress=True)
+
+
+def _require_local(launcher: str) -> None:
+    """The one place that chooses where a study runs."""
+    if launcher not in ("local", "basic"):
+        raise ValueError(
+            f"hydra/launcher={launcher}: studies run on this machine only: leave it out, or submit single"
+            f" experiments with uv run experiments/pretrain.py --multirun hydra/launcher={launcher}"
+        )
+
+
+def main(study: str, arguments: Sequence[str] | None = None) -> int:
+    """Launch a study; return the exit code: 0 done, 1 failed, 2 wrong usage, 75 interrupted, 130 stopped."""
+    from launch.report import help_text, launch
+
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(help_text(study))
+        return 0
+    console = Console(stderr=False)
+    try:
+        plan = make_plan(study, overrides)
+        return launch(plan, console=console)
+    except StudyRunningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: nothing was running; the same command goes on", file=sys.stderr)
+        return 130

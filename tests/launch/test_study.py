@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crisscross.run_directory import RunDirectory
+from launch import overrides as overrides_module
+from launch.overrides import CONF, groups_of
+from launch.study import Plan, create_runs, main, make_plan
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {**data, "fingerprint": "f" * 64}
+
+
+def _plan(*arguments: str) -> Plan:
+    return make_plan("relaxation", arguments, prepare=_prepare)
+
+
+def _error(*arguments: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        _plan(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_relaxation_study_is_five_pretrainings_their_evaluations_and_the_floor() -> None:
+    plan = _plan()
+    assert [experiment.label for experiment in plan.graph] == [
+        "crisscross-none-demo-s0",
+        "crisscross-none-demo-s0-svm-demo",
+        "crisscross-mild-demo-s0",
+        "crisscross-mild-demo-s0-svm-demo",
+        "crisscross-medium-demo-s0",
+        "crisscross-medium-demo-s0-svm-demo",
+        "crisscross-mixed-demo-s0",
+        "crisscross-mixed-demo-s0-svm-demo",
+        "crisscross-extreme-demo-s0",
+        "crisscross-extreme-demo-s0-svm-demo",
+        "untrained-s0-svm-demo",
+    ]
+    for experiment in plan.graph:
+        parent = experiment.parents[0] if experiment.parents else None
+        if experiment.kind == "downstream":
+            run = str(parent.path) if parent else None
+            assert experiment.config["weights"] == {"run": run, "video": None, "audio": None}
+        assert experiment.config["tracking"]["delivery"] == "deferred"
+
+
+def test_a_copy_a_seed_with_the_same_seed_downstream() -> None:
+    plan = _plan("seeds=[3,5]", "relaxation=mild")
+    assert [(item.label, item.config["seed"]) for item in plan.graph if item.kind == "downstream"] == [
+        ("crisscross-mild-demo-s3-svm-demo", 3),
+        ("crisscross-mild-demo-s5-svm-demo", 5),
+        ("untrained-s3-svm-demo", 3),
+        ("untrained-s5-svm-demo", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["relaxation=[mild,none]", "relaxation=mild,none", "study.axes.relaxation=[mild,none]"]
+)
+def test_an_axis_override_restricts_the_study(argument: str) -> None:
+    chosen = [item.config["relaxation"] for item in _plan(argument).graph if item.kind == "pretrain"]
+    assert chosen == ["mild", "none"]
+
+
+def test_overrides_go_where_there_is_such_a_setting() -> None:
+    plan = _plan(
+        "training.epochs=7", "downstream.num_folds=4", "tracking.uri=http://127.0.0.1:9", "data.toy.num_classes=3"
+    )
+    for experiment in plan.graph:
+        config = experiment.config
+        assert config["tracking"]["uri"] == "http://127.0.0.1:9"
+        assert config["data"]["toy"]["num_classes"] == 3
+        assert config.get("training", {"epochs": 7})["epochs"] == 7
+        assert config.get("downstream", {"num_folds": 4})["num_folds"] == 4
+
+
+def test_a_group_goes_to_every_kind_that_has_it(tmp_path: Path) -> None:
+    plan = _plan("scale=paper", "data=folder", f"data.root={tmp_path}", "training=demo")
+    assert {item.config["scale"]["name"] for item in plan.graph} == {"paper"}
+    assert {item.config["data"]["kind"] for item in plan.graph} == {"folder"}
+    assert {item.config["model"]["video"]["depth"] for item in plan.graph} == {18}
+    demo = yaml.safe_load((CONF / "training" / "demo.yaml").read_text())
+    assert {item.config["training"]["epochs"] for item in plan.graph if item.kind == "pretrain"} == {demo["epochs"]}
+
+
+def test_data_is_prepared_once() -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def prepare(data: Mapping[str, Any]) -> dict[str, Any]:
+        asked.append(data)
+        return _prepare(data)
+
+    make_plan("relaxation", ["seeds=[0,1]"], prepare=prepare)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["relaxatoin=mild"], "relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?"),
+        (["epochs=3"], "epochs=3: there is no setting epochs: did you mean training.epochs?"),
+        (["scale=huge"], "scale=huge: no such choice: use one of demo, paper"),
+        (["data.csv=x"], "data.csv=x: only data=folder has a setting csv: add data=folder"),
+        (["data=folder"], "data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE"),
+        (
+            ["relaxation=mild,strong"],
+            "relaxation=strong is unknown: choose one of"
+            " none, mild, medium, mixed, extreme, video_extreme, audio_extreme",
+        ),
+        (["seed=3"], "seed=3: a study has one copy a seed: write 'seeds=[...]'"),
+        (["seeds=[x]"], "seeds.0=x: input should be a valid integer, unable to parse string as an integer"),
+        (["seeds=[]"], "seeds=[]: list should have at least 1 item after validation, not 0"),
+        (["max_parallel=0"], "max_parallel=0: input should be greater than 0"),
+        (["dry_run=maybe"], "dry_run=maybe: input should be a valid boolean, unable to interpret input"),
+        (["dryrun=true"], "dryrun=true: there is no setting dryrun: did you mean dry_run?"),
+        (["--dry-run"], "--dry-run: settings are written key=value, such as dry_run=true"),
+        (["dry_run"], "dry_run: settings are written key=value, such as dry_run=true"),
+        (
+            ["training.epochs=3,4"],
+            "training.epochs=3,4: a study sweeps over relaxation, seeds only: give one value",
+        ),
+        (["study=async"], "study=async: this script launches study=relaxation, others have their own"),
+        (
+            ["weights.video=x.pt"],
+            "weights.video=x.pt: a study chooses the weights itself;"
+            " for released weights use uv run experiments/downstream.py",
+        ),
+        (["study.floors=false"], "study.floors=false: there is no setting study.floors: did you mean study.floor?"),
+        (["+study.axes.colour=[red]"], "study.axes.colour: no experiment has a setting colour"),
+        (
+            ["training.global_batch_size=10", "training.micro_batch_size=4"],
+            "training.micro_batch_size=4 does not divide training.global_batch_size=10: choose a divisor",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_with_the_remedy(arguments: list[str], message: str) -> None:
+    assert _error(*arguments) == message
+
+
+def test_the_fingerprint_is_of_what_the_launches_have_in_common() -> None:
+    one = _plan().fingerprint
+    assert len(one) == 8
+    for same in (
+        ["seeds=[1,2]"],
+        ["relaxation=mild"],
+        ["study.floor=false"],
+        ["max_parallel=1"],
+        ["execution.num_threads=2"],
+    ):
+        assert _plan(*same).fingerprint == one
+    for other in (["training.epochs=7"], ["downstream.num_folds=4"], ["scale=paper"]):
+        assert _plan(*other).fingerprint != one
+
+
+def test_identities_do_not_depend_on_the_order_of_overrides() -> None:
+    one = _plan("training.epochs=7", "downstream.num_folds=4")
+    other = _plan("downstream.num_folds=4", "training.epochs=7")
+    assert [item.identity for item in one.graph] == [item.identity for item in other.graph]
+
+
+def test_an_axis_may_be_a_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    study = yaml.safe_load((conf / "study" / "relaxation.yaml").read_text())
+    (conf / "study" / "size.yaml").write_text(
+        yaml.safe_dump({**study, "name": "size", "axes": {"optim": ["demo", "paper"]}})
+    )
+    monkeypatch.setattr(overrides_module, "CONF", conf)
+    groups_of.cache_clear()
+    plan = make_plan("size", [], prepare=_prepare)
+    pretrainings = [item for item in plan.graph if item.kind == "pretrain"]
+    assert len(pretrainings) == 2
+    assert pretrainings[0].config["optim"] != pretrainings[1].config["optim"]
+    assert len([item for item in plan.graph if not item.parents and item.kind == "downstream"]) == 1
+
+
+def test_run_directories_know_their_study_and_follow_the_last_launch(tmp_path: Path) -> None:
+    arguments = (f"runs_root={tmp_path}", "relaxation=mild")
+    plan = _plan(*arguments, "execution.max_steps_this_launch=3")
+    runs = create_runs(plan, launched=12.0)
+    expected = {"study": "relaxation", "table": 3, "fingerprint": plan.fingerprint, "launched": 12.0}
+    for experiment in plan.graph:
+        run = runs[experiment.identity]
+        assert run.path == experiment.path
+        assert run.about["studies"] == {plan.name: expected}
+        assert run.config["execution"]["max_steps_this_launch"] == 3
+    again = create_runs(_plan(*arguments), launched=12.0)
+    assert {run.path for run in again.values()} == {run.path for run in runs.values()}
+    assert all(run.config["execution"]["max_steps_this_launch"] is None for run in again.values())
+
+
+def test_a_mistake_costs_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("relaxation", ["relaxatoin=mild"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?\n"
+    assert captured.out == ""
+
+
+def test_launching_imports_nothing_heavy() -> None:
+    script = (
+        "import json, sys\n"
+        "import launch.study, launch.report, launch.status, launch.cancel\n"
+        "print(json.dumps([name for name in ('torch', 'mlflow', 'torchvision', 'pandas') if name in sys.modules]))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert json.loads(found.stdout) == []
+
+
+def test_dry_run_makes_no_run_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.study._prepare", _prepare)
+    monkeypatch.chdir(tmp_path)
+    done = RunDirectory.create("pretrain", next(iter(_plan("relaxation=mild").graph)).config)
+    done.write_result({"metrics": {}})
+    before = sorted((tmp_path / "runs").rglob("*"))
+    assert main("relaxation", ["dry_run=true", "max_parallel=3"]) == 0
+    assert sorted((tmp_path / "runs").rglob("*")) == before
+    printed = capsys.readouterr().out
+    assert "11 experiments (5 pretrainings, 6 evaluations), 1 done already; 3 at a time" in printed
+    lines = {line.split()[0]: line.split() for line in printed.splitlines() if "-demo" in line}
+    assert lines["crisscross-mild-demo-s0"][1:] == ["pretrain", done.identity[:12], "done"]
+    child = lines["crisscross-none-demo-s0-svm-demo"]
+    assert (child[1], child[3:]) == ("downstream", ["waiting", "after", "crisscross-none-demo-s0"])
+    assert "nothing was started, no run directory made" in printed

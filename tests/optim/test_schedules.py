@@ -1,0 +1,102 @@
+"""Learning-rate schedules: exact endpoints, shapes, and clear refusals."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from itertools import pairwise
+
+import pytest
+
+from crisscross.optim.schedules import (
+    SCHEDULES,
+    constant,
+    epochs_to_steps,
+    schedule_from_config,
+    steps_decay,
+    warmup_cosine,
+)
+
+PAPER = {"total_steps": 1000, "warmup_steps": 20, "peak": 2e-4, "final": 1e-4}
+
+
+def test_constant() -> None:
+    assert {constant(step, value=2e-3) for step in (0, 1, 10**9)} == {2e-3}
+
+
+def test_warmup_cosine_endpoints_are_exact() -> None:
+    assert warmup_cosine(0, **PAPER) == 0.0
+    assert warmup_cosine(0, **PAPER, start=1e-6) == 1e-6
+    assert warmup_cosine(20, **PAPER) == 2e-4
+    assert warmup_cosine(1000, **PAPER) == 1e-4
+    assert warmup_cosine(0, **{**PAPER, "warmup_steps": 0}) == 2e-4
+    assert warmup_cosine(1, total_steps=1, warmup_steps=0, peak=0.3, final=0.1) == 0.1
+
+
+def test_warmup_cosine_between() -> None:
+    assert warmup_cosine(10, **PAPER) == pytest.approx(1e-4)
+    assert warmup_cosine(510, **PAPER) == pytest.approx(1.5e-4)
+    quarter = 1e-4 + 1e-4 * (1 + math.cos(math.pi / 4)) / 2
+    assert warmup_cosine(265, **PAPER) == pytest.approx(quarter)
+    rates = [warmup_cosine(step, **PAPER) for step in range(1001)]
+    assert all(before < after for before, after in pairwise(rates[:21]))
+    assert all(before > after for before, after in pairwise(rates[20:]))
+
+
+def test_steps_decay() -> None:
+    settings = {"initial": 5e-4, "milestones": [6, 10, 14], "gamma": 0.3}
+    rates = [steps_decay(step, **settings) for step in range(20)]
+    expected = [5e-4] * 6 + [5e-4 * 0.3] * 4 + [5e-4 * 0.3**2] * 4 + [5e-4 * 0.3**3] * 6
+    assert rates == expected
+    assert steps_decay(7, initial=1.0, milestones=[], gamma=0.5) == 1.0
+
+
+def test_epochs_to_steps() -> None:
+    assert epochs_to_steps(2, steps_per_epoch=7) == 14
+    assert [epochs_to_steps(epochs, steps_per_epoch=5) for epochs in (0, 0.1, 0.5, 0.7)] == [0, 1, 3, 4]
+
+
+def test_schedule_from_config() -> None:
+    schedule = schedule_from_config({"name": "warmup_cosine", **PAPER})
+    assert [schedule(step) for step in (0, 20, 1000)] == [0.0, 2e-4, 1e-4]
+    assert pickle.loads(pickle.dumps(schedule))(20) == 2e-4
+    assert set(SCHEDULES) == {"constant", "warmup_cosine", "steps_decay"}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: constant(-1, value=1.0), "step=-1: expected at least 0"),
+        (lambda: warmup_cosine(-1, **PAPER), "step=-1: expected at least 0"),
+        (lambda: warmup_cosine(1001, **PAPER), "step=1001: expected at most total_steps=1000"),
+        (
+            lambda: warmup_cosine(0, **{**PAPER, "warmup_steps": 1000}),
+            "warmup_steps=1000 of total_steps=1000: expected 0 <= warm-up < total",
+        ),
+        (lambda: warmup_cosine(0, **{**PAPER, "warmup_steps": -1}), "warmup_steps=-1 of total_steps=1000"),
+        (
+            lambda: steps_decay(0, initial=1.0, milestones=[3, 2], gamma=0.3),
+            "milestones=[3, 2]: expected ascending",
+        ),
+        (lambda: epochs_to_steps(-1, steps_per_epoch=3), "epochs=-1: expected at least 0"),
+        (lambda: epochs_to_steps(1, steps_per_epoch=0), "steps_per_epoch=0: expected at least 1"),
+        (
+            lambda: schedule_from_config({"name": "cosine"}),
+            "schedule name='cosine': expected one of ['constant', 'warmup_cosine', 'steps_decay']",
+        ),
+        (lambda: schedule_from_config({"value": 1.0}), "schedule name=None: expected one of"),
+        (
+            lambda: schedule_from_config({"name": "constant", "rate": 1.0}),
+            "schedule constant: unknown ['rate'], missing ['value']; expected the arguments ['value']",
+        ),
+        (
+            lambda: schedule_from_config({"name": "warmup_cosine", **PAPER, "warmup_steps": 2000}),
+            "warmup_steps=2000 of total_steps=1000",
+        ),
+    ],
+)
+def test_mistakes_are_explained(call, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,83 @@
+"""What several tests need: a tiny dataset, tiny configs, and a way to compare two runs bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from crisscross.data.catalogue import prepare
+from crisscross.run_directory import RunDirectory
+
+TINY_OVERRIDES = (
+    "data.toy.num_classes=3",
+    "data.toy.train_clips_per_class=4",
+    "data.toy.test_clips_per_class=2",
+    "data.toy.seconds=2.5",
+    "data.toy.frame_size_px=32",
+    "model.video.width=4",
+    "model.audio.width=4",
+    "views.video.num_frames=4",
+    "views.video.canvas_px=[32,32]",
+    "views.video.transform.crop_px=24",
+    "views.audio.seconds=0.5",
+    "views.evaluation_clips=2",
+    "execution.num_workers=0",
+    "execution.device=cpu",
+    "tracking.delivery=off",
+)
+TINY_PRETRAINING = (
+    "model.projector.hidden_dim=16",
+    "model.projector.output_dim=16",
+    "model.predictor.hidden_dim=8",
+    "training.epochs=3",
+    "training.global_batch_size=4",
+    "optim.groups.base.warmup_epochs=1",
+)
+
+
+def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
+    """Compose a config that runs in a second, its data prepared.
+
+    Args:
+        kind: ``pretrain`` or ``downstream``.
+        folder: clips go to ``folder/data``, runs to ``folder/runs``.
+        *overrides: further overrides.
+    """
+    chosen = [*TINY_OVERRIDES, *(TINY_PRETRAINING if kind == "pretrain" else ())]
+    chosen += [f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}", *overrides]
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose(kind, overrides=chosen), resolve=True)
+    return {**config, "data": prepare(config["data"], progress=False)}
+
+
+def history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
+    """Return (step, metrics) of a run's whole history, less what is measured by a clock."""
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [(line["step"], {k: v for k, v in line["metrics"].items() if not k.startswith("time/")}) for line in lines]
+
+
+def final_state(run: RunDirectory) -> dict[str, Any]:
+    """Return the state in a finished pretraining's last checkpoint."""
+    return torch.load(run.path / run.result["checkpoint"], weights_only=True)
+
+
+def assert_same_state(one: Any, other: Any) -> None:
+    """Compare nested states bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same_state(left, right)
+    else:
+        assert one == other

@@ -1,0 +1,143 @@
+"""Runs a pretraining in a process of its own and strikes it at a chosen place.
+
+The processes come from a fork server that has imported everything once, so that a dozen deaths cost seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import crisscross.training.checkpoint as checkpoint_module
+from crisscross.experiment import run as run_experiment
+from crisscross.run_directory import RunDirectory
+from crisscross.training import loop
+from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.training.driver"])
+
+
+def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
+    """Run an experiment in a fresh process.
+
+    Args:
+        run: its run directory.
+        strike: what happens to it, a key of ``STRIKES``; empty = it is left alone.
+        at_step: when.
+
+    Returns:
+        The exit code: 0 done, 75 interrupted, -9 killed.
+    """
+    process = CONTEXT.Process(target=_main, args=(str(run.path), strike, at_step))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the run did not end within 120 s"
+    return process.exitcode
+
+
+def _main(path: str, strike: str, at_step: int) -> None:
+    INTERRUPTION.install()
+    if strike:
+        STRIKES[strike](at_step)
+    done = run_experiment(RunDirectory.open(path))
+    os._exit(0 if done else INTERRUPTED_EXIT_CODE)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
+    original = loop.Pretraining._one_pass
+
+    def struck(self, *arguments):
+        result = original(self, *arguments)
+        if self.step == at_step:
+            act()
+        return result
+
+    loop.Pretraining._one_pass = struck
+
+
+def _in_the_middle_of_a_step(at_step: int) -> None:
+    _after_the_backward_pass(_kill, at_step)
+
+
+def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
+    original = checkpoint_module._HashingFile.write
+
+    def struck(self, data):
+        original(self, bytes(data)[: len(data) // 2])
+        self._file.flush()
+        _kill()
+        return len(data)
+
+    def only_at(self, step, state, metrics_bytes):
+        if step >= at_step:
+            checkpoint_module._HashingFile.write = struck
+        write(self, step, state, metrics_bytes)
+
+    write = checkpoint_module.CheckpointWriter._write
+    checkpoint_module.CheckpointWriter._write = only_at
+
+
+def _between_checkpoint_and_its_hash(at_step: int) -> None:
+    original = checkpoint_module.write_json
+
+    def struck(path: Path, value: object) -> None:
+        if path.parent.name == "checkpoints" and value["step"] >= at_step:
+            _kill()
+        original(path, value)
+
+    checkpoint_module.write_json = struck
+
+
+def _before_durable_is_told(at_step: int) -> None:
+    original = checkpoint_module.write_json
+
+    def struck(path: Path, value: object) -> None:
+        if path.name == "durable.json" and value["step"] >= at_step:
+            _kill()
+        original(path, value)
+
+    checkpoint_module.write_json = struck
+
+
+def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
+    original = loop.Pretraining._save
+
+    def struck(self):
+        if self.step >= at_step:
+            self.journal.sync()
+            _kill()
+        original(self)
+
+    loop.Pretraining._save = struck
+
+
+def _before_the_result(at_step: int) -> None:
+    RunDirectory.write_result = lambda self, result: _kill()
+
+
+def _signal(number: signal.Signals) -> Callable[[int], None]:
+    def strike(at_step: int) -> None:
+        _after_the_backward_pass(lambda: os.kill(os.getpid(), number), at_step)
+
+    return strike
+
+
+STRIKES: dict[str, Callable[[int], None]] = {
+    "SIGKILL in the middle of a step": _in_the_middle_of_a_step,
+    "SIGKILL in the middle of a checkpoint write": _in_the_middle_of_a_checkpoint,
+    "SIGKILL between a checkpoint and its hash": _between_checkpoint_and_its_hash,
+    "SIGKILL before the checkpoint is declared": _before_durable_is_told,
+    "SIGKILL at the end of an epoch": _after_the_journal_before_the_checkpoint,
+    "SIGKILL before the result": _before_the_result,
+    "SIGTERM": _signal(signal.SIGTERM),
+    "SIGINT": _signal(signal.SIGINT),
+    "SIGUSR2": _signal(signal.SIGUSR2),
+}

@@ -1,0 +1,133 @@
+"""Checkpoints: whole or not there, verified when read, the one before used when the newest is damaged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_newest
+
+
+def _state(value: float) -> dict:
+    return {"weights": torch.full((1000,), value), "nested": {"steps": [1, 2, 3]}}
+
+
+def _save(writer: CheckpointWriter, *steps: int) -> None:
+    for step in steps:
+        writer.save(step, _state(step), metrics_bytes=10 * step)
+    writer.wait()
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    _save(CheckpointWriter(tmp_path / "checkpoints"), 5)
+    state, about = load_newest(tmp_path / "checkpoints")
+    assert torch.equal(state["weights"], _state(5)["weights"])
+    assert state["nested"] == {"steps": [1, 2, 3]}
+    assert (about["step"], about["metrics_bytes"]) == (5, 50)
+    assert json.loads((tmp_path / "durable.json").read_text()) == {"step": 5, "metrics_bytes": 50}
+
+
+def test_keeps_the_last_two_and_the_listed_steps(tmp_path: Path) -> None:
+    _save(CheckpointWriter(tmp_path / "checkpoints", keep_steps=[2]), 1, 2, 3, 4, 5)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt")) == [
+        f"step-{step:09d}.pt" for step in (2, 4, 5)
+    ]
+
+
+def test_later_changes_to_the_tensors_do_not_reach_the_checkpoint(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "checkpoints")
+    state = _state(1.0)
+    writer.save(1, state, metrics_bytes=0)
+    state["weights"].zero_()
+    writer.wait()
+    assert load_newest(tmp_path / "checkpoints")[0]["weights"].eq(1.0).all()
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "cut", "empty", "no hash", "broken hash file"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "checkpoints"
+    _save(CheckpointWriter(folder), 1, 2)
+    newest = folder / "step-000000002.pt"
+    content = bytearray(newest.read_bytes())
+    if damage == "flip a byte":
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content)
+    elif damage == "cut":
+        newest.write_bytes(content[:-7])
+    elif damage == "empty":
+        newest.write_bytes(b"")
+    elif damage == "no hash":
+        newest.with_suffix(".json").unlink()
+    else:
+        newest.with_suffix(".json").write_text('{"step": 2, "sha')
+    state, about = load_newest(folder)
+    assert about["step"] == 1
+    assert state["weights"].eq(1.0).all()
+    assert "step-000000002" in caplog.text
+    assert "trying the checkpoint before it" in caplog.text
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert load_newest(tmp_path / "checkpoints") is None
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    writer = CheckpointWriter(folder)
+    writer.save(1, {"weights": Path("anything but a tensor")}, metrics_bytes=0)
+    writer.wait()
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
+        load_checkpoint(folder / "step-000000001.pt")
+
+
+_FILL_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+import resource, signal
+import torch
+from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_newest
+folder = Path(sys.argv[1])
+writer = CheckpointWriter(folder)
+writer.save(1, {"weights": torch.ones(10)}, metrics_bytes=7)
+writer.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # files end here, as on a full disk
+writer.save(2, {"weights": torch.ones(1_000_000)}, metrics_bytes=9)
+try:
+    writer.wait()
+except CheckpointError as error:
+    print(error)
+print(load_newest(folder)[1]["step"], [path.name for path in folder.glob(".*")])
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FILL_A_SMALL_DISK, str(tmp_path / "checkpoints")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, rest = done.stdout.strip().splitlines()
+    assert message.startswith(f"cannot write a checkpoint to {tmp_path / 'checkpoints'}: ")
+    assert "the one before it is intact" in message
+    assert rest == "1 []"
+
+
+def test_an_unwritable_folder_is_told_at_the_next_save(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    writer = CheckpointWriter(folder)
+    _save(writer, 1)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    writer.save(2, _state(2), metrics_bytes=0)
+    with pytest.raises(CheckpointError, match="cannot write a checkpoint to"):
+        writer.save(3, _state(3), metrics_bytes=0)

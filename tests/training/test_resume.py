@@ -1,0 +1,86 @@
+"""The promise: kill a run anywhere, as often as you like; weights and history end as if it had been left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crisscross.run_directory import RunDirectory
+from tests.support import assert_same_state, final_state, history, tiny_config
+from tests.training.driver import STRIKES, in_process
+
+TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+def _make(folder: Path, name: str, *overrides: str) -> RunDirectory:
+    # A checkpoint at the end of each epoch: a kill loses up to three steps, which must be done again.
+    config = tiny_config("pretrain", folder, "training.keep_epochs=[1,2]", *overrides)
+    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> RunDirectory:
+    run = _make(folder, "undisturbed")
+    assert in_process(run) == 0
+    assert [step for step, _ in history(run)] == list(range(1, TOTAL_STEPS + 1))
+    return run
+
+
+def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
+    assert run.identity == undisturbed.identity
+    assert history(run) == history(undisturbed)
+    assert_same_state(final_state(run), final_state(undisturbed))
+    assert run.result["steps"] == TOTAL_STEPS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("strike", STRIKES)
+def test_struck_once(folder: Path, undisturbed: RunDirectory, strike: str, num_workers: int) -> None:
+    run = _make(folder, f"{strike}-{num_workers}", f"execution.num_workers={num_workers}")
+    code = in_process(run, strike, at_step=4)
+    assert code == (-9 if strike.startswith("SIGKILL") else 75)
+    assert run.result is None
+    assert in_process(run) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None:
+    run = _make(folder, "often", "execution.num_workers=1")
+    for at_step, strike in enumerate(sorted(STRIKES), start=1):
+        if strike != "SIGKILL before the result":
+            assert in_process(run, strike, at_step=min(at_step, TOTAL_STEPS - 1)) in (-9, 75)
+    assert in_process(run, "SIGKILL before the result") == -9
+    assert in_process(run) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_a_signal_loses_no_step(folder: Path) -> None:
+    run = _make(folder, "no step lost")
+    assert in_process(run, "SIGTERM", at_step=4) == 75
+    assert [step for step, _ in history(run)] == [1, 2, 3, 4, 5]
+    assert (run.checkpoints / "step-000000005.pt").exists()
+
+
+def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Path, undisturbed: RunDirectory) -> None:
+    run = _make(folder, "corrupt")
+    assert in_process(run, "SIGTERM", at_step=7) == 75
+    newest = run.checkpoints / "step-000000008.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    newest.write_bytes(content)
+    before = run.metrics_path.read_text()
+    assert in_process(run) == 0
+    assert run.metrics_path.read_text().startswith(before)  # what MLflow may have been told already stays word for word
+    _assert_equal(run, undisturbed)
+
+
+def test_running_what_is_done_changes_nothing(undisturbed: RunDirectory) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*") if path.is_file()}
+    assert in_process(undisturbed) == 0
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*") if path.is_file()} == before
