@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from crisscross.run_directory import RunDirectory
+from crisscross.store_address import absolute
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ class Courier:
             experiment: name of the MLflow experiment.
             interval_s: time between two deliveries.
             timeout_s: how long the last delivery may take at the end of the ``with`` block.
+
+        Raises:
+            ValueError: when the URI is none that MLflow takes.
         """
+        absolute(uri)
         self._runs = list(runs)
         self._order = {
             "runs": [str(run.path) for run in self._runs],
@@ -113,7 +118,10 @@ class Courier:
 
         lines = []
         for run in self._runs:
-            what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"])
+            try:
+                what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"])
+            except (OSError, ValueError) as error:  # a damaged or vanished run directory is no reason to fail here
+                what = str(error)
             if what:
                 lines.append(f"{run.label}: {what}; it waits in {run.path} for the next delivery")
                 logger.warning(lines[-1])

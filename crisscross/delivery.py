@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock
 
@@ -111,17 +111,29 @@ def _ensure_run(run: RunDirectory, store: Store, notes: Notes) -> None:
     notes.save()  # the claim is durable before a run can carry it
     # Made just before a kill, or through another address of the same store?
     found = store.find_run("crisscross.claim", notes.claim)
-    notes.sent.run_id = found if found and store.has_run(found) else _create(run, store, notes.claim)
+    notes.sent.run_id = found if found and store.has_run(found) else _create(run, store, notes)
     notes.save()
 
 
-def _create(run: RunDirectory, store: Store, claim: str) -> str:
-    tags = {**record.environment(), "crisscross.claim": claim}
+def _create(run: RunDirectory, store: Store, notes: Notes) -> str:
+    words = _words(run, run.config, record.standing(run))
+    tags = {**record.environment(), "crisscross.claim": notes.claim, **words}
     parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
     if parents:
         tags["mlflow.parentRunId"] = deliver_run(parents[0], store).run_id
     about = run.about
-    return store.create_run(about["label"], start_ms=int(1000 * about["created"]), tags=tags)
+    run_id = store.create_run(about["label"], start_ms=int(1000 * about["created"]), tags=tags)
+    notes.sent.tags = words
+    return run_id
+
+
+def _words(run: RunDirectory, config: Mapping[str, Any], standing: record.Standing) -> dict[str, str]:
+    return {
+        **record.tags(run, config),
+        "crisscross.state": standing.state,
+        "crisscross.progress": standing.progress,
+        "crisscross.error": standing.error,
+    }
 
 
 def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
@@ -130,12 +142,7 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.St
     if not sent.has_parameters:
         store.log_parameters(sent.run_id, record.parameters(config))
         sent.has_parameters = True
-    wanted = {
-        **record.tags(run, config),
-        "crisscross.state": standing.state,
-        "crisscross.progress": standing.progress,
-        "crisscross.error": standing.error,
-    }
+    wanted = _words(run, config, standing)
     store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key) != text})
     sent.tags = wanted
     studies = run.about["studies"].items()
@@ -174,7 +181,7 @@ def _send_result(store: Store, notes: Notes, standing: record.Standing) -> int:
     return len(points)
 
 
-def _points(line: Mapping) -> list[Point]:
+def _points(line: Mapping[str, Any]) -> list[Point]:
     return [(name, value, line["time_ms"], line["step"]) for name, value in line["metrics"].items()]
 
 

@@ -125,7 +125,7 @@ def deliver_all(runs: Iterable[RunDirectory], *, uri: str, experiment: str) -> l
                 failures.append(Failure(waiting[0], str(error)))
                 store.check()
             waiting.pop(0)
-    except TrackingError as error:
+    except (TrackingError, ValueError) as error:
         failed = {failure.run.path for failure in failures}
         failures += [Failure(run, str(error)) for run in waiting if run.path not in failed]
     if failures:

@@ -82,8 +82,10 @@ class Display:
         if count["failed"]:
             parts.append(f"{count['failed']} failed")
         parts.append(f"{clock(time.time() - self._began)} elapsed")
-        left_s = time_left_s(self._jobs, at_a_time=self._at_a_time)
-        return ", ".join(parts if left_s is None else [*parts, f"about {clock(left_s)} left"])
+        left_s, is_whole = time_left_s(self._jobs, at_a_time=self._at_a_time)
+        if left_s is not None:
+            parts.append(f"{'about' if is_whole else 'at least'} {clock(left_s)} left")
+        return ", ".join(parts)
 
     def _picture(self) -> Group:
         table = Table.grid(padding=(0, 2))
@@ -117,10 +119,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> float | None:
-    """Estimate how long a launch still takes; None as long as nobody knows.
+def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> tuple[float | None, bool]:
+    """Estimate how long a launch still takes.
 
     Every waiting experiment is taken to last as long as the mean of its kind, and the work to spread evenly.
+
+    Returns:
+        The estimate, None as long as nobody knows, and whether it covers every kind of experiment that waits.
     """
     now = time.time()
     lengths: dict[str, list[float]] = {}
@@ -134,7 +139,8 @@ def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> float | None:
             left.append(job.progress["eta_s"])
             lengths.setdefault(job.experiment.kind, []).append(now - job.started + left[-1])
     if not lengths:
-        return None
+        return None, False
     means = {kind: sum(values) / len(values) for kind, values in lengths.items()}
-    waiting = sum(means.get(job.experiment.kind, 0.0) for job in jobs if job.state == "waiting")
-    return max([*left, (sum(left) + waiting) / at_a_time])
+    waiting = [job.experiment.kind for job in jobs if job.state == "waiting"]
+    work = sum(left) + sum(means.get(kind, 0.0) for kind in waiting)
+    return max([*left, work / at_a_time]), set(waiting) <= set(means)

@@ -24,8 +24,10 @@ import time
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
+from typing import IO
 
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
+from launch.capacity import job_environment
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -69,11 +71,24 @@ def follow_parent() -> bool:
     return "RANK" in os.environ or os.getppid() == int(launcher)
 
 
-def run_ranks(run: RunDirectory, num_devices: int) -> int:
-    """Start one process a device under torchrun and pass signals on to them."""
+def run_ranks(run: RunDirectory, num_devices: int, *, log: IO[str] | None = None) -> int:
+    """Start one process a device under torchrun, pass signals on to them, and return the exit code of the job.
+
+    Args:
+        run: the run directory.
+        num_devices: number of processes.
+        log: where their output goes; None = where ours goes.
+    """
     torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     job = [f"--nproc-per-node={num_devices}", "-m", "launch.job", str(run.path)]
-    with subprocess.Popen([*torchrun_command, *job], preexec_fn=follow_us) as torchrun:
+    with subprocess.Popen(
+        [*torchrun_command, *job],
+        stdout=log,
+        stderr=log,
+        env=job_environment(run.config),
+        start_new_session=True,  # a Ctrl-C that reached torchrun would make it kill the ranks: we tell them ourselves
+        preexec_fn=follow_us,
+    ) as torchrun:
         told = False
         while torchrun.poll() is None:
             if INTERRUPTION.requested and not told:

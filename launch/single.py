@@ -108,6 +108,9 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     config = {**config, "data": prepare(config["data"])}
     parents = []
     if kind == "downstream":
+        for name in ("run", "video", "audio"):
+            if config["weights"][name] == "":
+                raise ValueError(f"weights.{name} is empty: give a path, or leave it out")
         config["weights"] = {**config["weights"], "fingerprint": fingerprint_of_weights(config["weights"])}
         if config["weights"]["run"]:
             parent = RunDirectory.open(config["weights"]["run"])
@@ -140,8 +143,8 @@ def _run(run: RunDirectory, console: Console) -> int:
     """Run the experiment and return the exit code of a job."""
     num_devices = run.config["execution"]["num_devices"]
     if num_devices > 1 and "RANK" not in os.environ:
-        with _watching(run, console):
-            return run_ranks(run, num_devices)
+        with _watching(run, console), run.log_path.open("a") as log:
+            return run_ranks(run, num_devices, log=log)
     from crisscross import experiment
 
     try:

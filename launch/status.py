@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], console: Console) ->
         )
     console.print(table)
     if holder is None and num_done < len(standings):
-        again = " ".join(["uv run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
+        again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
         _say(console, f"go on with: {again}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from crisscross.data.catalogue import prepare
+from crisscross.journal import read_journal
 from crisscross.run_directory import RunDirectory
 
 TINY_OVERRIDES = (
@@ -55,10 +55,17 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
     return {**config, "data": prepare(config["data"], progress=False)}
 
 
+def full_history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
+    """Return (step, metrics) of a run's whole history."""
+    return [(line["step"], line["metrics"]) for line in read_journal(run.metrics_path)]
+
+
 def history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
     """Return (step, metrics) of a run's whole history, less what is measured by a clock."""
-    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [(line["step"], {k: v for k, v in line["metrics"].items() if not k.startswith("time/")}) for line in lines]
+    return [
+        (step, {name: value for name, value in metrics.items() if not name.startswith("time/")})
+        for step, metrics in full_history(run)
+    ]
 
 
 def final_state(run: RunDirectory) -> dict[str, Any]:

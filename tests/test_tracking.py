@@ -240,7 +240,7 @@ def test_killed_between_sending_and_noting_it(uri, tmp_path):
     job = Job(run)
     job.train(200, names=13)
     job.finish(metrics={"eval/extra": 0.25})
-    for _ in range(3):
+    for _ in range(5):
         process = in_another_process(send_and_die, run, uri)
         process.join(60)
         if process.exitcode == 0:

@@ -17,6 +17,7 @@ from crisscross.data.streams import (
     SeekError,
     choose_stream,
     decoded_frames,
+    is_seekable,
     open_media,
     pictures,
     seek,
@@ -100,8 +101,8 @@ def _probe_video(path: str | Path, thorough: bool) -> dict[str, object]:
         times_s = [picture.time_s for picture in start if picture.frame is not None]
         rate_hz = _frame_rate_hz(stream, times_s)
         num_frames = stream.frames or None
-        index = stream.index
-    if thorough or claimed_end_s is None:
+        index, seekable = stream.index, is_seekable(container)
+    if thorough or not seekable or claimed_end_s is None:
         last, num_frames = _walk(path, index, None)
     else:
         last, _ = _walk(path, index, max(claimed_end_s - TAIL_S, first.time_s))

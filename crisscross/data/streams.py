@@ -5,8 +5,9 @@ What real files do, and what is done about it here:
 - A time is a presentation time in seconds on the file's own timeline; it need not start at 0.
 - Pictures come out of the decoder in the right order, but some AVI files carry their timestamps shuffled. So
   the order is kept and the times are sorted: the k-th picture gets the k-th smallest time.
-- A seek may land late (MPEG program streams), find nothing (transport streams) or give damaged pictures. It is
-  checked, and ``SeekError`` tells the caller to open the file anew and decode from the start.
+- A seek may land late (MPEG program streams, some AVI), find nothing (transport streams) or give damaged pictures.
+  Where containers are known for it there is none; elsewhere it is checked, and ``SeekError`` tells the caller to open
+  the file anew and decode from the start.
 - A packet that does not decode is skipped, but what it spoils is marked: the pictures after it until the next
   key frame, and the gap that it leaves. Whoever asks for such a picture gets a ``DecodeError``.
 - A cover picture is a video stream to FFmpeg and not to us. Of several real streams the first that decodes is taken.
@@ -30,6 +31,9 @@ from crisscross.data.geometry import pixel_aspect
 # How far a timestamp may lie from its place. AVI keeps none, so that FFmpeg guesses: off by 1 in 35 of 174 UCF101 and
 # HMDB51 files (MPEG-4), by 3 with H.264 inside. Other containers keep them; 2 is for copies made from such files.
 AVI_REORDER_DEPTH, REORDER_DEPTH = 4, 2
+# Containers in which pictures keep their times after a seek. In MPEG program streams they move by a frame, silently,
+# and transport streams find nothing; these and the rare ones are decoded from the start: slower and always right.
+SEEKABLE_FORMATS = ("mov", "matroska", "avi")
 SEEK_MARGIN_S = 0.05  # aim a little early: AVI seeks go by decoding time, one frame off (measured on HMDB51)
 BLIND_SEEK_S = 3.0  # without an index of key frames, a seek over less than this seldom pays (chosen by us)
 SAME_TIME_S = 1e-6  # times closer than this are one time: far below a frame, far above rounding
@@ -125,7 +129,7 @@ def decoded_frames(
     for other in container.streams:  # the demuxer need not even read what nobody decodes
         other.discard = Discard.default if other.index == stream.index else Discard.all
     packets = container.demux(stream)
-    skimming = False
+    skimming = None  # what the decoder does now is not known: another pass may have left it skimming
     while True:
         try:
             packet = next(packets, None)
@@ -146,6 +150,11 @@ def decoded_frames(
             continue
         for frame in frames:
             yield frame, ""
+
+
+def is_seekable(container: av.container.InputContainer) -> bool:
+    """Return whether seeks in this kind of container can be trusted, if checked."""
+    return container.format.name.split(",")[0] in SEEKABLE_FORMATS
 
 
 def seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: float) -> None:
@@ -184,7 +193,7 @@ def pictures(
     times: list[float] = []
     waiting: deque[tuple[av.VideoFrame, str, str]] = deque()
     spoilt = lost = ""
-    latest = emitted = None
+    latest, emitted = None, -math.inf
     depth = AVI_REORDER_DEPTH if container.format.name == "avi" else REORDER_DEPTH
     for frame, problem in decoded_frames(container, stream, skim):
         if frame is None:
@@ -199,10 +208,10 @@ def pictures(
         waiting.append((frame, spoilt, lost))
         lost = ""
         if len(waiting) > depth:
-            emitted = max(heapq.heappop(times), emitted if emitted is not None else -math.inf)
+            emitted = max(heapq.heappop(times), emitted)
             yield Picture(emitted, *waiting.popleft())
     for entry in waiting:
-        emitted = max(heapq.heappop(times), emitted if emitted is not None else -math.inf)
+        emitted = max(heapq.heappop(times), emitted)
         yield Picture(emitted, *entry)
     if lost:
         yield Picture(math.inf, None, lost=lost)
@@ -235,7 +244,8 @@ class PictureReader:
         at_start: bool = True,
     ):
         self._container, self._stream, self._path = container, stream, path
-        self._seeks, self._at_start = seeks, at_start
+        self._seeks = seeks and is_seekable(container)
+        self._at_start = at_start
         self._feed: Iterator[Picture] | None = None
         self._sought = False
         self._skim = Skim() if seeks and stream.codec_context.name in SKIMMED_CODECS else None
@@ -246,7 +256,10 @@ class PictureReader:
         """Get ready for a run of times that begins here; times already passed are not asked again."""
         if self._skim is not None:
             self._skim.until_s = time_s - SKIM_MARGIN_FRAMES * nominal_frame_s(self._stream)
-        sought = (self._feed is None and not self._at_start) or (self._seeks and self._pays(time_s))
+        must_seek = self._feed is None and not self._at_start
+        if must_seek and not self._seeks:
+            raise SeekError("this kind of container is not sought in")
+        sought = must_seek or (self._seeks and self._pays(time_s))
         if sought:
             seek(self._container, self._stream, max(time_s - SEEK_MARGIN_S, self._start_s()))
         if sought or self._feed is None:

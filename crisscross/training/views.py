@@ -41,7 +41,7 @@ def augmented_views(
 
     frames = batch.video.transpose(0, 1).flatten(0, 1).to(device, non_blocking=True)
     waves = batch.audio.transpose(0, 1).flatten(0, 1).to(device, non_blocking=True)
-    aspect = batch.aspect.repeat(num_views).to(device, non_blocking=True)
+    aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
     return Views(
         video=augment_video(frames, aspect, keys("video"), video).unflatten(0, (num_views, size)),
         audio=augment_audio(waves, keys("audio"), audio).unflatten(0, (num_views, size)),
@@ -62,5 +62,5 @@ def evaluation_views(
     num_segments = batch.video.shape[1]
     frames = batch.video.flatten(0, 1).to(device, non_blocking=True)
     waves = batch.audio.flatten(0, 1).to(device, non_blocking=True)
-    aspect = batch.aspect.repeat_interleave(num_segments).to(device, non_blocking=True)
+    aspect = batch.aspect.repeat_interleave(num_segments)
     return evaluate_video(frames, aspect, video), evaluate_audio(waves, audio)

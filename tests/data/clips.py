@@ -84,8 +84,11 @@ def write_clip(
         sound: (channels, samples) float32 in -1 to 1. None writes no audio stream.
         sample_rate_hz: of the sound.
         audio_start_s: when its first sample is heard.
-        height, width: of the stored pictures.
-        video_codec, video_options, pixel_format: the encoder.
+        height: of the stored pictures.
+        width: likewise.
+        video_codec: the encoder.
+        video_options: for the encoder, such as ``{"bf": "3"}``.
+        pixel_format: what is stored.
         full_range: store luma 0 to 255 in place of 16 to 235.
         pixel_aspect: width over height of a stored pixel.
         rotation: degrees counter-clockwise by which a player turns the picture.

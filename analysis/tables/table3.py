@@ -1,0 +1,275 @@
+"""Table 3, how much temporal relaxation is best (PAPER section 6; the paper shows this study as a figure)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.runs import StudyRuns, reason_missing
+from analysis.tables.base import Cell, Row, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RELAXATIONS = ("none", "mild", "medium", "mixed", "extreme")
+"""The paper's, in its order. They stand in the table even where nothing has been run; others follow when they have."""
+MODALITIES = {"v": "v", "a": "a", "av": "a+v"}
+PROTOCOLS = {"svm": "one-vs-all linear SVM"}
+FLOOR = "untrained"
+KEY = ("scale", "method", "pretrain_data", "pretrain_family", "downstream_data", "protocol", "family")
+"""What results must have in common to stand in one column: all of it."""
+FLOOR_KEY = ("scale", "downstream_data", "protocol", "family")
+"""The same for untrained backbones, which no pretraining precedes."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    key: Mapping[str, str]
+    group: str
+    modality: str
+
+    @property
+    def metric(self) -> str:
+        return f"eval/top1_{self.modality}"
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is known of one cell: values by seed, and why seeds are missing."""
+
+    values: dict[int, float]
+    run_ids: tuple[str, ...]
+    missing: dict[int, tuple[str, str]]
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.values.values()) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        if len(self.values) < 2:
+            return None
+        squares = sum((value - self.mean) ** 2 for value in self.values.values())
+        return (squares / (len(self.values) - 1)) ** 0.5
+
+    @property
+    def printed_mean(self) -> str:
+        return "" if self.mean is None else f"{100 * self.mean:.1f}"
+
+    @property
+    def reason(self) -> str:
+        return ", ".join(dict.fromkeys(short for short, _ in self.missing.values())) if not self.values else ""
+
+
+def build(runs: StudyRuns) -> Table:
+    """Make the table from the runs of a relaxation study."""
+    columns = _columns(runs.evaluations)
+    relaxations = _relaxations(runs)
+    results = {
+        (row, column): _result(runs, row, columns[column])
+        for row in [*relaxations, FLOOR]
+        for column in range(len(columns))
+    }
+    best = {
+        column: max((results[row, column].printed_mean for row in relaxations), key=lambda text: float(text or -1))
+        for column in range(len(columns))
+    }
+
+    def row(label: str, *, is_floor: bool = False) -> Row:
+        cells = [_cell(results[label, column], best="" if is_floor else best[column]) for column in range(len(columns))]
+        return Row("untrained (floor)" if is_floor else label, tuple(cells), is_floor)
+
+    return Table(
+        name="table3",
+        title="Table 3",
+        caption=_caption(columns, results),
+        row_header="relaxation",
+        columns=tuple((column.group, MODALITIES[column.modality]) for column in columns),
+        rows=(*map(row, relaxations), row(FLOOR, is_floor=True)),
+        notes=_notes(runs, columns, results),
+        records=tuple(
+            _record(runs, label, columns[column], result, floor=results[FLOOR, column], best=best[column])
+            for (label, column), result in results.items()
+        ),
+    )
+
+
+def _columns(evaluations: pd.DataFrame) -> list[_Column]:
+    trained = evaluations[evaluations["relaxation"] != ""]
+    keys = [dict(zip(KEY, values, strict=True)) for values in sorted(set(_tuples(trained, KEY)))]
+    covered = {tuple(key[name] for name in FLOOR_KEY) for key in keys}
+    for values in sorted(set(_tuples(evaluations[evaluations["method"] == FLOOR], FLOOR_KEY)) - covered):
+        keys.append({**dict.fromkeys(KEY, ""), **dict(zip(FLOOR_KEY, values, strict=True))})
+    groups = _groups(keys)
+    columns = []
+    for key, group in zip(keys, groups, strict=True):
+        ours = _of_downstream(evaluations, key)
+        asked = {modality for modalities in ours["modalities"] for modality in modalities}
+        columns += [_Column(key, group, modality) for modality in MODALITIES if modality in asked or not asked]
+    return columns
+
+
+def _groups(keys: list[dict[str, str]]) -> list[str]:
+    """Name the columns: the downstream dataset, and whatever else tells two of them apart."""
+
+    def varies(name: str) -> bool:
+        return len({key[name] for key in keys if key[name]}) > 1
+
+    names = []
+    for key in keys:
+        name = f"{key['pretrain_data']} → " if varies("pretrain_data") and key["pretrain_data"] else ""
+        name += key["downstream_data"]
+        extra = [key[part] for part in ("method", "scale", "protocol") if varies(part) and key[part]]
+        names.append(f"{name} ({', '.join(extra)})" if extra else name)
+    if len(set(names)) == len(names):
+        return names
+    return [
+        f"{name} [{'/'.join(filter(None, (key['pretrain_family'], key['family'])))}]" if names.count(name) > 1 else name
+        for name, key in zip(names, keys, strict=True)
+    ]
+
+
+def _tuples(frame: pd.DataFrame, columns: Iterable[str]) -> list[tuple[str, ...]]:
+    return list(frame[list(columns)].itertuples(index=False, name=None))
+
+
+def _matching(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def _of_downstream(evaluations: pd.DataFrame, key: Mapping[str, str]) -> pd.DataFrame:
+    return _matching(evaluations, {name: key[name] for name in FLOOR_KEY})
+
+
+def _relaxations(runs: StudyRuns) -> list[str]:
+    known = set(runs.evaluations["relaxation"]) | set(runs.pretrainings["relaxation"])
+    return [*RELAXATIONS, *sorted(known - {"", *RELAXATIONS})]
+
+
+def _seeds(runs: StudyRuns) -> list[int]:
+    learnt = runs.evaluations[runs.evaluations["relaxation"] != ""]
+    return sorted({*map(int, learnt["seed"]), *map(int, runs.pretrainings["seed"])})
+
+
+def _result(runs: StudyRuns, label: str, column: _Column) -> _Result:
+    if label == FLOOR:
+        found = _matching(_of_downstream(runs.evaluations, column.key), {"method": FLOOR})
+        pretrainings = runs.pretrainings[:0]
+        seeds = sorted(set(map(int, found["seed"]))) or [0]
+    else:
+        found = _matching(runs.evaluations, {**column.key, "relaxation": label})
+        pretrainings = _matching(
+            runs.pretrainings,
+            {"relaxation": label, **{name: column.key[name] for name in ("method", "pretrain_family")}},
+        )
+        seeds = _seeds(runs) or [0]
+    values: dict[int, float] = {}
+    run_ids: list[str] = []
+    missing: dict[int, tuple[str, str]] = {}
+    for seed in seeds:
+        of_seed = found[found["seed"] == seed]
+        done = of_seed[of_seed["status"] == "FINISHED"]
+        if column.metric in done and done[column.metric].notna().any():
+            done = done[done[column.metric].notna()]
+            # More than one only where a pretraining was evaluated with several seeds: they are no seeds of their own.
+            values[seed] = float(done[column.metric].mean())
+            run_ids += list(done["run_id"])
+        else:
+            above = pretrainings[pretrainings["seed"] == seed]
+            missing[seed] = reason_missing(_first(of_seed), _first(above))
+    return _Result(values, tuple(run_ids), missing)
+
+
+def _first(frame: pd.DataFrame) -> dict[str, Any] | None:
+    return frame.iloc[0].to_dict() if len(frame) else None
+
+
+def _cell(result: _Result, *, best: str) -> Cell:
+    if result.mean is None:
+        return Cell(result.reason, is_missing=True)
+    text = result.printed_mean
+    if result.std is not None:
+        text += f" ± {100 * result.std:.1f} (n={len(result.values)})"
+    return Cell(text, is_best=result.printed_mean == best)
+
+
+def _caption(columns: list[_Column], results: Mapping[tuple[str, int], _Result]) -> str:
+    def listed(name: str) -> str:
+        return ", ".join(dict.fromkeys(column.key[name] for column in columns if column.key[name])) or "nothing yet"
+
+    protocols = [PROTOCOLS.get(name, name) for name in listed("protocol").split(", ")]
+    numbers = {len(result.values) for (row, _), result in results.items() if result.values and row != FLOOR}
+    if not numbers:
+        spread = "No result yet."
+    elif numbers == {1}:
+        spread = "One seed a cell (n = 1), so there is no ±."
+    else:
+        spread = f"Mean ± sample standard deviation over n seeds (up to {max(numbers)}); no ± where n = 1."
+    sentences = [
+        "How much temporal relaxation is best?",
+        f"Top-1 accuracy in % of frozen backbones with {', '.join(protocols)}, {listed('scale')} scale;",
+        f"pretrained on {listed('pretrain_data')}, evaluated on {listed('downstream_data')};",
+        "v = video, a = audio, a+v = both.",
+        spread,
+        "Bold: best of a column. The floor is the same evaluation of untrained backbones.",
+        "The paper shows this study as a figure, so there is no published number beside these.",
+    ]
+    if {column.key["scale"] for column in columns} != {"paper"}:
+        sentences.append("Not at the paper's scale: not comparable with its numbers.")
+    return " ".join(sentences)
+
+
+def _notes(runs: StudyRuns, columns: list[_Column], results: Mapping[tuple[str, int], _Result]) -> tuple[str, ...]:
+    """Say which seeds are missing, and why, where the cells have no room for it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (row, column), result in results.items():
+        for seed, (short, error) in result.missing.items():
+            if error or result.values:
+                what = f"{short}: {error}" if error else short
+                found.setdefault((f"{row}, seed {seed}", what), []).append(
+                    f"{columns[column].group} {MODALITIES[columns[column].modality]}"
+                )
+    notes = [
+        f"{who}{'' if len(where) == len(columns) else ' (' + ', '.join(where) + ')'}: {what}"
+        for (who, what), where in found.items()
+    ]
+    commits = sorted({*runs.evaluations["git_commit"], *runs.pretrainings["git_commit"]} - {""})
+    if len(commits) > 1:
+        notes.append(f"The runs come from {len(commits)} commits: {', '.join(commit[:8] for commit in commits)}.")
+    return tuple(notes)
+
+
+def _record(
+    runs: StudyRuns, label: str, column: _Column, result: _Result, *, floor: _Result, best: str
+) -> dict[str, Any]:
+    """Return a cell with everything behind it: every number leads back to its runs."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.6f}"
+
+    is_floor = label == FLOOR
+    gain = None if is_floor or result.mean is None or floor.mean is None else 100 * (result.mean - floor.mean)
+    return {
+        "table": "3",
+        "study": runs.study,
+        "fingerprint": runs.fingerprint,
+        "row": label,
+        "is_floor": str(is_floor).lower(),
+        "modality": column.modality,
+        **column.key,
+        "metric": column.metric,
+        "mean": number(result.mean),
+        "std": number(result.std),
+        "n": len(result.values),
+        "seeds": " ".join(map(str, result.values)),
+        "is_best": str(bool(not is_floor and result.values and result.printed_mean == best)).lower(),
+        "gain_over_floor_points": number(gain),
+        "run_ids": " ".join(result.run_ids),
+        "missing": "; ".join(
+            f"seed {seed}: {short}{f' ({error})' if error else ''}" for seed, (short, error) in result.missing.items()
+        ),
+    }

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from crisscross import tracking
+from crisscross.run_directory import RunDirectory
+
+FINGERPRINT = "0123abcd"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A SQLite store with tables and nothing in them: making one takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("store")
+    tracking._import_client()
+    tracking._make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
+    return folder / "mlflow.db"
+
+
+class Study:
+    """Makes the run directories of a relaxation study and delivers them."""
+
+    def __init__(self, folder: Path, *, fingerprint: str = FINGERPRINT, launched: float = 1.0, scale: str = "demo"):
+        self.folder, self.scale = folder, scale
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+        about = {"study": "relaxation", "table": 3, "fingerprint": fingerprint, "launched": launched}
+        self.studies = {f"relaxation.{fingerprint}": about}
+        self.runs: list[RunDirectory] = []
+
+    def _make(self, kind: str, config: dict, parents=()) -> RunDirectory:
+        common = {"scale": {"name": self.scale}, "runs_root": str(self.folder / "runs")}
+        run = RunDirectory.create(kind, {**common, **config}, parents=parents, studies=self.studies)
+        self.runs.append(run)
+        return run
+
+    def pretraining(self, relaxation: str, *, seed: int = 0, data: str = "demo", **progress) -> RunDirectory:
+        config = {
+            "method": {"name": "crisscross"},
+            "relaxation": relaxation,
+            "seed": seed,
+            "data": {"name": data, "fingerprint": "f" * 64},
+        }
+        run = self._make("pretrain", config)
+        if progress:
+            run.write_progress(**progress)
+        else:
+            run.write_result({"steps": 1, "metrics": {"loss/total": -0.5}})
+        return run
+
+    def evaluation(
+        self,
+        parent: RunDirectory | None,
+        top1: dict[str, float] | None = None,
+        *,
+        seed: int = 0,
+        data: str = "demo",
+        num_clips: int = 10,
+        **progress,
+    ) -> RunDirectory:
+        config = {
+            "downstream": {"name": "svm", "modalities": ["v", "a", "av"], "num_clips": num_clips},
+            "weights": {"run": parent and str(parent.path), "video": None, "audio": None},
+            "seed": seed,
+            "data": {"name": data, "fingerprint": "e" * 64},
+        }
+        run = self._make("downstream", config, parents=[parent] if parent else [])
+        if progress:
+            run.write_progress(**progress)
+        if top1:
+            run.write_result({"metrics": {f"eval/top1_{modality}": value for modality, value in top1.items()}})
+        return run
+
+    def deliver(self) -> None:
+        assert tracking.deliver_all(self.runs, uri=self.uri, experiment="crisscross") == []
+
+
+@pytest.fixture
+def study(empty_store, tmp_path) -> Study:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return Study(tmp_path)

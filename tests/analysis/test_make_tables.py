@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis.make_tables import main, print_tables
+from crisscross import tracking
+
+from .conftest import Study
+
+ROOT = Path(__file__).parents[2]
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """Read a printed Markdown table back: the cells of each row by its label."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in rows if not set(row[0]) <= set("-")}
+
+
+@pytest.fixture(scope="module")
+def filled(empty_store, tmp_path_factory) -> Study:
+    """A study in the middle of its life: some done, some not, for every reason there is."""
+    folder = tmp_path_factory.mktemp("filled")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    study = Study(folder)
+    for seed, top1 in enumerate((0.50, 0.61, 0.58)):
+        study.evaluation(study.pretraining("none", seed=seed), {"v": top1, "a": 0.7, "av": 0.75})
+    study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.70004, "av": 0.9})
+    study.evaluation(study.pretraining("mild", seed=1), state="failed", error="clip 7_b.mp4 cannot be decoded")
+    study.evaluation(study.pretraining("mild", seed=2), state="running", step=1, total=4)
+    study.evaluation(study.pretraining("medium", state="running", step=41, total=100))
+    study.evaluation(study.pretraining("mixed", state="failed", error="the disk is full"))
+    study.pretraining("video_extreme", state="interrupted", step=1, total=4)
+    study.evaluation(None, {"v": 0.8, "a": 0.1, "av": 0.1})
+    study.deliver()
+    return study
+
+
+def test_the_table_of_a_study(filled, tmp_path, capsys):
+    assert main(["--uri", filled.uri, "--out", str(tmp_path / "tables")]) == 0
+    printed = capsys.readouterr().out
+    found = cells(printed)
+    assert list(found) == [
+        "relaxation",
+        "none",
+        "mild",
+        "medium",
+        "mixed",
+        "extreme",
+        "video_extreme",
+        "untrained (floor)",
+    ]
+    assert found["relaxation"] == ["demo v", "demo a", "demo a+v"]
+    values = [0.50, 0.61, 0.58]
+    mean, std = 100 * statistics.mean(values), 100 * statistics.stdev(values)
+    assert found["none"] == [f"**{mean:.1f} ± {std:.1f} (n=3)**", "**70.0 ± 0.0 (n=3)**", "75.0 ± 0.0 (n=3)"]
+    assert found["mild"] == ["50.0", "**70.0**", "**90.0**"]  # 70.0 and 70.004 print alike: both are best
+    assert found["medium"] == ["pretraining 41 %, not run"] * 3  # seeds 1 and 2 were never started
+    assert found["mixed"] == ["parent failed, not run"] * 3
+    assert found["extreme"] == ["not run"] * 3
+    assert found["video_extreme"] == ["parent interrupted, not run"] * 3
+    assert found["untrained (floor)"] == ["80.0", "10.0", "10.0"]  # above all others in one column, and not bold
+    assert "- mild, seed 1: failed: clip 7_b.mp4 cannot be decoded" in printed
+    assert "- mild, seed 2: running 25 %" in printed
+    assert "- mixed, seed 0: parent failed: the disk is full" in printed
+    for part in ("demo scale", "linear SVM", "up to 3", "no published number", "not comparable"):
+        assert part in printed
+    assert (tmp_path / "tables" / "table3.md").read_text() in printed
+
+
+def test_every_number_leads_back_to_its_runs(filled, tmp_path):
+    print_tables(filled.uri, out=tmp_path / "tables")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "table3.csv").read_text())))
+    assert len(rows) == 7 * 3
+    known = {run["run_id"]: run for run in tracking.search_runs("", uri=filled.uri, experiment="crisscross")}
+    for row in rows:
+        behind = [known[run_id]["metrics"][row["metric"]] for run_id in row["run_ids"].split()]
+        assert len(behind) == int(row["n"])
+        if behind:
+            assert float(row["mean"]) == pytest.approx(statistics.mean(behind), abs=1e-6)
+        else:
+            assert row["missing"]
+    (none,) = (row for row in rows if row["row"] == "none" and row["modality"] == "a")
+    assert float(none["gain_over_floor_points"]) == pytest.approx(60.0)
+    assert (none["seeds"], none["is_best"]) == ("0 1 2", "true")
+    (floor,) = (row for row in rows if row["row"] == "untrained" and row["modality"] == "v")
+    assert (floor["is_floor"], floor["is_best"], floor["gain_over_floor_points"]) == ("true", "false", "")
+
+
+def test_the_same_runs_give_the_same_bytes(filled, tmp_path):
+    files = []
+    for out in ("first", "second"):
+        print_tables(filled.uri, out=tmp_path / out)
+        filled.deliver()  # nothing new
+        files.append([(tmp_path / out / f"table3.{name}").read_bytes() for name in ("md", "csv", "tex")])
+    assert files[0] == files[1]
+
+
+def test_one_seed_has_no_spread(study, tmp_path, capsys):
+    study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.7, "av": 0.9})
+    study.deliver()
+    assert main(["--uri", study.uri, "--out", str(tmp_path / "tables"), "--format", "csv"]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed)["mild"] == ["**50.0**", "**70.0**", "**90.0**"]
+    assert "One seed a cell (n = 1), so there is no ±." in printed
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["table3.csv"]
+
+
+def test_results_of_different_protocols_or_data_never_share_a_column(study, tmp_path, capsys):
+    parent, other = study.pretraining("mild"), study.pretraining("none", data="more")
+    study.evaluation(parent, {"v": 0.1, "a": 0.1, "av": 0.1})
+    study.evaluation(parent, {"v": 0.2, "a": 0.2, "av": 0.2}, num_clips=1)
+    study.evaluation(other, {"v": 0.3, "a": 0.3, "av": 0.3})
+    study.evaluation(parent, {"v": 0.4, "a": 0.4, "av": 0.4}, data="clips")
+    study.evaluation(None, {"v": 0.05, "a": 0.05, "av": 0.05})
+    study.deliver()
+    assert print_tables(study.uri, out=tmp_path / "tables") == 0
+    found = cells(capsys.readouterr().out)
+    assert len(found["relaxation"]) == len(set(found["relaxation"])) == 4 * 3
+    mild = [cell for cell in found["mild"] if cell != "not run"]
+    assert sorted(mild) == sorted(["**10.0**"] * 3 + ["**20.0**"] * 3 + ["**40.0**"] * 3)
+    assert [cell for cell in found["none"] if cell != "not run"] == ["**30.0**"] * 3
+    # The floor is the same evaluation of untrained backbones, whatever was learnt from.
+    floor = dict(zip(found["relaxation"], found["untrained (floor)"], strict=True))
+    assert sorted(floor.values()) == ["5.0"] * 6 + ["not run"] * 6
+    assert {name.split()[0] for name in found["relaxation"]} == {"demo", "more"}
+
+
+def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path, capsys):
+    study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.5, "av": 0.5})
+    study.deliver()
+    newer = Study(tmp_path, fingerprint="89abcdef", launched=2.0, scale="paper")
+    newer.evaluation(newer.pretraining("mild", seed=4), {"v": 0.6, "a": 0.6, "av": 0.6})
+    newer.deliver()
+    out = ["--uri", study.uri, "--out", str(tmp_path / "tables")]
+    assert main(out) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed)["mild"] == ["**60.0**"] * 3
+    assert "paper scale" in printed
+    assert "not comparable" not in printed
+    assert "uv run analysis/make_tables.py --fingerprint 0123abcd" in printed
+    assert "0123abcd" not in (tmp_path / "tables" / "table3.md").read_text()
+    tracking.mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
+    assert main(out) == 0
+    assert cells(capsys.readouterr().out)["mild"] == ["**50.0**"] * 3
+    assert main([*out, "--fingerprint", "89abcdef"]) == 0
+    assert cells(capsys.readouterr().out)["mild"] == ["**60.0**"] * 3
+    assert main([*out, "--fingerprint", "ffffffff"]) == 1
+    assert "has no variant ffffffff: there are 89abcdef, 0123abcd" in capsys.readouterr().err
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "tables")]
+    for uri, what in [
+        (f"sqlite:///{tmp_path}/none.db", "there is no such store"),
+        (study.uri, "no experiment crisscross"),
+        ("http://127.0.0.1:9", "refused"),
+    ]:
+        assert main(["--uri", uri, *out]) == 1
+        line = one_line(capsys)
+        assert what in line
+        assert "`uv run launch/sweep_relaxation.py`" in line
+    assert main(["--uri", "mlruns", *out]) == 1
+    assert "is no MLflow store" in one_line(capsys)
+    Study(tmp_path, fingerprint="89abcdef").studies.clear()
+    tracking.mark_latest("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
+    assert main(["--uri", study.uri, *out]) == 1
+    assert "has no runs of the study relaxation" in one_line(capsys)
+    study.pretraining("mild")
+    study.deliver()
+    assert main(["--uri", study.uri, *out]) == 1
+    assert "1 pretrainings but no evaluation yet" in one_line(capsys)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_wrong_formats_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["--format", "md,doc"])
+    assert "'md,doc': give some of md,csv,tex" in capsys.readouterr().err
+
+
+def test_the_script_starts_lightly_from_its_own_folder(tmp_path):
+    code = "import sys, analysis.make_tables; assert not {'mlflow', 'pandas', 'torch'} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+    script = subprocess.run(
+        [sys.executable, ROOT / "analysis" / "make_tables.py"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert script.returncode == 1
+    assert script.stderr.startswith("no table: MLflow at sqlite:///mlflow.db: there is no such store; `uv run launch/")
+    assert not any(tmp_path.iterdir())

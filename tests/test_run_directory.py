@@ -1,0 +1,115 @@
+"""Run directories and the journal: what is there twice is one, what is cut is cut at the right place."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+
+from crisscross.files import write_atomically, write_text
+from crisscross.journal import Journal, read_journal
+from crisscross.run_directory import AlreadyRunningError, RunDirectory
+
+CONFIG = {
+    "method": {"name": "crisscross"},
+    "relaxation": "mild",
+    "seed": 3,
+    "data": {"name": "my clips/2", "fingerprint": "f"},
+    "runs_root": "",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict:
+    return {**copy.deepcopy(CONFIG), "runs_root": str(tmp_path / "runs")}
+
+
+def test_the_same_experiment_is_the_same_folder(config: dict) -> None:
+    one = RunDirectory.create("pretrain", config)
+    other = RunDirectory.create("pretrain", {**config, "tracking": {"uri": "elsewhere"}})
+    assert one == other
+    assert one.label == "crisscross-mild-my_clips_2-s3"
+    assert one.path.name == f"{one.label}-{one.identity[:12]}"
+    assert RunDirectory.create("pretrain", {**config, "seed": 4}) != one
+
+
+def test_the_folder_is_private(config: dict) -> None:
+    assert RunDirectory.create("pretrain", config).path.stat().st_mode & 0o077 == 0
+
+
+def test_studies_add_up(config: dict) -> None:
+    RunDirectory.create("pretrain", config, studies={"a": {"table": 3}})
+    run = RunDirectory.create("pretrain", config, studies={"b": {"table": 1}})
+    assert run.about["studies"] == {"a": {"table": 3}, "b": {"table": 1}}
+
+
+def test_opening_what_is_no_run_directory_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is no run directory \(no config.yaml\): launch a study"):
+        RunDirectory.open(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_root_that_cannot_be_written_names_the_key(config: dict, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match=r"runs_root=.*Permission denied: choose a folder you can write"):
+        RunDirectory.create("pretrain", config)
+
+
+def test_a_root_that_is_a_file_names_the_key(config: dict, tmp_path: Path) -> None:
+    write_text(tmp_path / "runs", "in the way")
+    with pytest.raises(OSError, match=r"runs_root=.*: choose a folder you can write"):
+        RunDirectory.create("pretrain", config)
+
+
+def test_the_lock_names_its_holder(config: dict) -> None:
+    run = RunDirectory.create("pretrain", config)
+    assert not run.is_locked
+    with run.lock():
+        assert run.is_locked
+        with pytest.raises(AlreadyRunningError, match=rf"already running \(process {os.getpid()} on "), run.lock():
+            pass
+    assert not run.is_locked
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def fail(file) -> None:
+        file.write(b"half of the ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_journal_is_cut_to_what_is_durable(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path)
+    journal.write(1, {"loss": 1.0})
+    covered = journal.sync()
+    journal.write(2, {"loss": 2.0})
+    journal.close()
+    journal = Journal(path, resume_at=covered, durable_step=1)
+    journal.write(1, {"loss": 9.0})  # already told
+    journal.write(2, {"loss": 2.5})
+    journal.close()
+    assert [(line["step"], line["metrics"]["loss"]) for line in read_journal(path)] == [(1, 1.0), (2, 2.5)]
+    assert [line["step"] for line in read_journal(path, start=covered)] == [2]
+    assert [line["step"] for line in read_journal(path, end=covered)] == [1]
+
+
+def test_a_journal_shorter_than_its_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 0 bytes, the checkpoint covers 10: the history was damaged"):
+        Journal(tmp_path / "metrics.jsonl", resume_at=10)
+
+
+def test_half_a_line_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "time_ms": 5, "metrics": {}}\n{"step": 2, "ti')
+    assert [line["step"] for line in read_journal(path)] == [1]
+    assert list(read_journal(tmp_path / "nothing")) == []
