@@ -123,7 +123,7 @@ class Courier:
             except (OSError, ValueError) as error:  # a damaged or vanished run directory is no reason to fail here
                 what = str(error)
             if what:
-                lines.append(f"{run.label}: {what}; it waits in {run.path} for the next delivery")
+                lines.append(f"{run.path.name}: {what}; it waits in {run.path} for the next delivery")
                 logger.warning(lines[-1])
         return lines
 

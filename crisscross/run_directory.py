@@ -186,7 +186,8 @@ class RunDirectory:
         Raises:
             AlreadyRunningError: when another process holds it, naming that process.
         """
-        lock = FileLock(self.path / ".run.lock", timeout=0)
+        # A second's patience: whoever asks `is_locked` holds the lock for an instant.
+        lock = FileLock(self.path / ".run.lock", timeout=1)
         try:
             lock.acquire()
         except Timeout:

@@ -54,7 +54,9 @@ def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None =
     gpus = visible_gpus() if any(execution["device"] != "cpu" for execution in executions) else ()
     for execution in executions:
         if execution["device"] == "cuda" and not gpus:
-            raise ValueError("execution.device=cuda: this machine shows no GPU (nvidia-smi): use auto or cpu")
+            raise ValueError(
+                "execution.device=cuda: this machine shows no GPU (nvidia-smi): use execution.device=auto or cpu"
+            )
         if gpus and execution["num_devices"] > len(gpus):
             raise ValueError(
                 f"execution.num_devices={execution['num_devices']}: this machine shows {len(gpus)} GPU(s): lower it"

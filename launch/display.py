@@ -93,8 +93,12 @@ class Display:
             if job.state in ("running", "attached"):
                 progress = job.progress
                 step, total = progress.get("step"), progress.get("total")
-                bar = ProgressBar(total=total, completed=step, width=24) if total and step is not None else Text("")
-                table.add_row(Text(job.experiment.label), bar, Text(describe(progress)))
+                bar = ProgressBar(total=total, completed=step, width=12) if total and step is not None else Text("")
+                table.add_row(
+                    Text(job.experiment.label, no_wrap=True),
+                    bar,
+                    Text(describe(progress), no_wrap=True, overflow="ellipsis"),
+                )
         return Group(table, Text(self.overall(), style="bold"))
 
 
@@ -103,12 +107,12 @@ def describe(progress: Mapping[str, Any]) -> str:
     parts = [str(progress.get("phase") or "starting")]
     if progress.get("total") and progress.get("step") is not None:
         parts[0] += f" {progress['step']}/{progress['total']}"
+    if progress.get("eta_s") is not None:
+        parts.append(f"{clock(progress['eta_s'])} left")
     if progress.get("loss") is not None:
         parts.append(f"loss {progress['loss']:.3f}")
     if progress.get("rate") is not None:
         parts.append(f"{progress['rate']:.1f} {progress.get('rate_unit') or 'steps/s'}")
-    if progress.get("eta_s") is not None:
-        parts.append(f"{clock(progress['eta_s'])} left")
     return ", ".join(parts)
 
 

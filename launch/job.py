@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     from crisscross.experiment import run as run_experiment
 
     run_experiment(run)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun takes any other code for a failure; our parent knows better
+        return 0
     return 0 if run.result is not None else INTERRUPTED_EXIT_CODE
 
 
@@ -97,7 +99,7 @@ def run_ranks(run: RunDirectory, num_devices: int, *, log: IO[str] | None = None
             time.sleep(0.2)
     if run.result is not None:
         return 0
-    if INTERRUPTION.requested or (run.progress or {}).get("state") == "interrupted":
+    if torchrun.returncode == 0 or INTERRUPTION.requested:
         return INTERRUPTED_EXIT_CODE
     print(f"{run.label}: a rank failed: see {run.log_path}", file=sys.stderr)
     return 1

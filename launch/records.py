@@ -149,6 +149,24 @@ def read_records(runs_root: Path, names: Sequence[str] = ()) -> list[dict[str, A
     return [record for full, record in known.items() if not names or full in names or record["study"] in names]
 
 
+def read_single_runs(runs_root: Path) -> dict[str, Any]:
+    """Return a record, as of a study, of the experiments that belong to none."""
+    members = []
+    for path in sorted(runs_root.glob("*/*/run.json")):
+        about = read_json(path)
+        if not about["studies"]:
+            members.append(
+                {
+                    "identity": about["identity"],
+                    "kind": about["kind"],
+                    "label": about["label"],
+                    "path": os.path.relpath(path.parent, runs_root),
+                    "parents": [],
+                }
+            )
+    return {"members": members}
+
+
 @contextlib.contextmanager
 def study_lock(runs_root: Path, name: str) -> Iterator[None]:
     """Hold the right to run a study. The operating system lets go of it when the process dies.

@@ -170,7 +170,8 @@ def _watching(run: RunDirectory, console: Console) -> Iterator[None]:
     def picture() -> Table:
         said = progress()
         grid = Table.grid(padding=(0, 2))
-        text = Text("stopping at the next step" if INTERRUPTION.requested else describe(said))
+        what = "stopping at the next step" if INTERRUPTION.requested else describe(said)
+        text = Text(what, no_wrap=True, overflow="ellipsis")
         grid.add_row(ProgressBar(total=said.get("total"), completed=said.get("step") or 0, width=30), text)
         return grid
 

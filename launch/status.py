@@ -23,7 +23,7 @@ from rich.text import Text
 
 from crisscross.run_directory import RunDirectory
 from launch.display import describe
-from launch.records import Standing, last_lines, read_records, standing_of, study_holder
+from launch.records import Standing, last_lines, read_records, read_single_runs, standing_of, study_holder
 
 WATCH_SECONDS = 5.0
 _COLOURS = {
@@ -75,11 +75,15 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
         ValueError: when there is no study of a name.
     """
     records = read_records(runs_root, names)
-    if not records:
+    single = {"members": []} if names else read_single_runs(runs_root)
+    if not records and not single["members"]:
         _say(console, f"no study in {runs_root} yet: start one with uv run launch/sweep_relaxation.py")
     for record in records:
         _show_study(runs_root, record, console)
-    for line in _deliver(runs_root, records):
+    if single["members"]:
+        _say(console, "experiments of no study", style="bold")
+        _show_members(runs_root, single, _standings(runs_root, single), console)
+    for line in _deliver(runs_root, [*records, single]):
         _say(console, line)
 
 
@@ -90,6 +94,15 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], console: Console) ->
     num_done = sum(standing.state == "done" for standing in standings.values())
     running = f"running (process {holder['pid']} on {holder['host']})" if holder else "not running"
     _say(console, f"{name}: {num_done} of {len(standings)} done, {running}", style="bold")
+    _show_members(runs_root, record, standings, console)
+    if holder is None and num_done < len(standings):
+        again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
+        _say(console, f"go on with: {again}")
+
+
+def _show_members(
+    runs_root: Path, record: Mapping[str, Any], standings: Mapping[str, Standing], console: Console
+) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("experiment", "state", "progress", "restarts", "log"):
         table.add_column(column, justify="right" if column == "restarts" else "left", overflow="fold")
@@ -110,9 +123,6 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], console: Console) ->
             Text(os.path.relpath(log) if log.is_file() else ""),
         )
     console.print(table)
-    if holder is None and num_done < len(standings):
-        again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
-        _say(console, f"go on with: {again}")
 
 
 def _standings(runs_root: Path, record: Mapping[str, Any]) -> dict[str, Standing]:
@@ -145,13 +155,14 @@ def _deliver(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]
 
     stores: dict[tuple[str, str], dict[Path, RunDirectory]] = {}
     for record in records:
-        if record["tracking"]["delivery"] == "off":
-            continue
-        place = (record["tracking"]["uri"], record["tracking"]["experiment"])
         for member in record["members"]:
             path = runs_root / member["path"]
-            if (path / "run.json").is_file():
-                stores.setdefault(place, {})[path] = RunDirectory.open(path)
+            if not (path / "run.json").is_file():
+                continue
+            run = RunDirectory.open(path)
+            tracking = record.get("tracking") or run.config["tracking"]
+            if tracking["delivery"] != "off":
+                stores.setdefault((tracking["uri"], tracking["experiment"]), {})[path] = run
     return [
         catch_up(list(runs.values()), tracking={"uri": uri, "experiment": experiment})
         for (uri, experiment), runs in stores.items()

@@ -628,5 +628,5 @@ def test_a_courier_without_a_server_says_what_waits(tmp_path, caplog, capfd):
         with courier:
             time.sleep(1.5)
         (line,) = courier.close(30)
-    assert line == (f"{run.label}: it is not in MLflow yet; it waits in {run.path} for the next delivery")
+    assert line == (f"{run.path.name}: it is not in MLflow yet; it waits in {run.path} for the next delivery")
     assert capfd.readouterr().err.count("training goes on") == 1

@@ -2,7 +2,7 @@
 
 Times are seconds on the file's own presentation timeline, shared by picture and sound, so the two stay aligned
 whatever the streams' own starts. Both views of a sample are cut in one opening of the file and, per stream, in
-one forward pass. ``streams.py`` says what is done about odd files, ``waveform.py`` how sound is resampled.
+one forward pass. ``streams.py`` and ``pictures.py`` say what is done about odd files, ``waveform.py`` how sound is resampled.
 
 Pictures are shown as a player shows them: rotation and mirroring of the container applied, non-square pixels
 made square, 8 bits, RGB in full range, transparency dropped.
@@ -18,10 +18,10 @@ import av
 import numpy as np
 
 from crisscross.data.geometry import to_rgb
+from crisscross.data.pictures import PictureReader
 from crisscross.data.probe import Probe, probe
 from crisscross.data.streams import (
     DecodeError,
-    PictureReader,
     SeekError,
     choose_stream,
     open_media,

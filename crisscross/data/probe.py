@@ -10,19 +10,17 @@ import av
 import numpy as np
 
 from crisscross.data.geometry import displayed_size, pixel_aspect, to_rgb
+from crisscross.data.pictures import Picture, PictureReader, pictures
 from crisscross.data.streams import (
     DecodeError,
-    Picture,
-    PictureReader,
     SeekError,
     choose_stream,
     decoded_frames,
     is_seekable,
     open_media,
-    pictures,
     seek,
 )
-from crisscross.data.waveform import Chunk, chunks
+from crisscross.data.waveform import Chunk, chunks, mono
 
 NUM_START_FRAMES = 8  # decoded at the start; enough to measure the frame rate
 TAIL_S = 0.5  # how far before the claimed end the decoding of the end begins
@@ -64,7 +62,7 @@ class _UnusableError(Exception):
 def probe(path: str | Path, *, thorough: bool = False) -> Probe:
     """Open a file and decode it at the start, the middle and the end.
 
-    The sound is decoded whole (10 s take 5 ms); the pictures at the three places, or whole with ``thorough``, which
+    The sound is decoded whole (10 s take 7 ms); the pictures at the three places, or whole with ``thorough``, which
     also checks that a seek to the middle gives the picture that decoding from the start gives. A stream that does
     not decode there counts as absent, with the reason.
 
@@ -196,11 +194,13 @@ def _probe_audio(path: str | Path, thorough: bool) -> dict[str, object]:
         stream = choose_stream(container, path, "audio")
         if stream is None:
             raise _UnusableError("no audio stream")
-        index = stream.index
+        index, may_hold_nan = stream.index, stream.codec_context.name.startswith("pcm_f")
         try:
             for chunk in chunks(container, stream, path):
                 if chunk.lost:
                     raise _UnusableError(f"the sound does not decode after {_end_s(last):.2f} s: {chunk.lost}")
+                if may_hold_nan and not np.isfinite(mono(chunk.frame)).all():
+                    raise _UnusableError("the sound holds values that are not finite")
                 first, last = first or chunk, chunk
         except DecodeError as error:
             raise _UnusableError(error.reason) from error

@@ -274,6 +274,7 @@ class TestSound:
         sound = tone(440, 1, 16000)
         sound[0, 8000] = np.nan
         path = write_clip(tmp_path / "a.wav", sound=sound, sample_rate_hz=16000, audio_codec="pcm_f32le")
+        assert probe(path).audio_problem == "the sound holds values that are not finite"
         with pytest.raises(DecodeError, match="not finite"):
             decode_audio(path, [0.0])
 

@@ -149,7 +149,7 @@ def test_status_while_running_then_cancel(tmp_path: Path, capsys: pytest.Capture
     assert code == 130
     printed = capsys.readouterr().out
     assert f"running (process {os.getpid()} on {socket.gethostname()})" in printed
-    assert "training 3/9, loss -0.250, 40.0 clips/s, 0:07 left" in printed
+    assert "training 3/9, 0:07 left, loss -0.250, 40.0 clips/s" in printed
     assert seen[0].startswith(f"launcher of {_plan().name}: told process {os.getpid()} to write a checkpoint")
     assert seen[1].startswith("crisscross-none-demo-s0: told process ")
     status.main([])

@@ -185,7 +185,7 @@ def test_plain_lines_say_how_far_a_job_is(tmp_path: Path) -> None:
     one = pretraining(tmp_path)
     runner, printed = make_runner(tmp_path, Graph([one]), {one.label: {"seconds": 1.0}}, heartbeat_s=0.2)
     runner.run()
-    assert "m-mild-demo-s0: training 3/9, loss -0.250, 40.0 clips/s, 0:07 left" in printed.getvalue()
+    assert "m-mild-demo-s0: training 3/9, 0:07 left, loss -0.250, 40.0 clips/s" in printed.getvalue()
     assert "0 of 1 done, 1 running" in printed.getvalue()
     assert "about 0:07 left" in printed.getvalue()
 

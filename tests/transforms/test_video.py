@@ -13,20 +13,22 @@ import torchvision.transforms.v2.functional as F
 
 from crisscross.randomness import sample_keys, uniforms
 from crisscross.transforms import resample as resample_module
-from crisscross.transforms.video import (
-    VideoTransformSettings,
+from crisscross.transforms.picture import (
     adjust_brightness_,
     adjust_contrast_,
     adjust_hue_,
     adjust_saturation_,
+    cut_out_,
+    gaussian_blur,
+    to_grayscale_,
+)
+from crisscross.transforms.video import (
+    VideoTransformSettings,
     apply_video,
     augment_video,
     centre_boxes,
-    cut_out_,
     draw_video,
     evaluate_video,
-    gaussian_blur,
-    to_grayscale_,
 )
 
 SMALL = VideoTransformSettings(crop_px=48)

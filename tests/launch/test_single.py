@@ -1,0 +1,95 @@
+"""experiments/pretrain.py and experiments/downstream.py as a user runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.single import fingerprint_of_weights
+from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / name), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("pretrain", ["relaxatoin=mild"], "relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?"),
+        ("pretrain", ["scale=huge"], "scale=huge: no such choice: use one of demo, paper"),
+        ("pretrain", ["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
+        (
+            "pretrain",
+            ["relaxation=none,mild"],
+            "several values for a setting: add --multirun to run one experiment for each",
+        ),
+        (
+            "pretrain",
+            ["--multirun", "epochs=1,2"],
+            "epochs=1: there is no setting epochs: did you mean training.epochs?",
+        ),
+        ("downstream", ["relaxation=mild"], "relaxation=mild: there is no setting relaxation: experiments/conf"),
+        ("downstream", ["weights.run="], "weights.run is empty: give a path, or leave it out"),
+        ("downstream", ["weights.video=x.pt"], "weights.video=x.pt: no such file: give a file of released weights"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, name: str, arguments: list[str], message: str) -> None:
+    found = _script(f"experiments/{name}.py", *arguments, f"data.root={tmp_path}", *TINY_OVERRIDES[:1], cwd=tmp_path)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: {message}")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_pretrain_then_evaluate_then_again(tmp_path: Path) -> None:
+    arguments = [*TINY_OVERRIDES, *TINY_PRETRAINING]
+    first = _script("experiments/pretrain.py", *arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (run,) = (tmp_path / "runs" / "pretrain").iterdir()
+    assert (run / "result.json").is_file()
+    assert f"result: runs/pretrain/{run.name}/result.json" in first.stdout
+    again = _script("experiments/pretrain.py", *arguments, cwd=tmp_path)
+    assert "done already: nothing to run" in again.stdout
+    child = _script("experiments/downstream.py", *TINY_OVERRIDES, f"weights.run={run}", cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    assert "eval/top1_av" in child.stdout
+    (evaluation,) = (tmp_path / "runs" / "downstream").iterdir()
+    assert json.loads((evaluation / "run.json").read_text())["parents"] == [f"../../pretrain/{run.name}"]
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_as_a_script(tmp_path: Path) -> None:
+    found = _script("launch/sweep_relaxation.py", *TINY_OVERRIDES, "dry_run=true", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "11 experiments (5 pretrainings, 6 evaluations), 0 done already" in found.stdout
+    assert not (tmp_path / "runs").exists()
+    assert "dry_run=true" in _script("launch/sweep_relaxation.py", "-h", cwd=tmp_path).stdout
+
+
+def test_weights_are_known_by_what_the_files_hold(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    one.write_bytes(b"weights")
+    other.write_bytes(b"weights")
+    nothing = {"run": None, "video": None, "audio": None}
+    assert fingerprint_of_weights(nothing) is None
+    found = fingerprint_of_weights({**nothing, "video": str(one)})
+    assert found == fingerprint_of_weights({**nothing, "video": str(other)})
+    assert found != fingerprint_of_weights({**nothing, "audio": str(one)})
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert found == hashlib.sha256(f"video:{digest}".encode()).hexdigest()
