@@ -105,21 +105,27 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     from crisscross.data.catalogue import prepare
 
     parse(KINDS[kind], config)
-    config = {**config, "data": prepare(config["data"])}
     parents = []
     if kind == "downstream":
-        for name in ("run", "video", "audio"):
-            if config["weights"][name] == "":
-                raise ValueError(f"weights.{name} is empty: give a path, or leave it out")
+        parents = _parents_of(config["weights"])
         config["weights"] = {**config["weights"], "fingerprint": fingerprint_of_weights(config["weights"])}
-        if config["weights"]["run"]:
-            parent = RunDirectory.open(config["weights"]["run"])
-            if parent.result is None:
-                raise ValueError(f"weights.run={config['weights']['run']}: not finished: run it first")
-            parents.append(parent)
+    config = {**config, "data": prepare(config["data"])}  # last: it may take a while
     run = RunDirectory.create(kind, config, parents=parents)
     bring_up_to_date(run, config)
     return run
+
+
+def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
+    """Return the pretraining that is evaluated, if it is one of ours."""
+    for name in ("run", "video", "audio"):
+        if weights[name] == "":
+            raise ValueError(f"weights.{name} is empty: give a path, or leave it out")
+    if weights["run"] is None:
+        return []
+    parent = RunDirectory.open(weights["run"])
+    if parent.result is None:
+        raise ValueError(f"weights.run={weights['run']}: not finished: run it first")
+    return [parent]
 
 
 def fingerprint_of_weights(weights: Mapping[str, Any]) -> str | None:

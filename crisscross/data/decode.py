@@ -1,8 +1,9 @@
 """Windows of a media file as arrays: uint8 pictures at a fixed rate, and mono sound at a fixed rate.
 
 Times are seconds on the file's own presentation timeline, shared by picture and sound, so the two stay aligned
-whatever the streams' own starts. Both views of a sample are cut in one opening of the file and, per stream, in
-one forward pass. ``streams.py`` and ``pictures.py`` say what is done about odd files, ``waveform.py`` how sound is resampled.
+whatever the streams' own starts. Both views of a sample are cut in one opening of the file and, per stream, in one
+forward pass. ``streams.py`` and ``pictures.py`` say what is done about odd files, ``waveform.py`` how sound is
+resampled.
 
 Pictures are shown as a player shows them: rotation and mirroring of the container applied, non-square pixels
 made square, 8 bits, RGB in full range, transparency dropped.

@@ -80,6 +80,17 @@ class TestPictures:
             numbers = read_numbers(decode_video(path, [s + offset_s for s in starts_s]))
             assert numbers.tolist() == [nearest_numbers(times_s, s) for s in starts_s]
 
+    @pytest.mark.parametrize("codec", ["libx264", "libx265"])
+    def test_leaving_out_unreferenced_pictures_before_a_window_changes_nothing(self, tmp_path, codec, monkeypatch):
+        path = write_clip(tmp_path / "a.mp4", times_s=even_times_s(150, 25), key_frame_every=250, video_codec=codec)
+        for start_s in (0.5, 2.013, 4.5, 5.7):
+            assert read_numbers(decode_video(path, [start_s]))[0].tolist() == nearest_numbers(
+                even_times_s(150, 25), start_s
+            )
+        skimmed = decode_video(path, [2.013, 4.5])
+        monkeypatch.setattr("crisscross.data.pictures.SKIMMED_CODECS", ())
+        assert np.array_equal(skimmed, decode_video(path, [2.013, 4.5]))
+
     def test_goes_by_timestamps_where_the_rate_varies(self, tmp_path):
         rng = np.random.default_rng(0)
         times_s = np.cumsum(rng.uniform(0.01, 0.4, size=60).round(3))

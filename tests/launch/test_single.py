@@ -50,10 +50,11 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, name: str, arguments: list[str], message: str) -> None:
-    found = _script(f"experiments/{name}.py", *arguments, f"data.root={tmp_path}", *TINY_OVERRIDES[:1], cwd=tmp_path)
+    found = _script(f"experiments/{name}.py", *arguments, cwd=tmp_path)
     assert found.returncode == 2
     assert found.stderr.startswith(f"error: {message}")
     assert found.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
