@@ -211,6 +211,9 @@ def _route_to_kinds(
                 goes_to[index].append(kind)
     for index, item in enumerate(overrides):
         if not goes_to[index]:
+            for other in set(KINDS) - set(kinds):
+                if item.key_or_group in groups_of(other) or has_key(compose_config(other, []), item.key_or_group):
+                    raise ValueError(f"{item.input_line}: {item.key_or_group} is a setting of {other} experiments only")
             raise ValueError(_unknown(item, candidates))
     return {
         kind: tuple(item.input_line for index, item in enumerate(overrides) if kind in goes_to[index]) for kind in kinds
@@ -231,7 +234,7 @@ def _unknown(item: Override, candidates: Sequence[str]) -> str:
         if name and has_key(yaml.safe_load(path.read_text()) or {}, name):
             return f"{item.input_line}: only {group}={path.stem} has a setting {name}: add {group}={path.stem}"
     same_end = [other for other in candidates if other.endswith(f".{key.rpartition('.')[2]}")]
-    close = difflib.get_close_matches(key, [*candidates], n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key, [*candidates], n=3, cutoff=0.7)
     meant = list(dict.fromkeys([*same_end, *close]))[:3]
     remedy = f"did you mean {' or '.join(meant)}?" if meant else "experiments/conf says what there is"
     return f"{item.input_line}: there is no setting {key}: {remedy}"

@@ -175,3 +175,31 @@ def _once_running(path: Path, act: Any) -> None:
         act()
 
     threading.Thread(target=wait).start()
+
+
+@pytest.mark.slow
+def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from crisscross.tracking import search_runs
+
+    place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
+    code = _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "tracking.delivery=direct")
+    assert code == 1
+    printed = capsys.readouterr().out
+    assert "no table" not in printed
+    assert "next: uv run launch/status.py" in printed
+    found = {run["tags"]["mlflow.runName"]: run["status"] for run in search_runs("", **place)}
+    assert found == {
+        "crisscross-none-demo-s0": "FAILED",
+        "crisscross-none-demo-s0-svm-demo": "FAILED",
+        "crisscross-mild-demo-s0": "FINISHED",
+        "crisscross-mild-demo-s0-svm-demo": "FINISHED",
+        "untrained-s0-svm-demo": "FINISHED",
+    }
+    status.main([])
+    assert "MLflow (sqlite:///mlflow.db) is up to date" in capsys.readouterr().out
+    (Path("mlflow.db")).unlink()
+    for path in Path("runs").glob("*/*/tracking.json"):
+        path.unlink()
+    status.main([])
+    assert "MLflow (sqlite:///mlflow.db): brought up to date for 5 run(s)" in capsys.readouterr().out
+    assert len(search_runs("", **place)) == 5

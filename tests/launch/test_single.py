@@ -44,7 +44,7 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
             ["--multirun", "epochs=1,2"],
             "epochs=1: there is no setting epochs: did you mean training.epochs?",
         ),
-        ("downstream", ["relaxation=mild"], "relaxation=mild: there is no setting relaxation: experiments/conf"),
+        ("downstream", ["relaxation=mild"], "relaxation=mild: relaxation is a setting of pretrain experiments only"),
         ("downstream", ["weights.run="], "weights.run is empty: give a path, or leave it out"),
         ("downstream", ["weights.video=x.pt"], "weights.video=x.pt: no such file: give a file of released weights"),
     ],
@@ -54,7 +54,7 @@ def test_mistakes_are_one_line(tmp_path: Path, name: str, arguments: list[str], 
     assert found.returncode == 2
     assert found.stderr.startswith(f"error: {message}")
     assert found.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".log"]  # nothing was prepared or made
 
 
 @pytest.mark.slow

@@ -69,9 +69,7 @@ def test_state_dict_keys_are_the_released_ones() -> None:
         video, audio = VideoBackbone().state_dict(), AudioBackbone().state_dict()
     assert [name for name in video if not VIDEO_KEY.fullmatch(name)] == []
     assert [name for name in audio if not AUDIO_KEY.fullmatch(name)] == []
-    assert [name for name in video if "res_conv" in name] == [
-        f"conv{stage}x.0.res_conv.weight" for stage in (3, 4, 5)
-    ]
+    assert [name for name in video if "res_conv" in name] == [f"conv{stage}x.0.res_conv.weight" for stage in (3, 4, 5)]
     assert [name for name in audio if "downsample.0" in name] == [
         f"block{stage}.0.downsample.0.weight" for stage in (2, 3, 4)
     ]
@@ -84,9 +82,7 @@ def reference_video(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Te
     def bn(x: torch.Tensor, name: str) -> torch.Tensor:
         shape = (1, -1, 1, 1, 1)
         scale = state[f"{name}.weight"] / torch.sqrt(state[f"{name}.running_var"] + 1e-5)
-        return (x - state[f"{name}.running_mean"].view(shape)) * scale.view(shape) + state[
-            f"{name}.bias"
-        ].view(shape)
+        return (x - state[f"{name}.running_mean"].view(shape)) * scale.view(shape) + state[f"{name}.bias"].view(shape)
 
     x = F.conv3d(x, state["conv1.0.weight"], stride=(1, 2, 2), padding=(1, 3, 3))
     x = F.max_pool3d(F.relu(bn(x, "conv1.1")), (1, 3, 3), (1, 2, 2), (0, 1, 1))

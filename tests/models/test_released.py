@@ -214,9 +214,7 @@ def test_wrong_shapes(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     wrong = {**state, "conv2x.0.spt_conv1.weight": torch.ones(3, 2, 1, 3, 3)}
     message = line(load_video_backbone, save(wrong, path))
-    assert (
-        "conv2x.0.spt_conv1.weight has shape (3, 2, 1, 3, 3); expected (2, 2, 1, 3, 3) at width 2" in message
-    )
+    assert "conv2x.0.spt_conv1.weight has shape (3, 2, 1, 3, 3); expected (2, 2, 1, 3, 3) at width 2" in message
     for stem in (torch.ones(2, 3, 7, 7), torch.ones(0, 3, 3, 7, 7), torch.tensor(1.0)):
         message = line(load_video_backbone, save({**state, "conv1.0.weight": stem}, path))
         assert "conv1.0.weight has shape" in message

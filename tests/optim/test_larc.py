@@ -118,9 +118,7 @@ def test_weight_decay_is_hidden_only_during_the_step() -> None:
             return super().step(closure)
 
     parameters = parameters_and_gradients()
-    inner = Watching(
-        [{"params": parameters[:2]}, {"params": parameters[2:], "larc": False}], lr=0.1, weight_decay=0.01
-    )
+    inner = Watching([{"params": parameters[:2]}, {"params": parameters[2:], "larc": False}], lr=0.1, weight_decay=0.01)
     LARC(inner).step()
     assert seen == [[0.0, 0.01]]
     assert [group["weight_decay"] for group in inner.param_groups] == [0.01, 0.01]

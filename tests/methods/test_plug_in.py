@@ -1,0 +1,49 @@
+"""A second method needs one file and one config, and no edit anywhere else."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import crisscross.methods
+from crisscross.experiment import run as run_experiment
+from crisscross.methods.base import available_methods
+from crisscross.run_directory import RunDirectory
+from tests.support import history, tiny_config
+
+METHOD = '''
+import torch
+from torch import nn
+from crisscross.methods.base import BaseMethod
+
+class Method(BaseMethod):
+    """Predict the label from the video of a single view."""
+
+    num_views = 1
+    uses_all_parameters = False
+
+    def __init__(self, model, *, num_classes):
+        super().__init__(model)
+        self.head = nn.Linear(self.video_backbone.feature_dim, num_classes)
+
+    def forward(self, views):
+        loss = nn.functional.cross_entropy(self.head(self.video_backbone(views.video[0])), views.labels)
+        return loss, {"loss/label": loss.detach()}
+'''
+
+
+def test_a_new_method_trains_through_the_same_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labelled.py").write_text(textwrap.dedent(METHOD))
+    monkeypatch.setattr(crisscross.methods, "__path__", [*crisscross.methods.__path__, str(tmp_path)])
+    assert "labelled" in available_methods()
+    config = tiny_config("pretrain", tmp_path)
+    config["method"] = {"name": "labelled", "num_classes": 3}  # what experiments/conf/method/labelled.yaml would hold
+    run = RunDirectory.create("pretrain", config)
+    assert run.label == "labelled-mild-demo-s0"
+    assert run_experiment(run)
+    losses = [metrics["loss/label"] for _, metrics in history(run)]
+    assert len(losses) == 9
+    evaluation = RunDirectory.create("downstream", tiny_config("downstream", tmp_path), parents=[run])
+    assert run_experiment(evaluation)
