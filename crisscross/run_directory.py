@@ -69,18 +69,18 @@ class RunDirectory:
         """
         run_identity = identity(kind, config, parents=[parent.identity for parent in parents])
         label = label_of(kind, config, parents=[parent.label for parent in parents])
-        path = Path(config["runs_root"]) / kind / f"{label}-{run_identity[:12]}"
+        path = path_of(kind, config, label=label, run_identity=run_identity)
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise OSError(
                 f"runs_root={config['runs_root']}: {error.strerror}: choose a folder you can write"
             ) from error
-        run = cls(path.resolve())
+        run = cls(path)
         with FileLock(run.path / ".create.lock"):
             known = read_json(run.path / "run.json")
             if known is None:
-                write_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+                run._write_config(config)
                 known = {
                     "kind": kind,
                     "identity": run_identity,
@@ -91,10 +91,16 @@ class RunDirectory:
                     "studies": {},
                 }
                 write_json(run.path / "run.json", known)
+            elif run.result is None and not run.is_running and run.config != config:
+                # By identity they differ in execution-only settings, and the next start follows the newest.
+                run._write_config(config)
             merged = {**known["studies"], **(studies or {})}
             if merged != known["studies"]:
                 write_json(run.path / "run.json", {**known, "studies": merged})
         return run
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -205,13 +211,23 @@ class RunDirectory:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process works here now."""
+        """Whether a process works here now. Asking takes the lock for an instant."""
         lock = FileLock(self.path / ".run.lock", timeout=0)
         try:
             with lock:
                 return False
         except Timeout:
             return True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process works here now; the lock is only tried where ``holder.json`` says that there may be one."""
+        return (self.path / "holder.json").is_file() and self.is_locked
+
+
+def path_of(kind: str, config: Mapping[str, Any], *, label: str, run_identity: str) -> Path:
+    """Return where an experiment's run directory is, or will be."""
+    return Path(config["runs_root"]).resolve() / kind / f"{label}-{run_identity[:12]}"
 
 
 def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = ()) -> str:

@@ -7,7 +7,7 @@ imported here, so that a login node can check a thousand configs in a moment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -254,10 +254,19 @@ class WeightsSettings(Settings):
         return self
 
 
-class DownstreamSettings(ExperimentSettings):
-    """One evaluation. ``downstream`` is checked by the protocol itself (crisscross/evaluation)."""
+class SvmSettings(Settings):
+    """The linear SVM on frozen features (crisscross/evaluation/svm.py)."""
 
-    downstream: dict[str, Any]
+    name: Literal["svm"]
+    modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
+    c_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    num_folds: int = Field(ge=2)
+
+
+class DownstreamSettings(ExperimentSettings):
+    """One evaluation."""
+
+    downstream: SvmSettings
     weights: WeightsSettings
 
 

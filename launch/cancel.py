@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.files import read_json
-from launch.records import is_running, read_records, study_holder
+from crisscross.run_directory import RunDirectory
+from launch.records import read_records, study_holder
 from launch.status import split_arguments
 
 
@@ -49,7 +50,7 @@ def running(runs_root: Path, record: Mapping[str, Any]) -> list[tuple[str, Mappi
     found = [(f"launcher of {name}", launcher)] if launcher else []
     for member in record["members"]:
         path = runs_root / member["path"]
-        holder = read_json(path / "holder.json") if is_running(path) else None
+        holder = read_json(path / "holder.json") if RunDirectory(path).is_running else None
         if holder:
             found.append((member["label"], holder))
     return found

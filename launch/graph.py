@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.identity import identity
-from crisscross.run_directory import label_of
+from crisscross.run_directory import label_of, path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Experiment:
     @property
     def path(self) -> Path:
         """Where ``RunDirectory.create`` puts it; it may not exist yet."""
-        return Path(self.config["runs_root"]).resolve() / self.kind / f"{self.label}-{self.identity[:12]}"
+        return path_of(self.kind, self.config, label=self.label, run_identity=self.identity)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from crisscross.training.interruption import INTERRUPTED_EXIT_CODE
 from launch.capacity import Capacity, job_environment
 from launch.display import Display
 from launch.graph import Experiment, Graph
-from launch.records import is_running
 
 STOP_SECONDS = 120.0
 """How long jobs may take to write a checkpoint before they are killed (chosen by us)."""
@@ -157,7 +156,7 @@ class LocalRunner:
         return used + self.capacity.cost(job.experiment.config) <= self.capacity.total or not busy
 
     def _start(self, job: Job) -> None:
-        if is_running(job.run.path):
+        if job.run.is_running:
             job.state, job.started = "attached", None
             self.display.event(job, "attached to the process that runs it already")
             return
@@ -192,7 +191,7 @@ class LocalRunner:
             self._end(job, "done")
         elif code in (INTERRUPTED_EXIT_CODE, -signal.SIGTERM) or (self.was_stopped and code != 1):
             self._end(job, "interrupted")
-        elif is_running(job.run.path):  # somebody else was faster
+        elif job.run.is_running:  # somebody else was faster
             job.state, job.process = "attached", None
         else:
             job.reason = _reason(job, code)
@@ -201,7 +200,7 @@ class LocalRunner:
     def _look_at_attached(self, job: Job) -> None:
         if job.run.result is not None:
             self._end(job, "done")
-        elif not is_running(job.run.path):
+        elif not job.run.is_running:
             progress = job.run.progress or {}
             if progress.get("state") == "failed":
                 job.reason = str(progress.get("error", "failed"))

@@ -48,7 +48,7 @@ def standing_of(path: Path, parents: Sequence[Path] = ()) -> Standing:
     restarts = max(0, len(read_json(path / "launches.json") or []) - 1)
     if (path / "result.json").is_file():
         return Standing("done", progress, restarts)
-    if is_running(path):
+    if RunDirectory(path).is_running:
         return Standing("running", progress, restarts)
     said = progress.get("state", "queued")
     if said not in ("queued", "blocked"):  # whoever says it runs, and does not, was killed
@@ -57,14 +57,6 @@ def standing_of(path: Path, parents: Sequence[Path] = ()) -> Standing:
     if states & {"failed", "parent failed"}:
         return Standing("parent failed", progress)
     return Standing("waiting" if states - {"done"} else "not started", progress)
-
-
-def is_running(path: Path) -> bool:
-    """Whether a process works in a run directory.
-
-    The lock is only tried where ``holder.json`` says that somebody may hold it: trying takes it for a moment.
-    """
-    return (path / "holder.json").is_file() and RunDirectory(path).is_locked
 
 
 def last_lines(path: Path, *, num_lines: int) -> list[str]:

@@ -94,7 +94,7 @@ def _print_header(plan: Plan, console: Console, *, at_a_time: int) -> None:
     counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
     _say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {at_a_time} at a time")
     data = config["data"]
-    where = f"data {data['name']} ({_short(data['root'])}), runs in {plan.runs_root}"
+    where = f"data {data['name']} ({_short(data['root'] or data.get('csv'))}), runs in {plan.runs_root}"
     _say(console, f"scale {config['scale']['name']}, {where}")
 
 
@@ -154,12 +154,23 @@ def _print_table(plan: Plan, console: Console) -> None:
 
         note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: _say(console, text))
         try:
-            print_tables(tracking["uri"], study=study.name, fingerprint=plan.fingerprint, out="tables")
+            print_tables(
+                tracking["uri"],
+                experiment=tracking["experiment"],
+                study=study.name,
+                fingerprint=plan.fingerprint,
+                out="tables",
+            )
         except (TrackingError, ValueError, OSError) as error:
             _say(console, f"no table: {error}", style="red")
-    store = "" if tracking["uri"] == DEFAULT_URI else f" --backend-store-uri {tracking['uri']}"
+    elsewhere = tracking["uri"] != DEFAULT_URI
+    store, tables = (f" --{flag} {tracking['uri']}" if elsewhere else "" for flag in ("backend-store-uri", "uri"))
+    root = "" if str(plan.runs_root) == "runs" else f" runs_root={plan.runs_root}"
     _say(console, f"runs: {plan.runs_root}/   tables: tables/   a run's log: log.txt in its folder")
-    _say(console, f"next: uv run launch/status.py | uv run analysis/make_tables.py | uv run mlflow ui{store}")
+    _say(console, "next:")
+    _say(console, f"  uv run launch/status.py{root:<40}  how every experiment stands".rstrip())
+    _say(console, f"  uv run analysis/make_tables.py{tables}")
+    _say(console, f"  uv run mlflow ui{store}")
 
 
 def _this_command() -> str:

@@ -29,7 +29,6 @@ from launch.delivery import delivering
 from launch.display import HEARTBEAT_S, describe
 from launch.job import run_ranks
 from launch.overrides import check_overrides, hydra_configs
-from launch.study import bring_up_to_date
 
 
 def run_entry_point(kind: str, main: Callable[[], None]) -> None:
@@ -110,9 +109,7 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
         parents = _parents_of(config["weights"])
         config["weights"] = {**config["weights"], "fingerprint": fingerprint_of_weights(config["weights"])}
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
-    run = RunDirectory.create(kind, config, parents=parents)
-    bring_up_to_date(run, config)
-    return run
+    return RunDirectory.create(kind, config, parents=parents)
 
 
 def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:

@@ -18,14 +18,13 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.console import Console
 
-from crisscross.files import write_text
 from crisscross.identity import canonical_json, family
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
 from crisscross.settings import Settings, parse
 from launch.graph import Experiment, Graph
 from launch.overrides import Routed, compose_config, groups_of, has_key, hydra_configs, route
-from launch.records import StudyRunningError, is_running
+from launch.records import StudyRunningError
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -139,17 +138,8 @@ def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
             parents=[runs[parent.identity] for parent in experiment.parents],
             studies={plan.name: about},
         )
-        bring_up_to_date(run, experiment.config)
         runs[experiment.identity] = run
     return runs
-
-
-def bring_up_to_date(run: RunDirectory, config: Mapping[str, Any]) -> None:
-    """Let the next start follow this launch's execution-only settings; by identity, the others are equal."""
-    if run.result is None and not is_running(run.path) and run.config != config:
-        import yaml
-
-        write_text(run.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
 
 class _Composer:
@@ -249,7 +239,7 @@ def _require_local(launcher: str) -> None:
 
 def main(study: str, arguments: Sequence[str] | None = None) -> int:
     """Launch a study; return the exit code: 0 done, 1 failed, 2 wrong usage, 75 interrupted, 130 stopped."""
-    from launch.report import help_text, launch
+    from launch.report import help_text, launch  # which builds on this module
 
     overrides = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(overrides):

@@ -3,7 +3,10 @@
 A clip has a clock, ``beats(t) = tempo x t + phase``, that drives both picture and sound: the ball touches the
 ground when the click sounds. Only the pattern over a beat tells the class. Everything else is drawn afresh for
 each clip from one distribution for all classes: how fast, where, how large, which shapes and colours, the
-background, still bystanders, pitch, timbre, loudness, noise. So neither one frame nor a mean spectrum says much.
+background, a still bystander, pitch, timbre, loudness, noise. So neither one frame nor a mean spectrum says much.
+
+What is drawn also changes while the clip lasts (colours, background, pitch, timbre, noise), so that it cannot stand
+for the clip: networks trained for two minutes would else learn little more than to know a clip by its background.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import numpy as np
 CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
 
 SAMPLE_RATE_HZ = 16_000  # the paper's rate, so that nothing is resampled
-TEMPO_HZ = (1.8, 3.2)  # a beat fits into a video segment of 0.5 s, several into an audio segment of 2 s
+TEMPO_HZ = (2.0, 2.8)  # a beat fits into a video segment of 0.5 s, several into an audio segment of 2 s
 _PITCH_HZ = (300.0, 1200.0)
-_NUM_ACTORS = 2  # the same for all classes, as "meet" needs two
+_CHANGE_SECONDS = 1.5  # from one background, colour or pitch to the next
+_NUM_ACTORS = 3  # the same for all classes; "meet" needs two or more
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,10 @@ def render_frames(
     times_s = np.arange(num_frames) / frame_rate_hz
     frames = _background(times_s, size_px, rng)
     drift = rng.uniform(-0.02, 0.02, 2)
-    for _ in range(rng.integers(1, 4)):
-        _paint(frames, _still_pose(times_s, drift, rng), rng)
+    for _ in range(rng.integers(0, 2)):
+        _paint(frames, times_s, _still_pose(times_s, drift, rng), rng)
     for pose in _actor_poses(kind, clock.beats(times_s), times_s, drift, rng):
-        _paint(frames, pose, rng)
+        _paint(frames, times_s, pose, rng)
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
@@ -89,12 +93,12 @@ def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Ge
     """
     times_s = np.arange(num_samples) / SAMPLE_RATE_HZ
     octaves, envelope = _sound_pattern(kind, clock.beats(times_s), times_s, clock, rng)
-    pitch_hz = np.exp(rng.uniform(*np.log(_PITCH_HZ)))
-    sound = envelope * _voice(pitch_hz * 2.0**octaves, rng)
+    pitch_hz = np.exp(_wandering(times_s, *np.log(_PITCH_HZ), rng)[0])
+    sound = envelope * _voice(times_s, pitch_hz * 2.0**octaves, rng)
     sound /= np.abs(sound).max()
-    sound += 10 ** (-rng.uniform(10, 30) / 20) * _drone(times_s, rng)
-    sound += 10 ** (-rng.uniform(24, 44) / 20) * _coloured_noise(num_samples, rng)
-    peak = 10 ** (-rng.uniform(3, 20) / 20)
+    sound += 10 ** (-rng.uniform(16, 36) / 20) * _drone(times_s, rng)
+    sound += 10 ** (-_wandering(times_s, 30, 50, rng)[0] / 20) * _coloured_noise(num_samples, rng)
+    peak = 10 ** (-rng.uniform(3, 15) / 20)
     return (peak * sound / np.abs(sound).max()).astype(np.float32)
 
 
@@ -105,27 +109,27 @@ def _actor_poses(
     kind: str, beats: np.ndarray, times_s: np.ndarray, drift: np.ndarray, rng: np.random.Generator
 ) -> list[Pose]:
     """Poses of the actors: all do the same, in time with each other, each in a place of its own."""
-    reach = rng.uniform(0.14, 0.24)
+    reach = rng.uniform(0.22, 0.32)
     handedness = rng.choice([-1.0, 1.0])
     axis = rng.uniform(0, 2 * np.pi)
     poses = []
     for actor in range(_NUM_ACTORS):
         pose = _still_pose(times_s, drift, rng)
-        if kind == "meet" and actor == 1:
+        if kind == "meet" and actor > 0:
             pose.x, pose.y = poses[0].x.copy(), poses[0].y.copy()
         poses.append(pose)
     for actor, pose in enumerate(poses):
-        _MOTIONS[kind](pose, beats, reach, handedness, axis + np.pi * actor, rng)
+        _MOTIONS[kind](pose, beats, reach, handedness, axis + 2 * np.pi * actor / _NUM_ACTORS, rng)
     return poses
 
 
 def _still_pose(times_s: np.ndarray, drift: np.ndarray, rng: np.random.Generator) -> Pose:
     ones = np.ones_like(times_s)
-    x, y = rng.uniform(0.22, 0.78, 2)
+    x, y = rng.uniform(0.3, 0.7, 2)
     return Pose(
         x=x + drift[0] * times_s,
         y=y + drift[1] * times_s,
-        scale=rng.uniform(0.12, 0.20) * ones,
+        scale=rng.uniform(0.17, 0.27) * ones,
         angle=rng.uniform(0, 2 * np.pi) * ones,
         opacity=ones.copy(),
     )
@@ -146,7 +150,7 @@ def _bounce(pose: Pose, beats, reach, handedness, axis, rng) -> None:
 
 
 def _pulse(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.scale *= 1 + 0.5 * np.cos(2 * np.pi * beats)
+    pose.scale *= 1 + 0.6 * np.cos(2 * np.pi * beats)
 
 
 def _spin(pose: Pose, beats, reach, handedness, axis, rng) -> None:
@@ -169,7 +173,7 @@ def _meet(pose: Pose, beats, reach, handedness, axis, rng) -> None:
 
 
 def _shake(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    force = 0.2 * reach * (1 + 0.4 * np.cos(2 * np.pi * beats))
+    force = 0.3 * reach * (1 + 0.4 * np.cos(2 * np.pi * beats))
     pose.x += force * rng.standard_normal(len(beats))
     pose.y += force * rng.standard_normal(len(beats))
 
@@ -200,16 +204,23 @@ def _triangle(beats: np.ndarray) -> np.ndarray:
 
 
 def _background(times_s: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """A cloudy, colourful texture that drifts slowly; float32, shape (T, size_px, size_px, 3)."""
-    margin = size_px // 4
-    side = size_px + 2 * margin
-    texture = np.zeros((side, side, 3), dtype=np.float32)
-    for cells, strength in ((3, 45.0), (7, 25.0), (15, 12.0)):
-        texture += strength * _stretched(rng.standard_normal((cells, cells, 3)), side)
-    texture += rng.uniform(50, 205, 3)
-    velocity_px = rng.uniform(-0.04, 0.04, 2) * size_px
-    shifts = margin + np.clip(np.rint(np.outer(times_s, velocity_px)), -margin, margin).astype(int)
-    return np.stack([texture[top : top + size_px, left : left + size_px] for top, left in shifts])
+    """A cloudy, colourful texture that drifts and turns into others; float32, shape (T, size_px, size_px, 3)."""
+    num_textures = int(np.ceil(times_s[-1] / _CHANGE_SECONDS)) + 2
+    textures = np.zeros((num_textures, size_px, size_px, 3), dtype=np.float32)
+    for texture in textures:
+        for cells, strength in ((3, 14.0), (6, 7.0)):
+            texture += strength * _stretched(rng.standard_normal((cells, cells, 3)), size_px)
+        texture += rng.uniform(20, 80, 3)
+    places = times_s / _CHANGE_SECONDS + rng.uniform()
+    before = places.astype(int)
+    weight = (places - before).astype(np.float32)[:, None, None, None]
+    return (1 - weight) * textures[before] + weight * textures[before + 1]
+
+
+def _wandering(times_s: np.ndarray, low: float, high: float, rng: np.random.Generator, *, num: int = 1) -> np.ndarray:
+    """Values that wander between random places in [low, high] during the clip; shape (num, T)."""
+    places_s = _CHANGE_SECONDS * (np.arange(int(times_s[-1] / _CHANGE_SECONDS) + 3) - rng.uniform())
+    return np.stack([np.interp(times_s, places_s, rng.uniform(low, high, len(places_s))) for _ in range(num)])
 
 
 def _stretched(coarse: np.ndarray, side: int) -> np.ndarray:
@@ -221,16 +232,16 @@ def _stretched(coarse: np.ndarray, side: int) -> np.ndarray:
     return rows[:, low] * (1 - weight)[None, :, None] + rows[:, low + 1] * weight[None, :, None]
 
 
-def _paint(frames: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
+def _paint(frames: np.ndarray, times_s: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
     """Paint one shape onto all frames, in place, with soft edges."""
     size_px = frames.shape[1]
-    colours = rng.uniform(0, 255, (8, 3))  # the one that stands out most, so that it can be seen
-    colour = colours[np.abs(colours - frames[0].mean(axis=(0, 1))).sum(axis=1).argmax()].astype(np.float32)
+    # Brighter than any background, so that it can be seen.
+    colours = _wandering(times_s, 120, 255, rng, num=3).T.astype(np.float32)
     shape = _SHAPES[rng.integers(len(_SHAPES))]
     radius_px = int(np.ceil(1.3 * pose.scale.max() * size_px)) + 1
     grid = np.arange(-radius_px, radius_px + 1)
-    for frame, x, y, scale, angle, opacity in zip(
-        frames, pose.x, pose.y, pose.scale, pose.angle, pose.opacity, strict=True
+    for frame, colour, x, y, scale, angle, opacity in zip(
+        frames, colours, pose.x, pose.y, pose.scale, pose.angle, pose.opacity, strict=True
     ):
         if opacity == 0:
             continue
@@ -304,22 +315,24 @@ def _sound_pattern(
     raise ValueError(f"unknown kind of clip {kind!r}; choose one of {', '.join(CLASSES)}")
 
 
-def _voice(pitch_hz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A voice at the given pitch: a few overtones, pure to rough; shape (S,)."""
+def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A voice at the given pitch: a few overtones, now pure, now rough; shape (S,)."""
     turns = 2 * np.pi * (np.cumsum(pitch_hz) / SAMPLE_RATE_HZ + rng.uniform())
-    strengths = np.array([1.0, *(rng.uniform(0, 0.6, 3) * rng.integers(0, 2, 3))])
-    voice = sum(strength * np.sin(overtone * turns) for overtone, strength in enumerate(strengths, 1) if strength)
-    if rng.integers(2):  # rough: a band of noise around the pitch in place of a line
-        num_points = int(len(pitch_hz) / SAMPLE_RATE_HZ * rng.uniform(300, 600)) + 2
-        places = np.linspace(0, num_points - 1, len(pitch_hz))
-        voice = voice * np.interp(places, np.arange(num_points), rng.standard_normal(num_points))
-    return voice
+    strengths = _wandering(times_s, -0.3, 0.6, rng, num=3).clip(0)
+    voice = np.sin(turns) + sum(strength * np.sin(k * turns) for k, strength in enumerate(strengths, 2))
+    # Rough: a band of noise around the pitch in place of a line.
+    num_points = int(len(pitch_hz) / SAMPLE_RATE_HZ * rng.uniform(300, 600)) + 2
+    noise = np.interp(
+        np.linspace(0, num_points - 1, len(pitch_hz)), np.arange(num_points), rng.standard_normal(num_points)
+    )
+    return voice * (1 + _wandering(times_s, 0, 1, rng)[0] * (noise - 1))
 
 
 def _drone(times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three steady tones that have nothing to do with the picture, in [-1, 1]."""
-    pitches_hz = np.exp(rng.uniform(*np.log(_PITCH_HZ), rng.integers(1, 4)))
-    return np.mean([np.sin(2 * np.pi * (hz * times_s + rng.uniform())) for hz in pitches_hz], axis=0)
+    """One to three slow tones that have nothing to do with the picture, in [-1, 1]."""
+    pitches_hz = np.exp(_wandering(times_s, *np.log(_PITCH_HZ), rng, num=rng.integers(1, 4)))
+    turns = np.cumsum(pitches_hz, axis=1) / SAMPLE_RATE_HZ
+    return np.sin(2 * np.pi * (turns + rng.uniform(size=(len(turns), 1)))).mean(axis=0)
 
 
 def _coloured_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips
@@ -22,19 +21,10 @@ from crisscross.journal import Journal
 from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, Settings, parse
+from crisscross.settings import DownstreamSettings, parse
 from crisscross.training.distributed import join_world
 
 logger = logging.getLogger(__name__)
-
-
-class SvmSettings(Settings):
-    """The ``downstream`` node for the linear SVM."""
-
-    name: Literal["svm"]
-    modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
-    c_grid: tuple[float, ...] = Field(min_length=1)
-    num_folds: int = Field(ge=2)
 
 
 def evaluate(run: RunDirectory) -> bool:
@@ -51,7 +41,6 @@ def evaluate(run: RunDirectory) -> bool:
         DecodeError: when a clip cannot be read any more, naming it.
     """
     settings = parse(DownstreamSettings, run.config)
-    protocol = parse(SvmSettings, settings.downstream)
     torch.set_num_threads(settings.execution.num_threads)
     manifest = open_manifest(settings.data)
     with join_world(settings.execution.device) as world:
@@ -64,7 +53,7 @@ def evaluate(run: RunDirectory) -> bool:
         except Interrupted as signal_name:
             logger.info("%s: stopped while extracting features; whole splits are kept", signal_name)
             return False
-    _run_svm(run, settings, protocol, manifest, train, test)
+    _run_svm(run, settings, manifest, train, test)
     return True
 
 
@@ -119,7 +108,6 @@ def _features(
 def _run_svm(
     run: RunDirectory,
     settings: DownstreamSettings,
-    protocol: SvmSettings,
     manifest: Manifest,
     train: Features,
     test: Features,
@@ -128,6 +116,7 @@ def _run_svm(
     unseen = sorted({manifest.classes[label] for label in np.setdiff1d(test.labels, train.labels)})
     if unseen:
         logger.warning("no training clips of %s: their test clips count as errors", ", ".join(unseen))
+    protocol = settings.downstream
     metrics: dict[str, float] = {}
     predictions: dict[str, Any] = {}
     for modality in protocol.modalities:

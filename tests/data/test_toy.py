@@ -84,14 +84,16 @@ def test_files_are_real_clips_and_hold_what_was_drawn(tmp_path):
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
         assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
-        assert (video.width, video.height, video.average_rate) == (80, 80, 16)
+        assert (video.width, video.height, video.average_rate) == (40, 40, 16)
         assert (audio.rate, audio.layout.name) == (16_000, "mono")
         assert float(video.duration * video.time_base) == pytest.approx(5.0)
         assert float(audio.duration * audio.time_base) == pytest.approx(5.0, abs=0.01)
         assert video.start_time == 0
         assert audio.start_time == 0
-        keyframes = [packet.pts for packet in container.demux(video) if packet.is_keyframe]
-        assert len(keyframes) == 10
+        packets = [packet for packet in container.demux(video) if packet.pts is not None]
+        keyframes = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+        assert keyframes[0] == 0
+        assert np.diff([*keyframes, len(packets)]).max() <= 8  # the encoder may add some where much changes
     frames, sound = decode(path)
     drawn_frames, drawn_sound = render_clip(clip, settings)
     assert np.abs(frames.astype(int) - drawn_frames).mean() < 8
@@ -109,7 +111,7 @@ def test_picture_and_sound_keep_the_same_clock():
     clock = toy_scenes.draw_clock(clip.random(settings.seed, "clock"))
     first = int(np.ceil(clock.phase))
     contacts_s = (np.arange(first, first + 5) - clock.phase) / clock.tempo_hz
-    loud_s = np.flatnonzero(np.abs(sound) > 0.6 * np.abs(sound).max()) / 16_000
+    loud_s = np.flatnonzero(np.abs(sound) > 0.25 * np.abs(sound).max()) / 16_000
     onsets_s = loud_s[np.diff(loud_s, prepend=-1.0) > 0.1]
     for contact_s in contacts_s:
         assert np.abs(onsets_s - contact_s).min() < 0.02

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from crisscross.run_directory import RunDirectory
 from launch import cancel, status
-from launch.records import StudyRunningError, is_running, read_records, study_holder, study_lock
+from launch.records import StudyRunningError, read_records, study_holder, study_lock
 from launch.report import launch
 from launch.study import Plan, make_plan
 from tests.launch.support import fake_command
@@ -170,7 +171,7 @@ def test_status_of_nothing_and_of_no_such_study(capsys: pytest.CaptureFixture[st
 
 def _once_running(path: Path, act: Any) -> None:
     def wait() -> None:
-        while not is_running(path) or not (path / "progress.json").exists():
+        while not RunDirectory(path).is_running or not (path / "progress.json").exists():
             time.sleep(0.01)
         act()
 
@@ -186,7 +187,7 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     assert code == 1
     printed = capsys.readouterr().out
     assert "no table" not in printed
-    assert "next: uv run launch/status.py" in printed
+    assert "uv run launch/status.py" in printed
     found = {run["tags"]["mlflow.runName"]: run["status"] for run in search_runs("", **place)}
     assert found == {
         "crisscross-none-demo-s0": "FAILED",

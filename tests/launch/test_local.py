@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from crisscross.run_directory import RunDirectory
 from launch.graph import Graph
 from launch.local import Job
-from launch.records import is_running, standing_of
+from launch.records import standing_of
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
 
 
@@ -86,7 +87,7 @@ def test_what_runs_elsewhere_is_waited_for_and_not_started_twice(tmp_path: Path)
     second, printed = make_runner(tmp_path, graph, {"m-mild-demo-s0": {"seconds": 0.6}})
     run = next(iter(first.runs.values()))
     process = subprocess.Popen(first.command(run.path), env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not is_running(run.path):
+    while not RunDirectory(run.path).is_running:
         time.sleep(0.01)
     (job,) = second.run()
     process.wait()
@@ -100,7 +101,7 @@ def test_an_attached_experiment_that_is_interrupted_is_gone_on_with(tmp_path: Pa
     runner, _ = make_runner(tmp_path, graph, {"m-mild-demo-s0": {"seconds": 1.0}})
     run = next(iter(runner.runs.values()))
     process = subprocess.Popen(runner.command(run.path), env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not is_running(run.path):
+    while not RunDirectory(run.path).is_running:
         time.sleep(0.01)
     threading.Timer(0.2, process.terminate).start()
     (job,) = runner.run()
@@ -142,7 +143,7 @@ def test_jobs_that_do_not_leave_are_killed_in_the_end(tmp_path: Path) -> None:
     _interrupt_once_running(one.path)
     (job,) = runner.run()
     assert job.process.returncode == -signal.SIGKILL
-    assert not is_running(one.path)
+    assert not RunDirectory(one.path).is_running
 
 
 def test_a_job_interrupted_from_elsewhere_holds_its_dependents(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_job_interrupted_from_elsewhere_holds_its_dependents(tmp_path: Path) -
     runner, _ = make_runner(tmp_path, graph, {parent.label: {"seconds": 30}})
 
     def interrupt() -> None:
-        while not is_running(parent.path):
+        while not RunDirectory(parent.path).is_running:
             time.sleep(0.01)
         time.sleep(0.1)
         next(iter(runner.jobs.values())).process.terminate()
@@ -192,7 +193,7 @@ def test_plain_lines_say_how_far_a_job_is(tmp_path: Path) -> None:
 
 def _interrupt_once_running(path: Path) -> None:
     def interrupt() -> None:
-        while not is_running(path) or not (path / "progress.json").exists():
+        while not RunDirectory(path).is_running or not (path / "progress.json").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
