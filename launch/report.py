@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from crisscross.data.catalogue import describe_data
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import DEFAULT_URI, TrackingError
 from launch.capacity import capacity_of
@@ -45,6 +47,7 @@ def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[s
     if plan.launch.dry_run:
         _print_graph(plan, console)
         return 0
+    _make_writable(plan.runs_root)
     with study_lock(plan.runs_root, plan.name):
         runs = _register(plan)
         runner = LocalRunner(plan.graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
@@ -56,6 +59,16 @@ def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[s
     code = _report_failures(jobs, console)
     _print_table(plan, console)
     return code
+
+
+def _make_writable(runs_root: Path) -> None:
+    """Make sure that run directories can be made, before anything is computed."""
+    try:
+        (runs_root / "studies").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs_root / "studies"):
+            pass
+    except OSError as error:
+        raise OSError(f"runs_root={runs_root}: {error.strerror}: choose a folder you can write") from error
 
 
 def help_text(study: str) -> str:
@@ -93,9 +106,9 @@ def _print_header(plan: Plan, console: Console, *, at_a_time: int) -> None:
     _say(console, f"{plan.name} (Table {study.table}): {study.question}", style="bold")
     counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
     _say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {at_a_time} at a time")
-    data = config["data"]
-    where = f"data {data['name']} ({_short(data['root'] or data.get('csv'))}), runs in {plan.runs_root}"
-    _say(console, f"scale {config['scale']['name']}, {where}")
+    _say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
+    for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
+        _say(console, line)
 
 
 def _print_graph(plan: Plan, console: Console) -> None:

@@ -100,6 +100,8 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         for kind, config in composer.all_configs(launch):
             parse(SETTINGS[kind], config)
     composer.prepare_data(prepare or _prepare)
+    if prepare is None:
+        _check_batches(composer, launch)
     graph = Graph(_expand(composer, launch))
     return Plan(launch, graph, study_fingerprint(graph, axes=launch.study.axes), tuple(overrides))
 
@@ -226,6 +228,17 @@ def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
     from crisscross.data.catalogue import prepare
 
     return prepare(data, progress=True)
+
+
+def _check_batches(composer: _Composer, launch: LaunchSettings) -> None:
+    from crisscross.data.catalogue import check_batch
+
+    checked = set()
+    for kind, config in composer.all_configs(launch):
+        sizes = canonical_json([config["data"], config.get("training")])
+        if kind == "pretrain" and sizes not in checked:
+            checked.add(sizes)
+            check_batch(config)
 
 
 def _require_local(launcher: str) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisscross.data.step_plan import StepPlan
 from crisscross.data.toy import ToySettings, generate
 from crisscross.settings import DataSettings, parse
 
@@ -37,6 +40,8 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
 
     settings = parse(DataSettings, data)
     directory = manifest_directory(settings)
+    if settings.kind == "folder":
+        _make_writable(directory, key="data.manifest_root")
     if settings.kind == "toy":
         root = toy_root(settings)
         generate(root, toy_settings(settings), progress=progress)
@@ -78,6 +83,48 @@ def open_manifest(settings: DataSettings) -> Manifest:
     return manifest
 
 
+def check_batch(config: Mapping[str, Any]) -> None:
+    """Make sure that an epoch of a pretraining's clips fills a batch.
+
+    Args:
+        config: a pretraining's resolved config, its data prepared.
+
+    Raises:
+        ValueError: when it does not, naming the key, the numbers and the remedy.
+    """
+    from crisscross.data.manifest import read_summary
+
+    found = read_summary(manifest_directory(parse(DataSettings, config["data"])))
+    StepPlan(
+        num_clips=found["num_by_split"].get(config["data"]["train_split"], 0),
+        draws_per_clip=config["training"]["draws_per_clip"],
+        batch_size=config["training"]["global_batch_size"],
+        seed=0,
+    )
+
+
+def describe_data(data: Mapping[str, Any]) -> str:
+    """Return one line about a prepared dataset: its clips by split, what was left out and why.
+
+    Args:
+        data: what ``prepare`` returned.
+    """
+    from crisscross.data.manifest import read_summary
+
+    directory = manifest_directory(parse(DataSettings, data))
+    try:
+        found = read_summary(directory)
+    except FileNotFoundError:
+        return f"{data['name']}: not prepared yet"
+    splits = ", ".join(f"{count} {name}" for name, count in found["num_by_split"].items())
+    line = f"{data['name']}: {splits} clips of {len(found['classes'])} classes"
+    if not found["num_rejected"]:
+        return line
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in list(found["reasons"].items())[:3])
+    where = os.path.relpath(directory / "rejected.parquet")
+    return f"{line}; {found['num_rejected']} files rejected ({reasons}): {where}"
+
+
 def toy_settings(settings: DataSettings) -> ToySettings:
     """Return what the demo clips are made from.
 
@@ -104,6 +151,15 @@ def manifest_directory(settings: DataSettings) -> Path:
     source = {**{key: getattr(settings, key) for key in keys}, **_absolute_paths(settings)}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     return Path(source["manifest_root"]) / f"{settings.name}-{digest[:8]}"
+
+
+def _make_writable(directory: Path, *, key: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(f"{key}: cannot write {directory} ({error.strerror}): choose a folder you can write") from error
 
 
 def _absolute_paths(settings: DataSettings) -> dict[str, str | None]:

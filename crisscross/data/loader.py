@@ -8,7 +8,6 @@ the run was interrupted and however many workers decode it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,37 +74,6 @@ class Clips:
     def extent(self, index: int) -> Extent:
         """Return where a clip's streams begin and end."""
         return Extent(*self.extents[index])
-
-
-class StepPlan:
-    """Which samples each step sees. Pure arithmetic: nothing is consumed."""
-
-    def __init__(self, *, num_clips: int, draws_per_clip: int, batch_size: int, seed: int) -> None:
-        """Plan epochs of whole batches; the samples that do not fill one sit out, others in each epoch.
-
-        Raises:
-            ValueError: when an epoch does not fill one batch.
-        """
-        self.num_clips = num_clips
-        self.num_samples = num_clips * draws_per_clip
-        self.batch_size = batch_size
-        self._seed = seed
-        self.steps_per_epoch = self.num_samples // batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"training.global_batch_size={batch_size} is larger than an epoch of {self.num_samples} samples"
-                f" ({num_clips} clips x {draws_per_clip} draws): lower it, or raise training.draws_per_clip"
-            )
-
-    def batches(self, start_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (epoch, sample ids) for the steps from ``start_step`` up to ``end_step``."""
-        epoch, order = -1, np.empty(0, np.int64)
-        for step in range(start_step, end_step):
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = generator(self._seed, "shuffle", epoch).permutation(self.num_samples)
-            place = (step % self.steps_per_epoch) * self.batch_size
-            yield epoch, order[place : place + self.batch_size]
 
 
 class ViewDataset(Dataset):

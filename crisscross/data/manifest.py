@@ -173,7 +173,7 @@ def read_manifest(directory: str | Path, *, root: str | Path | None = None, chec
 
     directory = Path(directory)
     for attempt in range(READ_ATTEMPTS):
-        summary = _read_summary(directory)
+        summary = read_summary(directory)
         clips = pd.read_parquet(directory / "clips.parquet")
         if _fingerprint(clips) == summary["fingerprint"]:
             break
@@ -194,7 +194,7 @@ def read_fingerprint(directory: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no manifest.
     """
-    return _read_summary(Path(directory))["fingerprint"]
+    return read_summary(Path(directory))["fingerprint"]
 
 
 def _check_settings(root: str | Path | None, csv: Path | None, test_fraction: float, require: Sequence[str]) -> None:
@@ -277,7 +277,12 @@ def _fingerprint(clips: pd.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _read_summary(directory: Path) -> dict[str, Any]:
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Return what ``manifest.json`` says: fingerprint, numbers of clips by split, reasons of rejection, classes.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+    """
     try:
         return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

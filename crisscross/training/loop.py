@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.decode import DecodeError
-from crisscross.data.loader import Batch, Clips, StepPlan, ViewDataset, batch_loader
+from crisscross.data.loader import Batch, Clips, ViewDataset, batch_loader
+from crisscross.data.step_plan import StepPlan
 from crisscross.files import read_json
 from crisscross.journal import Journal, read_journal
 from crisscross.methods.base import build_method

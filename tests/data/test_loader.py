@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from crisscross.data.catalogue import open_manifest
-from crisscross.data.loader import Clips, EvaluationDataset, StepPlan, ViewDataset, batch_loader
+from crisscross.data.loader import Clips, EvaluationDataset, ViewDataset, batch_loader
+from crisscross.data.step_plan import StepPlan
 from crisscross.settings import PretrainSettings, parse
 from tests.support import tiny_config
 
