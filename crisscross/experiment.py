@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
+import platform
 import time
+from typing import Any
 
 from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
+from crisscross.run_directory import RunDirectory, git_state
 
 logger = logging.getLogger(__name__)
+
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_CLUSTER_NAME",
+)
 
 
 def run(directory: RunDirectory) -> bool:
@@ -55,6 +66,23 @@ def _dispatch(directory: RunDirectory) -> bool:
 
 
 def _note_launch(directory: RunDirectory) -> None:
-    """Keep a list of the times this experiment was started: the number of restarts is its length less one."""
+    """Keep a list of the times this experiment was started, and say where and with what it runs now.
+
+    The number of restarts is the list's length less one.
+    """
     path = directory.path / "launches.json"
-    write_json(path, [*(read_json(path) or []), {"time": time.time()}])
+    write_json(path, [*(read_json(path) or []), {"time": time.time(), "host": platform.node()}])
+    write_json(directory.path / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """Return what this process runs on: Python, packages, machine, commit, Slurm job."""
+    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "packages": dict(sorted(packages.items())),
+        "git": git_state(),
+        "slurm": {name: value for name, value in os.environ.items() if name in SLURM_VARIABLES},
+    }

@@ -12,13 +12,15 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
 """Raise it when the code changes what the same config computes."""
 
 EXECUTION_ONLY = (
-    "execution",  # device, processes, threads, workers, checkpoint interval
+    "execution",  # device, processes, threads, workers, checkpoint interval. (Several processes on CPUs normalise each
+    # by its own share of the batch, on GPUs by all of it: the loop warns.)
     "tracking",  # where and how often the run is recorded
     "runs_root",
     "scale",  # a name for a choice of files; what they hold is in the config itself
@@ -38,6 +40,14 @@ EXECUTION_ONLY = (
 """The keys that cannot change a result. Everything else is part of the identity."""
 
 
+NOT_IN_PRETRAINING = (
+    "views.evaluation_clips",
+    "data.test_split",
+    "training.keep_epochs",  # which checkpoints stay on disk
+)
+"""Keys that only an evaluation depends on: changing one must not ask for new pretrainings."""
+
+
 def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: the same text for equal values on every machine."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -45,7 +55,25 @@ def canonical_json(value: Any) -> str:
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a resolved config without what cannot change its result."""
-    return without(config, EXECUTION_ONLY)
+    is_pretraining = "method" in config
+    return without(config, (*EXECUTION_ONLY, *NOT_IN_PRETRAINING) if is_pretraining else EXECUTION_ONLY)
+
+
+def weights_fingerprint(video: str | None, audio: str | None) -> str | None:
+    """Return the hash of what released weight files hold; None where none are given.
+
+    Raises:
+        FileNotFoundError: when there is no such file, naming the key.
+    """
+    digests = []
+    for modality, name in (("video", video), ("audio", audio)):
+        if name:
+            path = Path(name)
+            if not path.is_file():
+                raise FileNotFoundError(f"weights.{modality}={path}: no such file: give a file of released weights")
+            with path.open("rb") as file:
+                digests.append(f"{modality}:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
 
 
 def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:

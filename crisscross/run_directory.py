@@ -3,7 +3,10 @@
     config.yaml      the resolved config
     run.json         kind, identity, label, parents, git commit, the studies it belongs to
     checkpoints/     see training/checkpoint.py
-    metrics.jsonl    the history, see journal.py
+    metrics.jsonl    the history, see journal.py; durable.json says how much of it is safe
+    features/        what an evaluation extracted; predictions.csv what it predicted
+    video_backbone.pt, audio_backbone.pt     what a pretraining made, in the format of released weights
+    launches.json    when it was started; holder.json says who works on it now
     progress.json    what it is doing now, for whoever watches
     log.txt          what the job printed
     result.json      written last, atomically: it is the proof of success
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -31,6 +35,8 @@ from filelock import FileLock, Timeout
 
 from crisscross.files import read_json, write_json, write_text
 from crisscross.identity import identity
+
+logger = logging.getLogger(__name__)
 
 
 class AlreadyRunningError(RuntimeError):
@@ -173,17 +179,23 @@ class RunDirectory:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """What the job last said of itself, or None before its first word."""
-        return read_json(self.path / "progress.json")
+        """What the job last said of itself; None before its first word, or when that was lost."""
+        try:
+            return read_json(self.path / "progress.json")
+        except ValueError:
+            return None
 
     def write_progress(self, **progress: Any) -> None:
         """Say what the job is doing: ``state``, ``step``, ``total``, ``loss``, ``rate``, ``eta_s``.
 
-        Written without fsync: it may be lost, and costs next to nothing.
+        Written without fsync and without fuss: it may be lost, costs next to nothing, and never stops what it tells of.
         """
-        temporary = self.path / ".progress.part"
-        temporary.write_text(json.dumps({**progress, "time": time.time()}))
-        temporary.replace(self.path / "progress.json")
+        temporary = self.path / f".progress.{os.getpid()}.part"
+        try:
+            temporary.write_text(json.dumps({**progress, "time": time.time()}))
+            temporary.replace(self.path / "progress.json")
+        except OSError as error:
+            logger.warning("progress.json could not be written: %s", error)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

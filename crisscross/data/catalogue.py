@@ -47,6 +47,12 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
         generate(root, toy_settings(settings), progress=progress)
         manifest = build_manifest(directory, root=root, progress=progress)
         fingerprint = toy_settings(settings).fingerprint()
+        if len(manifest.rejected):
+            first = manifest.rejected.iloc[0]
+            raise ValueError(
+                f"{len(manifest.rejected)} of the generated clips are damaged ({first.path}: {first.reason}):"
+                f" delete {root} and run again"
+            )
     else:
         manifest = build_manifest(
             directory,

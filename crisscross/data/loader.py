@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from crisscross.data.decode import DecodeError, decode_windows
 from crisscross.data.sampling import Extent, draw_view_starts, even_starts
 from crisscross.randomness import generator
 from crisscross.settings import ViewSettings
-from crisscross.training.interruption import restore_default_handlers
+from crisscross.training.interruption import outlive_signals
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Clips:
         """Return a clip's file."""
         return self.root / os.fsdecode(self.paths[index])
 
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return what a batch holds of a clip beside its segments."""
+        return {"clip_ids": index, "labels": self.labels[index], "aspect": self.aspects[index]}
+
     def extent(self, index: int) -> Extent:
         """Return where a clip's streams begin and end."""
         return Extent(*self.extents[index])
@@ -104,18 +109,10 @@ class ViewDataset(Dataset):
                 video_starts_s=starts.video_s[: self._num_views],
                 audio_starts_s=starts.audio_s[: self._num_views],
             )
-        except DecodeError as error:
-            return error
-        return {
-            "video": video,
-            "audio": audio,
-            "aspect": self.clips.aspects[index],
-            "sample_ids": sample_id,
-            "clip_ids": index,
-            "labels": self.clips.labels[index],
-            "fallback": bool(starts.fallback),
-            "epoch": epoch,
-        }
+        except (DecodeError, OSError) as error:
+            return _named(error, self.clips.path(index))
+        about = {"sample_ids": sample_id, "fallback": bool(starts.fallback), "epoch": epoch}
+        return {"video": video, "audio": audio, **self.clips.facts(index), **about}
 
 
 class EvaluationDataset(Dataset):
@@ -143,18 +140,10 @@ class EvaluationDataset(Dataset):
                     extent.audio_start_s, extent.audio_end_s, seconds=self._views.audio.seconds, num=num
                 ),
             )
-        except DecodeError as error:
-            return error
-        return {
-            "video": video,
-            "audio": audio,
-            "aspect": self.clips.aspects[index],
-            "sample_ids": index,
-            "clip_ids": index,
-            "labels": self.clips.labels[index],
-            "fallback": False,
-            "epoch": 0,
-        }
+        except (DecodeError, OSError) as error:
+            return _named(error, self.clips.path(index))
+        about = {"sample_ids": index, "fallback": False, "epoch": 0}
+        return {"video": video, "audio": audio, **self.clips.facts(index), **about}
 
 
 def decode_segments(
@@ -173,6 +162,11 @@ def decode_segments(
     )
 
 
+def _named(error: Exception, path: Path) -> DecodeError:
+    """Return an error that names the file; the disk's own errors do not always."""
+    return error if isinstance(error, DecodeError) else DecodeError.about(path, str(error))
+
+
 def collate(samples: list[dict | DecodeError]) -> Batch | DecodeError:
     """Stack samples to a batch; the first decoding error takes the batch's place."""
     for sample in samples:
@@ -187,7 +181,7 @@ def collate(samples: list[dict | DecodeError]) -> Batch | DecodeError:
 
 
 def _set_up_worker(worker_id: int) -> None:
-    restore_default_handlers()
+    outlive_signals()
     torch.set_num_threads(1)
 
 

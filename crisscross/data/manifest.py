@@ -51,6 +51,7 @@ CLIP_COLUMNS = [
     "mtime_ns",
 ]
 REJECTED_COLUMNS = ["path", "label", "split", "reason"]
+FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio_end_s", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Manifest:
             ``label_id`` is the place in ``classes``; times are seconds, NaN where a stream is absent.
         rejected: one row a clip that is left out: path, label, split, reason.
         classes: the labels of the good clips, sorted.
-        fingerprint: SHA-256 of the good clips' paths, sizes, labels and splits; the same wherever the clips lie.
+        fingerprint: SHA-256 of the good clips' paths, sizes, labels, splits, times and picture sizes; the same
+            wherever the clips lie.
     """
 
     directory: Path
@@ -270,7 +272,9 @@ def _store(
 
 
 def _fingerprint(clips: pd.DataFrame) -> str:
-    columns = (clips[name].tolist() for name in ("path", "size_bytes", "label", "split"))
+    # What a clip is, and where it may be cut: the times and sizes that the draws depend on, as far as a probe is exact.
+    extents = [clips[name].fillna(-1).round(3).tolist() for name in FINGERPRINTED_NUMBERS]
+    columns = [*(clips[name].tolist() for name in ("path", "size_bytes", "label", "split")), *extents]
     digest = hashlib.sha256()
     for row in sorted(zip(*columns, strict=True)):
         digest.update(json.dumps(row, ensure_ascii=False).encode())

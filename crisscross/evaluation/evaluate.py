@@ -17,12 +17,14 @@ from crisscross.data.manifest import Manifest
 from crisscross.evaluation.features import Features, Interrupted, cached_features, extract_features
 from crisscross.evaluation.svm import evaluate_svm, top_k
 from crisscross.files import write_text
+from crisscross.identity import weights_fingerprint
 from crisscross.journal import Journal
 from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, parse
-from crisscross.training.distributed import join_world
+from crisscross.training.distributed import choose_device
+from crisscross.training.interruption import INTERRUPTION
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +45,17 @@ def evaluate(run: RunDirectory) -> bool:
     settings = parse(DownstreamSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     manifest = open_manifest(settings.data)
-    with join_world(settings.execution.device) as world:
-        backbones = _backbones(run, settings).to(world.device)
-        try:
-            train, test = (
-                _features(run, settings, manifest, backbones, split=split, device=world.device)
-                for split in (settings.data.train_split, settings.data.test_split)
-            )
-        except Interrupted as signal_name:
-            logger.info("%s: stopped while extracting features; whole splits are kept", signal_name)
-            return False
-    _run_svm(run, settings, manifest, train, test)
+    device = choose_device(settings.execution.device)
+    backbones = _backbones(run, settings).to(device)
+    try:
+        train, test = (
+            _features(run, settings, manifest, backbones, split=split, device=device)
+            for split in (settings.data.train_split, settings.data.test_split)
+        )
+        _run_svm(run, settings, manifest, train, test)
+    except Interrupted as signal_name:
+        logger.info("%s: stopped; features of whole splits are kept", signal_name)
+        return False
     return True
 
 
@@ -67,6 +69,8 @@ def _backbones(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
         return load_backbones(settings.model, video=parent.path / files["video"], audio=parent.path / files["audio"])
     weights = settings.weights
     if weights.video or weights.audio:
+        if weights_fingerprint(weights.video, weights.audio) != weights.fingerprint:
+            raise ValueError("the weight files have changed since this evaluation was made: run the command again")
         return load_backbones(
             settings.model,
             video=Path(weights.video) if weights.video else None,
@@ -120,6 +124,8 @@ def _run_svm(
     metrics: dict[str, float] = {}
     predictions: dict[str, Any] = {}
     for modality in protocol.modalities:
+        if INTERRUPTION.requested:
+            raise Interrupted(INTERRUPTION.signal_name)
         run.write_progress(state="running", phase=f"SVM on {modality}")
         found = evaluate_svm(
             train.of(modality),
@@ -133,7 +139,8 @@ def _run_svm(
         for k in (1, 5):
             metrics[f"eval/top{k}_{modality}"] = top_k(found.scores, test.labels, k)
         metrics[f"svm/c_{modality}"] = found.chosen_c
-        metrics[f"svm/validation_top1_{modality}"] = found.validation_top1
+        if found.validation_top1 is not None:
+            metrics[f"svm/validation_top1_{modality}"] = found.validation_top1
         predictions[f"predicted_{modality}"] = [manifest.classes[index] for index in found.scores.argmax(axis=1)]
         logger.info("%s: top-1 %.1f %% (C=%g)", modality, 100 * metrics[f"eval/top1_{modality}"], found.chosen_c)
     _write(run, settings, manifest, metrics, predictions, num_train=len(train.labels))

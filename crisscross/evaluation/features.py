@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.views import evaluation_views
 from crisscross.transforms.audio import AudioTransformSettings
 from crisscross.transforms.video import VideoTransformSettings
+
+logger = logging.getLogger(__name__)
 
 VIDEOS_PER_BATCH = 16
 
@@ -54,8 +58,11 @@ def cached_features(path: Path, extract: Callable[[], Features]) -> Features:
     The file lies in the run directory, whose identity covers weights, clips and settings: it cannot be stale.
     """
     if path.exists():
-        with np.load(path) as stored:
-            return Features(**{name: stored[name] for name in ("video", "audio", "labels")})
+        try:
+            with np.load(path) as stored:
+                return Features(**{name: stored[name] for name in ("video", "audio", "labels")})
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            logger.warning("%s cannot be read (%s): extracting the features again", path, error)
     features = extract()
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda file: np.savez(file, **vars(features)))

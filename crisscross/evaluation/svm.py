@@ -23,12 +23,12 @@ class SvmResult:
     Attributes:
         scores: (N, K) decision values of the test clips, averaged over their segments.
         chosen_c: the C that cross-validation chose.
-        validation_top1: its cross-validated top-1 on the training split.
+        validation_top1: its cross-validated top-1 on the training split; None when there was nothing to choose.
     """
 
     scores: np.ndarray
     chosen_c: float
-    validation_top1: float
+    validation_top1: float | None
 
 
 def evaluate_svm(
@@ -79,14 +79,19 @@ def evaluate_svm(
                 scores = _scores(model, train[held_out], num_classes)
                 accuracies[c] += top_k(scores, train_labels[held_out], 1) * len(held_out) / len(train)
     chosen = max(accuracies, key=lambda c: (accuracies[c], -c))
+    validation_top1 = accuracies[chosen] if len(accuracies) > 1 else None
     model = _fit(train, train_labels, c=chosen, seed=seed)
-    return SvmResult(_scores(model, test, num_classes), chosen, accuracies[chosen])
+    return SvmResult(_scores(model, test, num_classes), chosen, validation_top1)
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the fraction of rows whose label is among the k highest scores; ties go to the lower class index."""
+    """Return the fraction of rows whose label is among the k highest scores.
+
+    Ties go to the lower class index; a class with a score of -inf, which was not trained on, is never a hit.
+    """
     ranked = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float((ranked == labels[:, None]).any(axis=1).mean())
+    possible = np.isfinite(np.take_along_axis(scores, ranked, axis=1))
+    return float(((ranked == labels[:, None]) & possible).any(axis=1).mean())
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, *, c: float, seed: int) -> Pipeline:

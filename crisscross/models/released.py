@@ -9,10 +9,8 @@ behind; nothing else is renamed or dropped. The only keys that may be missing ar
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import re
-import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from crisscross.files import write_atomically
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.r2plus1d import BLOCKS_BY_DEPTH, VideoBackbone
 
@@ -126,17 +125,7 @@ def export_backbone(backbone: VideoBackbone | AudioBackbone, path: str | Path) -
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: it makes a file that only its owner can read, and weights are for the whole group.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    try:
-        with temporary.open("xb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync_directory(path.parent)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -274,12 +263,3 @@ def _describe(content: object) -> str:
     if isinstance(content, Mapping):
         return "an empty dict"
     return f"a {type(content).__name__}"
-
-
-def _fsync_directory(directory: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

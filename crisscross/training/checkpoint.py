@@ -29,18 +29,23 @@ class CheckpointError(RuntimeError):
 class CheckpointWriter:
     """Writes checkpoints in the background; at most one write is under way."""
 
-    def __init__(self, directory: Path, *, keep_steps: Collection[int] = (), keep_last: int = 2) -> None:
+    def __init__(
+        self, directory: Path, *, keep_steps: Collection[int] = (), keep_last: int = 2, history_step: int = 0
+    ) -> None:
         """Prepare to write.
 
         Args:
             directory: the run's ``checkpoints`` folder; made when it is not there.
             keep_steps: steps whose checkpoints stay for good.
             keep_last: how many of the newest stay besides.
+            history_step: the step up to which the metric history is durable already; more than the step that training
+                goes on from when it had to fall back behind a damaged checkpoint.
         """
         directory.mkdir(exist_ok=True)
         self._directory = directory
         self._keep_steps = frozenset(keep_steps)
         self._keep_last = keep_last
+        self._history_step = history_step
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
@@ -80,12 +85,12 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: dict[str, Any], metrics_bytes: int) -> None:
         try:
-            path = self._directory / f"step-{step:09d}.pt"
+            path = checkpoint_path(self._directory, step)
             digest = hashlib.sha256()
             write_atomically(path, lambda file: torch.save(state, _HashingFile(file, digest)))
-            about = {"step": step, "sha256": digest.hexdigest(), "metrics_bytes": metrics_bytes}
-            write_json(path.with_suffix(".json"), about)
-            write_json(self._directory.parent / "durable.json", {"step": step, "metrics_bytes": metrics_bytes})
+            history = {"history_step": max(step, self._history_step), "metrics_bytes": metrics_bytes}
+            write_json(path.with_suffix(".json"), {"step": step, "sha256": digest.hexdigest(), **history})
+            write_json(self._directory.parent / "durable.json", history)
             self._prune()
         except OSError as error:
             self._error = error
@@ -96,28 +101,33 @@ class CheckpointWriter:
         steps = _steps(self._directory)
         for step in steps[: -self._keep_last]:
             if step not in self._keep_steps:
-                path = self._directory / f"step-{step:09d}.pt"
-                path.with_suffix(".json").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                _delete(checkpoint_path(self._directory, step))
         for leftover in self._directory.glob(".*.part"):
             leftover.unlink(missing_ok=True)
 
 
-def load_newest(directory: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def load_newest(directory: Path, *, discard_damaged: bool = False) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Load the newest checkpoint that is whole.
 
     Args:
         directory: the run's ``checkpoints`` folder.
+        discard_damaged: delete the damaged ones on the way, so that they never count among those to keep.
 
     Returns:
-        The state (on the CPU) and what is known about it (``step``, ``metrics_bytes``); None when there is none.
+        The state (on the CPU) and what is known about it (``step``, ``history_step``, ``metrics_bytes``); None when
+        there is none.
+
+    Raises:
+        OSError: when a checkpoint cannot be read: it may be whole, so nothing else is tried in its stead.
     """
     for step in reversed(_steps(directory)):
-        path = directory / f"step-{step:09d}.pt"
+        path = checkpoint_path(directory, step)
         try:
             return load_checkpoint(path)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             logger.warning("%s: passed over, trying the checkpoint before it", error)
+            if discard_damaged:
+                _delete(path)
     return None
 
 
@@ -127,11 +137,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: when it is torn or corrupt, naming it.
     """
-    about = read_json(path.with_suffix(".json"))
+    try:
+        about = read_json(path.with_suffix(".json"))
+    except ValueError:
+        about = None
     content = path.read_bytes()
     if about is None or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         raise ValueError(f"{path} is torn or corrupt")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), about
+
+
+def checkpoint_path(directory: Path, step: int) -> Path:
+    """Return the file of a step's checkpoint."""
+    return directory / f"step-{step:09d}.pt"
+
+
+def _delete(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _steps(directory: Path) -> list[int]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,26 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
         return tuple(bool(value) for value in tensor)
 
+    def first_error(self, error: Exception | None) -> Exception | None:
+        """Return the error of the lowest rank that has one, on every process: then all raise the same line.
+
+        A process that raised alone would leave the others waiting in a collective, and its message would be lost.
+        """
+        (broken,) = self.any(error is not None)
+        if not broken or self._control is None:
+            return error
+        errors: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(errors, error, group=self._control)
+        return next(item for item in errors if item is not None)
+
+    def from_main(self, value: Any) -> Any:
+        """Return what rank 0 gave, on every process."""
+        if self._control is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Average numbers over the processes; all must give the same keys."""
         if self._control is None:
@@ -68,7 +89,7 @@ def join_world(device: str) -> Iterator[World]:
         ValueError: when CUDA is asked for and there is none.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     if size == 1:
         yield World(rank=0, size=1, device=chosen)
         return
@@ -80,7 +101,15 @@ def join_world(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """Return this process's device.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: when CUDA is asked for and there is none.
+    """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -40,11 +40,18 @@ INTERRUPTION = Interruption()
 """Signal handlers belong to the process, so there is one flag a process."""
 
 
-def restore_default_handlers() -> None:
-    """Undo ``install`` in a forked child such as a loader worker, which must die when it is told to.
+WORKER_GRACE_S = 30
+"""How long a loader worker outlives a SIGTERM (chosen by us): longer than any step."""
 
-    SIGINT is ignored there: the terminal sends it to the whole group, and the worker is needed to finish the step.
+
+def outlive_signals() -> None:
+    """In a forked loader worker: do not die of what tells the whole process group to leave.
+
+    The training process still needs its workers to finish the step that it is in, and a worker that dies makes PyTorch
+    raise an error in the middle of whatever it does. A worker that is told to go and is not wanted any more goes a
+    little later by itself.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_S))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

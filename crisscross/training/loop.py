@@ -13,8 +13,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,9 +31,16 @@ from crisscross.optim.build import build_optimizer, build_schedules, set_learnin
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings, parse
-from crisscross.training.checkpoint import CheckpointWriter, load_newest
+from crisscross.training.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    checkpoint_path,
+    load_checkpoint,
+    load_newest,
+)
 from crisscross.training.distributed import World, join_world
 from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.meter import Meter
 from crisscross.training.views import augmented_views
 from crisscross.transforms.audio import AudioTransformSettings
 from crisscross.transforms.video import VideoTransformSettings
@@ -93,6 +100,8 @@ class Pretraining:
         self.method = build_method(settings.method, settings.model, seed=settings.seed)
         if world.device.type == "cuda" and world.size > 1:
             self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
+        elif world.size > 1:
+            logger.warning("on CPUs each process normalises by its own share of the batch, unlike a single process")
         self.method.to(world.device).train()
         self.optimizer = build_optimizer(settings.optim, self.method.parameter_groups())
         self.schedules = (
@@ -107,25 +116,26 @@ class Pretraining:
         fp16 = settings.training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
         self.step = 0
-        self._resume()
+        self._open_run_directory(self._resume())
         self.network = self._wrapped()
-        self._meter = _Meter(settings.training.global_batch_size)
+        self._meter = Meter(settings.training.global_batch_size)
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave."""
-        done = self.step >= self.total_steps
-        if not done:
-            done = self._train()
-        if done and self.world.is_main:
-            self._finish()
-        self.world.barrier()
-        return done
+        batches = self._batches()
+        try:
+            done = self.step >= self.total_steps or self._train(batches)
+            if done:
+                self._finish()
+            return done
+        finally:
+            batches.close()
+            self._close()
 
-    def _train(self) -> bool:
+    def _train(self, batches: Iterator[Batch]) -> bool:
         execution = self.settings.execution
         last_save = time.monotonic()
         stop_at = self.step + (execution.max_steps_this_launch or self.total_steps)
-        batches = self._batches()
         while self.step < self.total_steps:
             metrics = self._one_step(batches)
             self.step += 1
@@ -156,9 +166,10 @@ class Pretraining:
                 metrics = self._one_pass(batch, index, passes)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value.float() / passes
+        sums["optim/gradient_norm"] = self._gradient_norm()
         names, stacked = list(sums), torch.stack(list(sums.values())).tolist()  # one copy from the device
         metrics = dict(zip(names, stacked, strict=True))
-        self._check_finite(metrics["loss/total"], seen)
+        self._check_finite(metrics, seen)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         fallback = sum(batch.fallback.float().mean().item() for batch in seen) / passes
@@ -182,17 +193,36 @@ class Pretraining:
         self.scaler.scale(loss / passes).backward()
         return {"loss/total": loss.detach(), **metrics}
 
-    def _check_finite(self, loss: float, batches: list[Batch]) -> None:
+    def _gradient_norm(self) -> torch.Tensor:
+        """Return the norm of the whole gradient; fp16's may overflow, and the scaler then skips the step."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
+
+    def _check_finite(self, metrics: dict[str, float], batches: list[Batch]) -> None:
         """Stop before the optimiser spoils the weights."""
-        (broken,) = self.world.any(not math.isfinite(loss))
-        if not broken:
-            return
-        clips = [str(self.clips.path(index)) for batch in batches for index in batch.clip_ids.tolist()]
-        shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
-        raise NonFiniteLossError(
-            f"the loss is {loss} at step {self.step} (of {self.total_steps}): no step was taken, the last checkpoint is"
-            f" good; lower the learning rate or use training.precision=fp32. Clips of this step: {shown}"
-        )
+        skips_overflow = self.scaler.is_enabled()
+        watched = {"loss": metrics["loss/total"], "gradient norm": metrics["optim/gradient_norm"]}
+        if skips_overflow:
+            del watched["gradient norm"]
+            if not math.isfinite(metrics["optim/gradient_norm"]):
+                metrics["optim/gradient_norm"] = -1.0  # JSON and MLflow know no infinity; -1 says "step skipped"
+        error = None
+        for name, value in watched.items():
+            if error is None and not math.isfinite(value):
+                clips = [str(self.clips.path(index)) for batch in batches for index in batch.clip_ids.tolist()]
+                shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
+                error = NonFiniteLossError(
+                    f"the {name} is {value} at step {self.step} (of {self.total_steps}): no step was taken, the last"
+                    " checkpoint is good; lower the learning rate or use training.precision=fp32."
+                    f" Clips of this step: {shown}"
+                )
+        self._raise_together(error)
+
+    def _raise_together(self, error: Exception | None) -> None:
+        error = self.world.first_error(error)
+        if error is not None:
+            raise error
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this process's batch of every pass from the current step on."""
@@ -212,8 +242,7 @@ class Pretraining:
             pin_memory=self.world.device.type == "cuda",
         )
         for batch in loader:
-            if isinstance(batch, DecodeError):
-                raise batch
+            self._raise_together(batch if isinstance(batch, DecodeError) else None)
             yield batch
 
     def _record(self, metrics: dict[str, float]) -> None:
@@ -237,48 +266,65 @@ class Pretraining:
             )
 
     def _save(self) -> None:
-        if not self.world.is_main:
-            return
-        started = time.monotonic()
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        self.writer.save(self.step, state, metrics_bytes=self.journal.sync())
-        logger.info(
-            "checkpoint at step %d held training up for %.0f ms",
-            self.step,
-            1e3 * (time.monotonic() - started),
-        )
+        """Begin to write a checkpoint; every process comes here at the same step."""
+        error = None
+        if self.world.is_main:
+            started = time.monotonic()
+            state = {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            try:
+                self.writer.save(self.step, state, metrics_bytes=self.journal.sync())
+            except (CheckpointError, OSError) as problem:
+                error = problem
+            held_up_ms = 1e3 * (time.monotonic() - started)
+            logger.info("checkpoint at step %d held training up for %.0f ms", self.step, held_up_ms)
+        self._raise_together(error)
+
+    def _make_durable(self) -> None:
+        """Wait until the last checkpoint is on disk."""
+        error = None
+        if self.world.is_main:
+            try:
+                self.writer.wait()
+            except CheckpointError as problem:
+                error = problem
+        self._raise_together(error)
 
     def _leave(self) -> None:
+        self._make_durable()
+        why = INTERRUPTION.signal_name or "told"
+        logger.info("%s: stopped after step %d of %d, checkpoint written", why, self.step, self.total_steps)
+
+    def _close(self) -> None:
+        """Let go of the run directory, whatever happened: no thread may write there once the lock is gone."""
         if self.world.is_main:
-            self.writer.wait()
+            try:
+                self.writer.wait()
+            except CheckpointError as error:
+                logger.error("%s", error)
             self.journal.close()
-            why = INTERRUPTION.signal_name or "execution.max_steps_this_launch"
-            logger.info("%s: stopped after step %d of %d, checkpoint written", why, self.step, self.total_steps)
-        self.world.barrier()
 
     def _finish(self) -> None:
         """Make the end durable, put the backbones beside it, and declare success."""
         if self.total_steps == 0:
             self._save()
-        self.writer.wait()
-        self.journal.close()
-        for modality in ("video", "audio"):
-            export_backbone(
-                self.method.get_submodule(f"{modality}_backbone"), self.run.path / f"{modality}_backbone.pt"
+        self._make_durable()
+        if self.world.is_main:
+            for modality in ("video", "audio"):
+                backbone = self.method.get_submodule(f"{modality}_backbone")
+                export_backbone(backbone, self.run.path / f"{modality}_backbone.pt")
+            self.run.write_result(
+                {
+                    "steps": self.total_steps,
+                    "checkpoint": f"checkpoints/{checkpoint_path(self.run.checkpoints, self.total_steps).name}",
+                    "backbones": {"video": "video_backbone.pt", "audio": "audio_backbone.pt"},
+                    "metrics": self._last_metrics(),
+                }
             )
-        last = self._last_metrics()
-        self.run.write_result(
-            {
-                "steps": self.total_steps,
-                "checkpoint": f"checkpoints/step-{self.total_steps:09d}.pt",
-                "backbones": {"video": "video_backbone.pt", "audio": "audio_backbone.pt"},
-                "metrics": last,
-            }
-        )
+        self.world.barrier()
 
     def _last_metrics(self) -> dict[str, float]:
         last: dict[str, float] = {}
@@ -286,25 +332,43 @@ class Pretraining:
             last = line["metrics"]
         return last
 
-    def _resume(self) -> None:
-        """Take the newest valid checkpoint; cut the history to what is durable; keep what is already told."""
-        loaded = load_newest(self.run.checkpoints)
-        durable = read_json(self.run.path / "durable.json") or {"step": 0, "metrics_bytes": 0}
-        if loaded is not None:
-            state, about = loaded
-            self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.step = about["step"]
-            durable = max(durable, about, key=lambda entry: entry["step"])
-            logger.info("going on from step %d of %d", self.step, self.total_steps)
+    def _resume(self) -> dict[str, Any]:
+        """Take the newest valid checkpoint, the same on every process; return what is known of it."""
+        loaded, error = None, None
         if self.world.is_main:
-            self.journal = Journal(
-                self.run.metrics_path, resume_at=durable["metrics_bytes"], durable_step=durable["step"]
-            )
-            steps = [epoch * self.plan.steps_per_epoch for epoch in self.settings.training.keep_epochs]
-            self.writer = CheckpointWriter(self.run.checkpoints, keep_steps=[*steps, self.total_steps])
-        self.world.barrier()
+            try:
+                loaded = load_newest(self.run.checkpoints, discard_damaged=True)
+            except OSError as problem:
+                error = problem
+        self._raise_together(error)
+        about = self.world.from_main(None if loaded is None else loaded[1])
+        if about is None:
+            return {"step": 0, "history_step": 0, "metrics_bytes": 0}
+        state, _ = loaded or load_checkpoint(checkpoint_path(self.run.checkpoints, about["step"]))
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = about["step"]
+        logger.info("going on from step %d of %d", self.step, self.total_steps)
+        return about
+
+    def _open_run_directory(self, about: dict[str, Any]) -> None:
+        """Cut the history to what is durable and keep what was perhaps told already; get ready to write."""
+        error = None
+        if self.world.is_main:
+            declared = read_json(self.run.path / "durable.json") or about
+            history = max(about, declared, key=lambda entry: entry["history_step"])
+            keep = [epoch * self.plan.steps_per_epoch for epoch in self.settings.training.keep_epochs]
+            try:
+                self.journal = Journal(
+                    self.run.metrics_path, resume_at=history["metrics_bytes"], durable_step=history["history_step"]
+                )
+                self.writer = CheckpointWriter(
+                    self.run.checkpoints, keep_steps=[*keep, self.total_steps], history_step=history["history_step"]
+                )
+            except (ValueError, OSError) as problem:
+                error = problem
+        self._raise_together(error)
 
     def _wrapped(self) -> nn.Module:
         """Return the method as the loop calls it: compiled, distributed, or as it is."""
@@ -343,50 +407,3 @@ class _Requests:
         for epoch, samples in self._plan.batches(self._start, self._end):
             for first in range(self._world.rank * self._share, len(samples), per_pass):
                 yield [(epoch, int(sample)) for sample in samples[first : first + self._share]]
-
-
-class _Meter:
-    """Throughput and time left, over the steps of this launch."""
-
-    def __init__(self, samples_per_step: int) -> None:
-        self._samples = samples_per_step
-        self._last = time.monotonic()
-        self._step_seconds: float | None = None
-        self._waited = 0.0
-        self._reported = -math.inf
-        self._first = True
-
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting for data."""
-        self._waited += seconds
-
-    def tick(self) -> dict[str, float]:
-        """Note the end of a step and return what it took."""
-        now = time.monotonic()
-        took, self._last = now - self._last, now
-        waited, self._waited = self._waited, 0.0
-        if self._first:
-            self._first = False
-            started = time.time() - psutil.Process().create_time()
-            logger.info("first step done %.1f s after the process started", started)
-        else:  # the first step pays for set-up
-            smoothing = 0.1 if self._step_seconds is not None else 1.0
-            self._step_seconds = (1 - smoothing) * (self._step_seconds or 0.0) + smoothing * took
-        return {"time/step_s": took, "time/data_wait_s": waited, "time/samples_per_s": self._samples / took}
-
-    @property
-    def rate(self) -> float | None:
-        """Samples a second, smoothed."""
-        return None if self._step_seconds is None else self._samples / self._step_seconds
-
-    def seconds_left(self, steps: int) -> float | None:
-        """Estimate the time that so many steps take."""
-        return None if self._step_seconds is None else steps * self._step_seconds
-
-    def report_due(self) -> bool:
-        """Whether half a second has passed since progress was last told."""
-        now = time.monotonic()
-        if now - self._reported < 0.5:
-            return False
-        self._reported = now
-        return True

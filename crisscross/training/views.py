@@ -39,8 +39,9 @@ def augmented_views(
         views = [sample_keys(seed, f"{modality}/view{view}", batch.epoch, ids) for view in range(num_views)]
         return np.concatenate(views)
 
-    frames = batch.video.transpose(0, 1).flatten(0, 1).to(device, non_blocking=True)
-    waves = batch.audio.transpose(0, 1).flatten(0, 1).to(device, non_blocking=True)
+    # To the device first: the batch is in pinned memory, a rearranged copy of it would not be.
+    frames = batch.video.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+    waves = batch.audio.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
     aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
     return Views(
         video=augment_video(frames, aspect, keys("video"), video).unflatten(0, (num_views, size)),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from crisscross.experiment import run as run_experiment
+from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, parse
@@ -52,8 +53,10 @@ def test_result_metrics_and_predictions_agree(evaluated: RunDirectory) -> None:
 def test_exported_backbones_evaluate_like_the_run_itself(
     folder: Path, pretrained: RunDirectory, evaluated: RunDirectory
 ) -> None:
-    files = [f"weights.{name}={pretrained.path / f'{name}_backbone.pt'}" for name in ("video", "audio")]
-    run = RunDirectory.create("downstream", tiny_config("downstream", folder, *files))
+    files = {name: str(pretrained.path / f"{name}_backbone.pt") for name in ("video", "audio")}
+    config = tiny_config("downstream", folder)
+    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    run = RunDirectory.create("downstream", config)
     assert run_experiment(run)
     assert run.result["metrics"] == evaluated.result["metrics"]
     assert run.label.startswith("released-")

@@ -72,7 +72,8 @@ def test_unfit_splits_are_refused() -> None:
         _run(train, np.zeros_like(labels), train)
     with pytest.raises(ValueError, match="C cannot be chosen by cross-validation with one training clip a class"):
         _run(train[:4], labels[:4], train)
-    assert _run(train[:4], labels[:4], train, c_grid=(0.1,)).chosen_c == 0.1
+    found = _run(train[:4], labels[:4], train, c_grid=(0.1,))
+    assert (found.chosen_c, found.validation_top1) == (0.1, None)
 
 
 def test_top_k() -> None:
@@ -81,3 +82,5 @@ def test_top_k() -> None:
     assert top_k(scores, labels, 1) == pytest.approx(1 / 3)
     assert top_k(scores, labels, 2) == 1.0
     assert top_k(scores, labels, 5) == 1.0
+    scores[0, 0] = -np.inf
+    assert top_k(scores, labels, 5) == pytest.approx(2 / 3)  # a class that was not trained on is never found

@@ -40,6 +40,7 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
 
 
 def _main(path: str, strike: str, at_step: int) -> None:
+    os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
     if strike:
         STRIKES[strike](at_step)
@@ -130,6 +131,10 @@ def _signal(number: signal.Signals) -> Callable[[int], None]:
     return strike
 
 
+def _signal_to_the_group(at_step: int) -> None:
+    _after_the_backward_pass(lambda: os.killpg(0, signal.SIGTERM), at_step)
+
+
 STRIKES: dict[str, Callable[[int], None]] = {
     "SIGKILL in the middle of a step": _in_the_middle_of_a_step,
     "SIGKILL in the middle of a checkpoint write": _in_the_middle_of_a_checkpoint,
@@ -138,6 +143,7 @@ STRIKES: dict[str, Callable[[int], None]] = {
     "SIGKILL at the end of an epoch": _after_the_journal_before_the_checkpoint,
     "SIGKILL before the result": _before_the_result,
     "SIGTERM": _signal(signal.SIGTERM),
+    "SIGTERM to the whole group": _signal_to_the_group,
     "SIGINT": _signal(signal.SIGINT),
     "SIGUSR2": _signal(signal.SIGUSR2),
 }

@@ -29,7 +29,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(state["weights"], _state(5)["weights"])
     assert state["nested"] == {"steps": [1, 2, 3]}
     assert (about["step"], about["metrics_bytes"]) == (5, 50)
-    assert json.loads((tmp_path / "durable.json").read_text()) == {"step": 5, "metrics_bytes": 50}
+    assert json.loads((tmp_path / "durable.json").read_text()) == {"history_step": 5, "metrics_bytes": 50}
 
 
 def test_keeps_the_last_two_and_the_listed_steps(tmp_path: Path) -> None:
@@ -72,6 +72,39 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert state["weights"].eq(1.0).all()
     assert "step-000000002" in caplog.text
     assert "trying the checkpoint before it" in caplog.text
+
+
+def test_damaged_checkpoints_never_crowd_out_good_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    _save(CheckpointWriter(folder), 20, 21)
+    for step in (20, 21):
+        (folder / f"step-{step:09d}.json").unlink()
+    assert load_newest(folder, discard_damaged=True) is None
+    assert list(folder.iterdir()) == []
+    _save(CheckpointWriter(folder), 12, 13)
+    assert load_newest(folder)[1]["step"] == 13
+
+
+def test_the_history_that_is_told_never_shrinks(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "checkpoints", history_step=10)
+    _save(writer, 7)
+    assert load_newest(tmp_path / "checkpoints")[1]["history_step"] == 10
+    assert json.loads((tmp_path / "durable.json").read_text())["history_step"] == 10
+    _save(writer, 12)
+    assert json.loads((tmp_path / "durable.json").read_text())["history_step"] == 12
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_start_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _save(CheckpointWriter(tmp_path / "checkpoints"), 1, 2)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_newest(tmp_path / "checkpoints")
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

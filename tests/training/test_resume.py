@@ -89,6 +89,15 @@ def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Pat
     _assert_equal(run, undisturbed)
 
 
+def test_a_corrupt_checkpoint_and_a_second_kill_write_no_step_twice(folder: Path, undisturbed: RunDirectory) -> None:
+    run = _make(folder, "corrupt twice")
+    assert in_process(run, "SIGTERM", at_step=7) == 75
+    (run.checkpoints / "step-000000008.pt").write_bytes(b"torn")
+    assert in_process(run, "SIGTERM", at_step=6) == 75  # back behind step 8, and stopped before it is there again
+    assert in_process(run) == 0
+    _assert_equal(run, undisturbed)
+
+
 def test_running_what_is_done_changes_nothing(undisturbed: RunDirectory) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*") if path.is_file()}
     assert in_process(undisturbed) == 0
