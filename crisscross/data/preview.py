@@ -18,6 +18,7 @@ NUM_FRAMES = 8
 FRAME_RATE_HZ = 16.0
 AUDIO_SECONDS = 2.0
 SAMPLE_RATE_HZ = 16000
+SHOWN_DB = 50.0
 
 
 def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int = 12) -> None:
@@ -51,7 +52,9 @@ def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int
         left.imshow(np.concatenate(list(np.pad(video[0], ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)), 1))
         left.set_ylabel(label, rotation=0, ha="right", va="center")
         left.set(xticks=[], yticks=[])
-        right.specgram(audio[0], NFFT=512, Fs=SAMPLE_RATE_HZ, noverlap=384, cmap="viridis")
+        *_, image = right.specgram(audio[0], NFFT=512, Fs=SAMPLE_RATE_HZ, noverlap=384, cmap="viridis")
+        loudest_db = image.get_clim()[1]
+        image.set_clim(loudest_db - SHOWN_DB, loudest_db)
         right.set(ylim=(0, 5000), xticks=[], yticks=[])
     axes[0][0].set_title(f"{NUM_FRAMES} frames, 1/{FRAME_RATE_HZ:g} s apart", fontsize=9)
     axes[0][1].set_title(f"{AUDIO_SECONDS:g} s of sound, 0 to 5 kHz", fontsize=9)

@@ -36,7 +36,7 @@ def test_every_step_logs_what_the_paper_names(folder: Path) -> None:
     assert [step for step, _ in steps] == list(range(1, 10))
     expected = {"loss/total", "collapse/video_std", "collapse/audio_std", "data/fallback_fraction"}
     expected |= {f"loss/{pair}" for pair in ("v1v2", "a1a2", "v1a1", "v2a2", "v1a2", "v2a1")}
-    expected |= {"optim/lr_base", "optim/lr_predictor"}
+    expected |= {"optim/lr_base", "optim/lr_predictor", "optim/gradient_norm"}
     for _, metrics in steps:
         assert metrics.keys() == expected
         assert all(math.isfinite(value) for value in metrics.values())
