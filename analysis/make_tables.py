@@ -7,16 +7,26 @@ uv run analysis/make_tables.py --uri http://127.0.0.1:5000 --fingerprint 1a2b3c4
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from crisscross.files import write_text
+from crisscross.record import mask_passwords
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
 
 FORMATS = ("md", "csv", "tex")
 COMMANDS = {"relaxation": "uv run launch/sweep_relaxation.py"}
 """The studies that have a table, and what runs them."""
+
+
+def command_line(uri: str, *, experiment: str, fingerprint: str | None = None) -> str:
+    """Return the command that prints the tables of a store; a password in its address is masked."""
+    options = ["--fingerprint", fingerprint] if fingerprint else []
+    options += ["--uri", mask_passwords(uri)] if uri != DEFAULT_URI else []
+    options += ["--experiment", experiment] if experiment != DEFAULT_EXPERIMENT else []
+    return shlex.join(["uv", "run", "analysis/make_tables.py", *options])
 
 
 def print_tables(
@@ -28,7 +38,7 @@ def print_tables(
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
 ) -> int:
-    """Print a study's table and write it to files; where there is nothing to print, say so in one line.
+    """Print a study's table and write it to files; where that cannot be done, say so in one line.
 
     Args:
         uri: MLflow's tracking URI.
@@ -39,7 +49,7 @@ def print_tables(
         formats: some of ``md``, ``csv``, ``tex``.
 
     Returns:
-        The exit code: 0 when a table was printed, 1 when not.
+        The exit code: 0 when a table was printed and written, 1 when not.
     """
     from analysis.runs import NoRunsError, read_study
     from analysis.tables import render, table3
@@ -61,16 +71,20 @@ def print_tables(
         return 1
     table = table3.build(runs)
     texts = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in formats:
-        write_text(folder / f"{table.name}.{name}", texts[name](table))
     print(render.markdown(table))
     if runs.others:
         print(
             f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: "
-            f"uv run analysis/make_tables.py --fingerprint {runs.others[0]}"
+            f"{command_line(uri, experiment=experiment, fingerprint=runs.others[0])}"
         )
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in formats:
+            write_text(folder / f"{table.name}.{name}", texts[name](table))
+    except OSError as error:
+        print(f"the table is not written: {folder}: {error.strerror}: give a folder you can write", file=sys.stderr)
+        return 1
     print(f"Written: {', '.join(str(folder / f'{table.name}.{name}') for name in formats)}")
     return 0
 

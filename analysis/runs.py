@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from crisscross.record import mask_passwords
 from crisscross.tracking import experiment_tags, search_runs
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
     tags = experiment_tags(uri=uri, experiment=experiment)
     variants = variants_of(study, tags)
     if not variants:
-        raise NoRunsError(f"{uri} has no runs of the study {study}")
+        raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}")
     if fingerprint is None:
         latest = tags.get(f"study.{study}.latest")
         fingerprint = latest if latest in variants else variants[0]
@@ -82,7 +83,7 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
         raise NoRunsError(f"the study {study} has no variant {fingerprint}: there are {', '.join(variants)}")
     runs = search_runs(f"tags.`study.{study}.{fingerprint}` = '1'", uri=uri, experiment=experiment)
     if not runs:
-        raise NoRunsError(f"{uri} has no runs of the study {study}, variant {fingerprint}")
+        raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")
     frame = tidy(runs)
     return StudyRuns(
         study=study,

@@ -19,10 +19,14 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from crisscross.record import STALE_SECONDS
 from crisscross.run_directory import RunDirectory
 from crisscross.store_address import absolute
 
 logger = logging.getLogger(__name__)
+
+LEAVING_SECONDS = 30.0
+"""How long the last delivery waits for jobs to leave whose launcher has died (chosen by us: a checkpoint's time)."""
 
 
 class Courier:
@@ -119,7 +123,7 @@ class Courier:
         lines = []
         for run in self._runs:
             try:
-                what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"])
+                what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"], stale_s=0.0)
             except (OSError, ValueError) as error:  # a damaged or vanished run directory is no reason to fail here
                 what = str(error)
             if what:
@@ -142,7 +146,9 @@ def serve() -> None:
     last = False
     while True:
         started = time.monotonic()
-        failures = deliver_all(runs, uri=order["uri"], experiment=order["experiment"])
+        # The last word is for ever: whoever says that it runs, and holds no lock, has been killed.
+        stale_s = 0.0 if last else STALE_SECONDS
+        failures = deliver_all(runs, uri=order["uri"], experiment=order["experiment"], stale_s=stale_s)
         reason = failures[0].reason if failures else ""
         if reason and not told:
             print(f"{reason} (training goes on)", file=sys.stderr, flush=True)
@@ -152,7 +158,16 @@ def serve() -> None:
         if last:
             return
         wait_s = max(0.0, order["interval_s"] - (time.monotonic() - started))
-        last = bool(select.select([sys.stdin.buffer], [], [], wait_s)[0])  # "close", or the end of the pipe
+        last = bool(select.select([sys.stdin.buffer], [], [], wait_s)[0])
+        if last and sys.stdin.buffer.readline() != b"close\n":  # the end of the pipe: the launcher has died
+            _wait_until_left(runs, timeout_s=LEAVING_SECONDS)
+
+
+def _wait_until_left(runs: Sequence[RunDirectory], *, timeout_s: float) -> None:
+    """Wait until no process works on these runs; those whose launcher has died write a checkpoint and leave."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and any(run.is_running for run in runs):
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,13 @@ class Store(Protocol):
         """Set tags of the experiment."""
 
 
-def deliver_run(run: RunDirectory, store: Store) -> Delivery:
+def deliver_run(run: RunDirectory, store: Store, *, stale_s: float = record.STALE_SECONDS) -> Delivery:
     """Tell a store all that it does not know yet of a run.
+
+    Args:
+        run: the run directory.
+        store: an open MLflow experiment.
+        stale_s: see ``record.standing``.
 
     Raises:
         FileNotFoundError: when the folder is no run directory.
@@ -89,7 +94,7 @@ def deliver_run(run: RunDirectory, store: Store) -> Delivery:
         if sent.finished_as == as_of:
             return Delivery(sent.run_id, 0, True)
         # Read before the history: an end that comes after this line is told the next time.
-        standing = record.standing(run)
+        standing = record.standing(run, stale_s=stale_s)
         finished = standing.result is not None
         _send_words(run, store, sent, standing)
         points = _send_history(run, store, notes, finished=finished) + _send_result(store, notes, standing)
@@ -187,7 +192,7 @@ def _points(line: Mapping[str, Any]) -> list[Point]:
 
 def _send_artifacts(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
     listed = (standing.result or {}).get("artifacts", [])
-    for name in ["config.yaml", "run.json", "log.txt", "result.json", *listed]:
+    for name in ["config.yaml", "run.json", "environment.json", "log.txt", "result.json", *listed]:
         path = (run.path / name).resolve()
         if not path.is_file() or not path.is_relative_to(run.path):
             continue

@@ -5,6 +5,7 @@ Plain dicts and strings from files; MLflow itself is only in tracking.py.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import platform
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from crisscross.identity import family
+from crisscross.files import read_json
+from crisscross.identity import family, scientific
 from crisscross.run_directory import RunDirectory
 
 STALE_SECONDS = 30.0
@@ -61,8 +63,13 @@ class Standing:
         return self.status in ("FINISHED", "FAILED", "KILLED")
 
 
-def standing(run: RunDirectory) -> Standing:
-    """Read where an experiment stands from its files."""
+def standing(run: RunDirectory, *, stale_s: float = STALE_SECONDS) -> Standing:
+    """Read where an experiment stands from its files.
+
+    Args:
+        run: the run directory.
+        stale_s: after how much silence a job that says it runs is believed only while it holds its lock.
+    """
     result = run.result
     progress = run.progress or {}
     if result is not None:
@@ -72,7 +79,7 @@ def standing(run: RunDirectory) -> Standing:
         if state == "done":  # the proof of success is result.json alone
             state = "interrupted"
         silent_s = time.time() - progress.get("time", 0.0)
-        if state == "running" and silent_s > STALE_SECONDS and not run.is_locked:
+        if state == "running" and silent_s > stale_s and not run.is_locked:
             state = "interrupted"  # killed before it could say so
     status = STATUS_OF_STATE.get(state, "FAILED")
     is_over = status in ("FINISHED", "FAILED", "KILLED")
@@ -89,14 +96,20 @@ def standing(run: RunDirectory) -> Standing:
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a config as flat MLflow parameters: ``{"views.video.num_frames": "8", ...}``.
+    """Return what can change a result as flat MLflow parameters: ``{"views.video.num_frames": "8", ...}``.
 
-    Strings stay as they are, anything else is JSON (``null``, ``[1, 2]``). Passwords in URIs are masked.
+    MLflow never lets a parameter change. What only says how and where a run is executed may change whenever the run
+    is started again, so it is left to the artifact ``config.yaml``. Strings stay as they are, anything else is JSON
+    (``null``, ``[1, 2]``). Passwords in URIs are masked.
     """
+    return _flat(scientific(config))
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat.update({f"{key}.{below}": text for below, text in parameters(value).items()})
+            flat.update({f"{key}.{below}": text for below, text in _flat(value).items()})
         else:
             flat[key] = mask_passwords(value if isinstance(value, str) else json.dumps(value))
     return flat
@@ -113,6 +126,8 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
     An evaluation carries the method, relaxation, seed and data of the pretraining that it evaluates.
     """
     about = run.about
+    ran_on = read_json(run.path / "environment.json") or {}
+    git = ran_on.get("git") or about["git"]
     parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
     learnt = config if about["kind"] == "pretrain" else parents[0].config if parents else None
     found = {
@@ -120,7 +135,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.note.content": description(run, config, learnt=learnt),
         "mlflow.source.name": "launch/job.py",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": about["git"].get("commit"),
+        "mlflow.source.git.commit": git.get("commit"),
         "crisscross.identity": about["identity"],
         "crisscross.parent_identity": ",".join(parent.identity for parent in parents),
         "kind": about["kind"],
@@ -128,9 +143,10 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         "scale": config["scale"]["name"],
         "seed": (learnt or config)["seed"],
         "method": learnt["method"]["name"] if learnt else _source_of(config),
-        "git_commit": about["git"].get("commit"),
-        "git_dirty": json.dumps(about["git"]["dirty"]) if "dirty" in about["git"] else None,
-        "slurm_job_id": about.get("slurm_job_id"),
+        "git_commit": git.get("commit"),
+        "git_dirty": json.dumps(git["dirty"]) if "dirty" in git else None,
+        "slurm_job_id": ran_on.get("slurm", {}).get("SLURM_JOB_ID"),
+        **_versions(ran_on),
     }
     if learnt:
         found["relaxation"] = learnt["relaxation"]
@@ -174,18 +190,28 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
     return "\n".join([*lines, "", "Its config is the artifact `config.yaml`."])
 
 
-def environment() -> dict[str, str]:
-    """Return tags that say what the code runs on: versions, machine, user. Imports none of the packages."""
-    found = {
-        "env.python": platform.python_version(),
-        "env.platform": platform.platform(),
-        "env.host": platform.node(),
+def _versions(ran_on: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags ``env.*`` of an ``environment.json``; none where there is none."""
+    if not ran_on:
+        return {}
+    installed = {name.lower(): version for name, version in ran_on["packages"].items()}
+    return {
+        **{f"env.{key}": ran_on[key] for key in ("python", "platform", "host")},
+        **{f"env.{package}": installed.get(package, "not installed") for package in PACKAGES},
     }
+
+
+def environment() -> dict[str, str]:
+    """Return tags that say what this process runs on: versions, machine, user. Imports none of the packages.
+
+    They stand until the experiment has been started, which then says what *it* runs on.
+    """
+    packages = {}
     for package in PACKAGES:
-        try:
-            found[f"env.{package}"] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[f"env.{package}"] = "not installed"
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[package] = metadata.version(package)
+    here = {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node()}
+    found = _versions({**here, "packages": packages})
     try:
         found["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a container without an entry for this user

@@ -12,6 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
+from crisscross.methods import available_methods
+from crisscross.optim.schedules import build_schedules
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""A number from 0 up to, but not, 1."""
 
 
 class Settings(BaseModel):
@@ -24,9 +30,14 @@ class VideoViewSettings(Settings):
     """The video half of a view."""
 
     num_frames: int = Field(gt=0)
-    frame_rate_hz: float = Field(gt=0)
-    canvas_px: tuple[int, int]
+    frame_rate_hz: float = Field(gt=0, allow_inf_nan=False)
+    canvas_px: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
     transform: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _transform_is_possible(self) -> VideoViewSettings:
+        _build("views.video.transform", VideoTransformSettings, self.transform)
+        return self
 
     @property
     def seconds(self) -> float:
@@ -37,9 +48,19 @@ class VideoViewSettings(Settings):
 class AudioViewSettings(Settings):
     """The audio half of a view."""
 
-    seconds: float = Field(gt=0)
+    seconds: float = Field(gt=0, allow_inf_nan=False)
     sample_rate_hz: int = Field(gt=0)
     transform: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _transform_is_possible(self) -> AudioViewSettings:
+        transform = _build("views.audio.transform", AudioTransformSettings, self.transform)
+        if transform.sample_rate_hz != self.sample_rate_hz:
+            raise ValueError(
+                f"views.audio.transform.sample_rate_hz={transform.sample_rate_hz} is not"
+                f" views.audio.sample_rate_hz={self.sample_rate_hz}: set the latter alone"
+            )
+        return self
 
 
 class ViewSettings(Settings):
@@ -108,11 +129,16 @@ class OptimSettings(Settings):
     """The optimiser, and one schedule for each group of parameters that the method names (crisscross/optim)."""
 
     name: Literal["adam", "sgd"]
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    momentum: Rate = 0.9
     weight_decay: float = Field(ge=0)
     larc: LarcSettings
     groups: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _schedules_are_possible(self) -> OptimSettings:
+        build_schedules(self.groups, total_steps=10**9, steps_per_epoch=1)
+        return self
 
 
 class TrainingSettings(Settings):
@@ -222,6 +248,9 @@ class PretrainSettings(ExperimentSettings):
     def _is_possible(self) -> PretrainSettings:
         if self.relaxation not in RELAXATIONS:
             raise ValueError(f"relaxation={self.relaxation} is unknown: choose one of {', '.join(RELAXATIONS)}")
+        if self.method.get("name") not in available_methods():
+            known = ", ".join(available_methods())
+            raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
         for name, schedule in self.optim.groups.items():
             warmup = schedule.get("warmup_epochs", 0)
             if self.training.epochs and warmup >= self.training.epochs:
@@ -271,6 +300,17 @@ class DownstreamSettings(ExperimentSettings):
 
 
 KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "downstream": DownstreamSettings}
+
+Built = TypeVar("Built")
+
+
+def _build(key: str, kind: type[Built], numbers: Mapping[str, Any]) -> Built:
+    """Build a dataclass from a config node; whatever is wrong with a number becomes a line that names the node."""
+    try:
+        return kind(**numbers)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key}: {str(error).removeprefix(kind.__name__).removeprefix('.__init__() ')}") from None
+
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 

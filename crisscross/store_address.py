@@ -33,7 +33,7 @@ def absolute(uri: str) -> str:
         return uri
     file = uri.partition(":///")[2]
     if not file:
-        raise ValueError(f"tracking.uri={uri} names no file: use sqlite:///mlflow.db")
+        raise ValueError(f"tracking.uri={mask_passwords(uri)} names no file: use sqlite:///mlflow.db")
     return f"sqlite:///{Path(file).resolve()}"
 
 

@@ -109,10 +109,18 @@ def deliver(run: RunDirectory, *, uri: str, experiment: str) -> Delivery:
     return _Store(uri, experiment).deliver(run)
 
 
-def deliver_all(runs: Iterable[RunDirectory], *, uri: str, experiment: str) -> list[Failure]:
+def deliver_all(
+    runs: Iterable[RunDirectory], *, uri: str, experiment: str, stale_s: float = record.STALE_SECONDS
+) -> list[Failure]:
     """Bring MLflow up to date with many run directories; go on where one fails.
 
     A server that cannot be reached is asked once, with one warning, and every run still open is a failure.
+
+    Args:
+        runs: run directories.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        stale_s: see ``record.standing``.
     """
     waiting = list(runs)
     failures: list[Failure] = []
@@ -120,7 +128,7 @@ def deliver_all(runs: Iterable[RunDirectory], *, uri: str, experiment: str) -> l
         store = _Store(uri, experiment)
         while waiting:
             try:
-                store.deliver(waiting[0])
+                store.deliver(waiting[0], stale_s=stale_s)
             except (TrackingError, ValueError, KeyError) as error:  # MLflow, or a damaged run directory
                 failures.append(Failure(waiting[0], str(error)))
                 store.check()
@@ -148,17 +156,25 @@ def mark_latest(study: str, fingerprint: str, *, uri: str, experiment: str) -> N
         store.set_experiment_tags({f"study.{study}.latest": fingerprint})
 
 
-def pending(run: RunDirectory, *, uri: str, experiment: str) -> str:
-    """Return what of a run MLflow does not have yet, in words; empty when nothing. MLflow is not asked."""
+def pending(run: RunDirectory, *, uri: str, experiment: str, stale_s: float = record.STALE_SECONDS) -> str:
+    """Return what of a run MLflow does not have yet, in words; empty when nothing. MLflow is not asked.
+
+    Only a look is taken at whether a SQLite file is there at all: one that was deleted has nothing.
+    """
     sent = Notes(run, store_key(uri, experiment)).sent
-    standing = record.standing(run)
-    if not sent.run_id:
+    standing = record.standing(run, stale_s=stale_s)
+    file = sqlite_file(absolute(uri))
+    if not sent.run_id or (file is not None and not has_content(file)):
         return "it is not in MLflow yet"
     missing = durable_bytes(run, done=standing.result is not None) - sent.metrics_bytes
     if missing > 0:
         return f"{missing} bytes of its history are not in MLflow yet"
-    is_over = sent.finished_as if standing.result is not None else sent.status == standing.status
-    return "" if is_over else f"MLflow does not know yet that it is {standing.state}"
+    if standing.result is None:
+        return "" if sent.status == standing.status else f"MLflow does not know yet that it is {standing.state}"
+    if not sent.finished_as:
+        return f"MLflow does not know yet that it is {standing.state}"
+    is_told = sent.finished_as == (run.path / "run.json").stat().st_mtime_ns
+    return "" if is_told else "MLflow does not know yet of which studies it is part"
 
 
 def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
@@ -253,10 +269,10 @@ class _Store:
                 self.client.set_experiment_tag(self.experiment_id, key, text)
                 self.tags[key] = text
 
-    def deliver(self, run: RunDirectory) -> Delivery:
+    def deliver(self, run: RunDirectory, *, stale_s: float = record.STALE_SECONDS) -> Delivery:
         """Bring MLflow up to date with a run directory."""
         with self.exclusively():
-            return deliver_run(run, self)
+            return deliver_run(run, self, stale_s=stale_s)
 
     def create_run(self, name: str, *, start_ms: int, tags: Mapping[str, str]) -> str:
         made = self.client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name)

@@ -31,7 +31,7 @@ class Capacity:
     def cost(self, config: Mapping[str, Any]) -> int:
         """Units that one experiment takes; never more than there are, so that each can run alone."""
         execution = config["execution"]
-        devices = execution["num_devices"]
+        devices = num_processes(config)
         cost = {"experiments": 1, "GPUs": devices, "cores": devices * execution["num_threads"]}[self.unit]
         return min(self.total, cost)
 
@@ -64,6 +64,11 @@ def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None =
     if max_parallel is not None:
         return Capacity(max_parallel, "experiments", gpus)
     return Capacity(len(gpus), "GPUs", gpus) if gpus else Capacity(num_cores(), "cores")
+
+
+def num_processes(config: Mapping[str, Any]) -> int:
+    """Processes, one a device, of an experiment: a pretraining shares its batches out, an evaluation is one process."""
+    return config["execution"]["num_devices"] if "method" in config else 1
 
 
 def num_cores() -> int:

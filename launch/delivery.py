@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
-from crisscross.tracking import Courier, TrackingError, deliver_all, mark_latest, pending
+from crisscross.tracking import Courier, TrackingError, deliver_all, mark_latest, pending, search_runs
 
 CLOSE_SECONDS = 60.0
 """How long the last delivery of a launch may take (chosen by us: a study of 100 runs on SQLite)."""
@@ -37,6 +38,26 @@ def note_latest(study: str, fingerprint: str, *, tracking: Mapping[str, Any], sa
         say(str(error))
 
 
+def refill(runs: Sequence[RunDirectory], *, study: str, tracking: Mapping[str, Any]) -> None:
+    """Deliver what the store lacks of a study, whatever the run directories believe it to have.
+
+    A store that was lost, or replaced by an older copy, is filled again.
+
+    Args:
+        runs: the study's run directories.
+        study: ``<study>.<fingerprint>``.
+        tracking: ``uri`` and ``experiment`` of the config.
+    """
+    place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
+    try:
+        there = {run["tags"].get("crisscross.identity") for run in search_runs(f"tags.`study.{study}` = '1'", **place)}
+    except TrackingError:  # no store, no experiment, or nobody there: the delivery makes them, or says so
+        there = set()
+    missing = [run for run in runs if run.identity not in there]
+    if missing:
+        deliver_all(missing, **place, stale_s=0.0)
+
+
 def catch_up(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> str:
     """Bring MLflow up to date.
 
@@ -44,9 +65,10 @@ def catch_up(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> st
         What was sent and what was not, in one line.
     """
     place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
-    due = [run for run in runs if pending(run, **place)]
+    store = mask_passwords(place["uri"])
+    due = [run for run in runs if pending(run, **place, stale_s=0.0)]
     if not due:
-        return f"MLflow ({place['uri']}) is up to date"
-    failures = deliver_all(due, **place)
-    line = f"MLflow ({place['uri']}): brought up to date for {len(due) - len(failures)} run(s)"
+        return f"MLflow ({store}) is up to date"
+    failures = deliver_all(due, **place, stale_s=0.0)
+    line = f"MLflow ({store}): brought up to date for {len(due) - len(failures)} run(s)"
     return line if not failures else f"{line}; {len(failures)} wait: {failures[0].reason}"

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     # Before anything that takes time to import: a signal must not kill a job that is starting.
     INTERRUPTION.install()
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -27,7 +28,7 @@ from types import TracebackType
 from typing import IO
 
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
-from launch.capacity import job_environment
+from launch.capacity import job_environment, num_processes
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.excepthook = lambda kind, error, trace: _report(run, kind, error, trace)
     if not follow_parent() or INTERRUPTION.requested:
         return INTERRUPTED_EXIT_CODE
-    num_devices = run.config["execution"]["num_devices"]
+    num_devices = num_processes(run.config)
     if num_devices > 1 and "RANK" not in os.environ:
         return run_ranks(run, num_devices)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -122,14 +123,15 @@ def _tell_ranks(torchrun_pid: int) -> None:
 
 def _report(run: RunDirectory, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Say why a job failed: one line for people, the whole traceback in its log."""
-    with run.log_path.open("a") as log:
-        traceback.print_exception(kind, error, trace, file=log)
     line = " ".join(str(error).split()) or kind.__name__
     expected = issubclass(kind, ValueError | OSError | AlreadyRunningError)
     line = line if expected else f"{kind.__name__}: {line}"
+    with contextlib.suppress(OSError):  # stderr may be a file on a full disk, which may be what we have to tell
+        print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError), run.log_path.open("a") as log:
+        traceback.print_exception(kind, error, trace, file=log)
     if not issubclass(kind, AlreadyRunningError):  # then progress.json is the other process's
         run.write_progress(**{**(run.progress or {}), "state": "failed", "error": line})
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

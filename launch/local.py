@@ -18,12 +18,18 @@ from pathlib import Path
 
 from crisscross.run_directory import RunDirectory
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE
-from launch.capacity import Capacity, job_environment
+from launch.capacity import Capacity, job_environment, num_processes
 from launch.display import Display
 from launch.graph import Experiment, Graph
 
 STOP_SECONDS = 120.0
 """How long jobs may take to write a checkpoint before they are killed (chosen by us)."""
+
+SECOND_REQUEST_SECONDS = 1.0
+"""A Ctrl-C so long after the first request to stop means: at once (chosen by us).
+
+One request may arrive twice: `uv run` passes a signal on that its process group got as well.
+"""
 
 ENDED = ("done", "failed", "interrupted", "parent failed", "parent interrupted")
 
@@ -86,7 +92,8 @@ class LocalRunner:
     poll_s: float = 0.2
     stop_seconds: float = STOP_SECONDS
     jobs: dict[str, Job] = field(init=False)
-    _stop_requests: int = field(init=False, default=0)
+    _stop_asked: float | None = field(init=False, default=None)
+    _kill_asked: bool = field(init=False, default=False)
     _stop_deadline: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -102,7 +109,7 @@ class LocalRunner:
     @property
     def was_stopped(self) -> bool:
         """Whether a signal ended the launch."""
-        return self._stop_requests > 0
+        return self._stop_asked is not None
 
     def run(self) -> list[Job]:
         """Run everything that can run and return how each experiment ended."""
@@ -156,17 +163,28 @@ class LocalRunner:
         return used + self.capacity.cost(job.experiment.config) <= self.capacity.total or not busy
 
     def _start(self, job: Job) -> None:
-        if job.run.is_running:
-            job.state, job.started = "attached", None
-            self.display.event(job, "attached to the process that runs it already")
+        try:
+            if job.run.is_running:
+                job.state, job.started = "attached", None
+                self.display.event(job, "attached to the process that runs it already")
+                return
+            self._start_process(job)
+        except OSError as error:  # no room for its log, no memory for its process: the others may have better luck
+            job.reason = f"could not be started: {' '.join(str(error).split())}"
+            self._end(job, "failed")
             return
+        job.state = "running"
+        self.display.event(job, "started" if not job.run.checkpoints.is_dir() else "started again, resumes")
+
+    def _start_process(self, job: Job) -> None:
         config = job.experiment.config
-        job.gpus = self._free_gpus(config["execution"]["num_devices"])
+        job.gpus = self._free_gpus(num_processes(config))
         job.started = time.time()
         argv = list(self.command(job.run.path))
-        with job.run.log_path.open("a") as log:
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} starts {' '.join(argv)}\n")
-            log.flush()
+        with job.run.log_path.open("ab", buffering=0) as log:
+            line = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} starts {' '.join(argv)}\n"
+            with contextlib.suppress(OSError):  # a full disk: the job itself will say what cannot be written
+                log.write(line.encode())
             job.process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -175,8 +193,6 @@ class LocalRunner:
                 env=job_environment(config, gpus=job.gpus),
                 start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on once
             )
-        job.state = "running"
-        self.display.event(job, "started" if not job.run.checkpoints.is_dir() else "started again, resumes")
 
     def _free_gpus(self, count: int) -> tuple[str, ...]:
         """Return the ids of the least used GPUs."""
@@ -227,7 +243,7 @@ class LocalRunner:
                     f"stopping: {len(running)} experiment(s) write a checkpoint, up to"
                     f" {self.stop_seconds:.0f} s (Ctrl-C again kills them)"
                 )
-        elif self._stop_requests > 1 or time.monotonic() > self._stop_deadline:
+        elif self._kill_asked or time.monotonic() > self._stop_deadline:
             for job in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(job.process.pid, signal.SIGKILL)
@@ -235,12 +251,16 @@ class LocalRunner:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Count SIGINT, SIGTERM and SIGHUP instead of dying from them."""
+        """Note SIGINT, SIGTERM and SIGHUP instead of dying from them."""
 
-        def count(number: int, frame: object) -> None:
-            self._stop_requests += 1
+        def note(number: int, frame: object) -> None:
+            now = time.monotonic()
+            if self._stop_asked is None:
+                self._stop_asked = now
+            elif number == signal.SIGINT and now - self._stop_asked >= SECOND_REQUEST_SECONDS:
+                self._kill_asked = True
 
-        old = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:

@@ -112,6 +112,7 @@ def write_record(
         },
     }
     write_json(path, record)
+    path.chmod(0o600)  # tracking.uri may hold a password
     return record
 
 

@@ -8,14 +8,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from crisscross.data.catalogue import describe_data
+from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import DEFAULT_URI, TrackingError
 from launch.capacity import capacity_of
-from launch.delivery import delivering, note_latest
+from launch.delivery import delivering, note_latest, refill
 from launch.display import Display
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
@@ -53,18 +55,20 @@ def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[s
         runner = LocalRunner(plan.graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
         with delivering(list(runs.values()), tracking=plan.config["tracking"]):
             jobs = runner.run()
+        if not runner.was_stopped and plan.config["tracking"]["delivery"] != "off":
+            refill(list(runs.values()), study=plan.name, tracking=plan.config["tracking"])
     if runner.was_stopped:
         _say(console, f"stopped. What is done is kept; go on with: {_this_command()}")
         return 130
     code = _report_failures(jobs, console)
-    _print_table(plan, console)
-    return code
+    has_table = _print_table(plan, console)
+    return code if has_table else code or 1
 
 
 def _make_writable(runs_root: Path) -> None:
     """Make sure that run directories can be made, before anything is computed."""
     try:
-        (runs_root / "studies").mkdir(parents=True, exist_ok=True)
+        (runs_root / "studies").mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=runs_root / "studies"):
             pass
     except OSError as error:
@@ -158,8 +162,10 @@ def _report_failures(jobs: Sequence[Job], console: Console) -> int:
     return 0
 
 
-def _print_table(plan: Plan, console: Console) -> None:
+def _print_table(plan: Plan, console: Console) -> bool:
+    """Print the table and what may be done next; return whether there is the table that was asked for."""
     study, tracking = plan.launch.study, plan.config["tracking"]
+    has_table = True
     if tracking["delivery"] == "off":
         _say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
     else:
@@ -167,28 +173,50 @@ def _print_table(plan: Plan, console: Console) -> None:
 
         note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: _say(console, text))
         try:
-            print_tables(
+            code = print_tables(
                 tracking["uri"],
                 experiment=tracking["experiment"],
                 study=study.name,
                 fingerprint=plan.fingerprint,
                 out="tables",
             )
+            has_table = code == 0
         except (TrackingError, ValueError, OSError) as error:
-            _say(console, f"no table: {error}", style="red")
-    elsewhere = tracking["uri"] != DEFAULT_URI
-    store, tables = (f" --{flag} {tracking['uri']}" if elsewhere else "" for flag in ("backend-store-uri", "uri"))
-    root = "" if str(plan.runs_root) == "runs" else f" runs_root={plan.runs_root}"
-    _say(console, f"runs: {plan.runs_root}/   tables: tables/   a run's log: log.txt in its folder")
-    _say(console, "next:")
-    _say(console, f"  uv run launch/status.py{root:<40}  how every experiment stands".rstrip())
-    _say(console, f"  uv run analysis/make_tables.py{tables}")
-    _say(console, f"  uv run mlflow ui{store}")
+            _say(console, f"no table: {mask_passwords(str(error))}", style="red")
+            has_table = False
+    for line in next_steps(plan.runs_root, tracking=tracking):
+        _say(console, line)
+    return has_table
+
+
+def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say what may be done after a launch; passwords in them are masked.
+
+    Args:
+        runs_root: folder of the run directories.
+        tracking: ``uri`` and ``experiment`` of the config.
+    """
+    from analysis.make_tables import command_line
+
+    uri = mask_passwords(tracking["uri"])
+    root = "" if str(runs_root) == "runs" else " " + shlex.quote(f"runs_root={runs_root}")
+    browse = "uv run mlflow ui"
+    if uri.startswith(("http://", "https://")):
+        browse = f"open {uri} in a browser"
+    elif uri != DEFAULT_URI:
+        browse += f" --backend-store-uri {shlex.quote(uri)}"
+    return [
+        f"runs: {runs_root}/   tables: tables/   a run's log: log.txt in its folder",
+        "next:",
+        f"  uv run launch/status.py{root:<40}  how every experiment stands",
+        f"  {command_line(uri, experiment=tracking['experiment'])}",
+        f"  {browse}",
+    ]
 
 
 def _this_command() -> str:
     script = _short(Path(sys.argv[0]))
-    return shlex.join(["uv", "run", script, *sys.argv[1:]])
+    return mask_passwords(shlex.join(["uv", "run", script, *sys.argv[1:]]))
 
 
 def _short(path: str | Path | None) -> str:

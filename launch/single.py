@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import sys
@@ -14,21 +13,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS, parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+from launch.capacity import num_processes
 from launch.delivery import delivering
 from launch.display import HEARTBEAT_S, describe
 from launch.job import run_ranks
 from launch.overrides import check_overrides, hydra_configs
+
+_CODES: list[int] = []
+"""Exit codes of what did not end well in a ``--multirun`` of this process: Hydra hands nothing back to its caller."""
 
 
 def run_entry_point(kind: str, main: Callable[[], None]) -> None:
@@ -44,6 +50,8 @@ def run_entry_point(kind: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         sys.exit(130)
+    if _CODES:
+        sys.exit(min(_CODES))  # of a failure (1), a wrong setting (2), an interruption (75): the worst
 
 
 def check_command_line(kind: str, arguments: Sequence[str]) -> None:
@@ -70,18 +78,36 @@ def check_command_line(kind: str, arguments: Sequence[str]) -> None:
 def run_here(kind: str, config: dict[str, Any]) -> None:
     """Run an experiment in this process and leave with an exit code unless it is done.
 
-    The exit code is 2 for a wrong setting, 1 for a failure, 75 when it was interrupted and can go on.
+    The exit code is 2 for a wrong setting, 1 for a failure, 75 when it was interrupted and can go on. One of several
+    experiments (``--multirun``) that fails leaves the others their turn: ``run_entry_point`` leaves with the code.
 
     Args:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config.
     """
+    code = _run_and_show(kind, config)
+    if code and _others_follow() and not INTERRUPTION.requested:
+        _CODES.append(code)
+    elif code:
+        sys.exit(min([code, *_CODES]))
+
+
+def _others_follow() -> bool:
+    """Whether Hydra runs several experiments one after another in this process."""
+    if not HydraConfig.initialized():
+        return False
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and hydra.launcher["_target_"].endswith(".BasicLauncher")
+
+
+def _run_and_show(kind: str, config: dict[str, Any]) -> int:
+    """Run an experiment, say how it ended, and return the exit code."""
     console = Console()
     try:
         run = _make_run(kind, config)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     where = os.path.relpath(run.path)
     _say(console, f"{run.label}: {where}")
     if run.result is not None:
@@ -93,10 +119,11 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
     if code == INTERRUPTED_EXIT_CODE:
         _say(console, "interrupted: what was computed is kept; the same command goes on")
     if code:
-        sys.exit(code)
+        return code
     for name, value in sorted(run.result["metrics"].items()):
         _say(console, f"  {name:<28} {value:.4g}")
     _say(console, f"result: {where}/result.json")
+    return 0
 
 
 def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
@@ -107,7 +134,9 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     parents = []
     if kind == "downstream":
         parents = _parents_of(config["weights"])
-        config["weights"] = {**config["weights"], "fingerprint": fingerprint_of_weights(config["weights"])}
+        fingerprint = weights_fingerprint(config["weights"]["video"], config["weights"]["audio"])
+        if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
+            config["weights"] = {**config["weights"], "fingerprint": fingerprint}
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
     return RunDirectory.create(kind, config, parents=parents)
 
@@ -125,26 +154,9 @@ def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
     return [parent]
 
 
-def fingerprint_of_weights(weights: Mapping[str, Any]) -> str | None:
-    """Return the hash of what released weight files hold; None where none are given.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-    """
-    digests = []
-    for modality in ("video", "audio"):
-        if weights[modality]:
-            path = Path(weights[modality])
-            if not path.is_file():
-                raise FileNotFoundError(f"weights.{modality}={path}: no such file: give a file of released weights")
-            with path.open("rb") as file:
-                digests.append(f"{modality}:{hashlib.file_digest(file, 'sha256').hexdigest()}")
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
-
-
 def _run(run: RunDirectory, console: Console) -> int:
     """Run the experiment and return the exit code of a job."""
-    num_devices = run.config["execution"]["num_devices"]
+    num_devices = num_processes(run.config)
     if num_devices > 1 and "RANK" not in os.environ:
         with _watching(run, console), run.log_path.open("a") as log:
             return run_ranks(run, num_devices, log=log)
@@ -154,9 +166,9 @@ def _run(run: RunDirectory, console: Console) -> int:
         with _watching(run, console):
             done = experiment.run(run)
     except (ValueError, OSError, RuntimeError) as error:
-        with run.log_path.open("a") as log:
-            traceback.print_exception(error, file=log)
         print(f"error: {' '.join(str(error).split())} (log: {os.path.relpath(run.log_path)})", file=sys.stderr)
+        with contextlib.suppress(OSError), run.log_path.open("a") as log:  # the disk may be full
+            traceback.print_exception(error, file=log)
         return 1
     return 0 if done else INTERRUPTED_EXIT_CODE
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
 from launch.display import describe
 from launch.records import Standing, last_lines, read_records, read_single_runs, standing_of, study_holder
@@ -97,7 +98,7 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], console: Console) ->
     _show_members(runs_root, record, standings, console)
     if holder is None and num_done < len(standings):
         again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
-        _say(console, f"go on with: {again}")
+        _say(console, f"go on with: {mask_passwords(again)}")
 
 
 def _show_members(

@@ -24,8 +24,7 @@ from crisscross.data.loader import Clips, ViewDataset, collate
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings, parse
 from crisscross.training.views import augmented_views
-from crisscross.transforms.audio import AudioTransformSettings
-from crisscross.transforms.video import VideoTransformSettings
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 from tests.support import full_history
 
 STEPS = {"demo": 40, "paper": 4}

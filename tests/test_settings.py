@@ -9,8 +9,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from crisscross.settings import KINDS, parse
-from crisscross.transforms.audio import AudioTransformSettings
-from crisscross.transforms.video import VideoTransformSettings
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 
 def _compose(kind: str, *overrides: str) -> dict:
@@ -68,6 +67,14 @@ def test_paper_scale_is_the_papers() -> None:
         (["data=folder"], "data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE"),
         (["+training.epoch=3"], "training.epoch is not a setting: check its spelling"),
         (["~training.epochs"], "training.epochs is missing: set it"),
+        (["method.name=nothing"], "method.name=nothing is unknown: choose one of crisscross"),
+        (["optim.groups.base.name=cosin"], "optim.groups.base: schedule name='cosin': expected one of"),
+        (["optim.groups.base.warmup_epochs=two"], "optim.groups.base: "),
+        (["optim.betas=[1.5,0.9]"], "optim.betas.0=1.5: input should be less than 1"),
+        (["views.video.canvas_px=[0,40]"], "views.video.canvas_px.0=0: input should be greater than 0"),
+        (["views.video.transform.crop_px=0"], "views.video.transform: crop_px got 0; expected at least 1"),
+        (["+views.video.transform.crop=9"], "views.video.transform: got an unexpected keyword argument 'crop'"),
+        (["views.audio.transform.sample_rate_hz=8000", "views.audio.transform.f_max_hz=4000"], "set the latter alone"),
     ],
 )
 def test_complaints(overrides: list[str], complaint: str) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -310,6 +311,7 @@ def test_a_store_that_was_deleted_is_filled_again(uri, tmp_path, monkeypatch):
     child.write_result({"metrics": {"eval/top1_v": 0.5}})
     send(parent, uri), send(child, uri)
     (tmp_path / "mlflow.db").unlink()
+    assert tracking.pending(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
     assert tracking.deliver_all([child, parent], uri=uri, experiment=EXPERIMENT) == []
     assert_history_once(parent, uri)
     (found,) = all_runs(uri, child)
@@ -367,7 +369,7 @@ def test_no_password_reaches_mlflow(uri, tmp_path):
     run.write_progress(state="failed", error="the disk is full")
     run_id = send(run, uri).run_id
     (found,) = all_runs(uri, run)
-    assert found["params"]["tracking.uri"] == "https://***@mlflow.example.org"
+    assert "tracking.uri" not in found["params"]
     kept = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts" / "config.yaml"
     assert "mlflow.example.org" in kept.read_text()
     assert "secret" not in kept.read_text() + json.dumps(found)
@@ -412,13 +414,64 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
     assert all_runs(uri, run)[0]["status"] == "KILLED"
 
 
+def test_the_last_word_waits_for_no_grace(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.write_progress(state="running", step=1, total=4)
+    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=60) as courier:
+        pass
+    assert courier.close(1) == []
+    assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"
+
+
+def test_settings_of_execution_may_change_between_two_starts(uri, tmp_path):
+    run = pretraining(tmp_path / "runs", execution={"num_threads": 2})
+    send(run, uri)
+    notes = read_json(run.path / "tracking.json")
+    write_json(run.path / "tracking.json", {**notes, "stores": {}})  # so that all is sent again, to the same run
+    RunDirectory.create("pretrain", {**run.config, "execution": {"num_threads": 4}})
+    send(run, uri)
+    (found,) = all_runs(uri, run)
+    assert not any(key.startswith(("execution", "runs_root")) for key in found["params"])
+
+
+def test_the_environment_is_that_of_the_job(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    send(run, uri)
+    assert all_runs(uri, run)[0]["tags"]["env.python"] == platform.python_version()
+    ran_on = {
+        "python": "3.99",
+        "platform": "Linux",
+        "host": "node7",
+        "packages": {"torch": "9.9"},
+        "git": {"commit": "c" * 40, "dirty": True},
+        "slurm": {"SLURM_JOB_ID": "77"},
+    }
+    write_json(run.path / "environment.json", ran_on)
+    run.write_result({"metrics": {}})
+    run_id = send(run, uri).run_id
+    wanted = {
+        "env.python": "3.99",
+        "env.host": "node7",
+        "env.torch": "9.9",
+        "env.av": "not installed",
+        "git_commit": "c" * 40,
+        "git_dirty": "true",
+        "slurm_job_id": "77",
+    }
+    assert wanted.items() <= all_runs(uri, run)[0]["tags"].items()
+    assert (tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts" / "environment.json").is_file()
+
+
 def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_result({"metrics": {}})
     send(run, uri)
     another = {"relaxation.89abcdef": {**STUDY["relaxation.0123abcd"], "fingerprint": "89abcdef", "launched": 13.0}}
     RunDirectory.create("pretrain", run.config, studies=another)
+    waits = "MLflow does not know yet of which studies it is part"
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == waits
     send(run, uri)
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
     assert all_runs(uri, run)[0]["tags"]["study.relaxation.89abcdef"] == "1"
     tracking.mark_latest("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
     tags = tracking.experiment_tags(uri=uri, experiment=EXPERIMENT)

@@ -8,6 +8,7 @@ the run was interrupted and however many workers decode it.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,8 @@ def batch_loader(dataset: Dataset, requests: object, *, num_workers: int, pin_me
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=_set_up_worker,
+        # Children of this very process: they notice when it dies. Under a fork server they would outlive it.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(0),  # else the loader draws from the global stream
     )

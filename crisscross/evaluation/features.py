@@ -19,8 +19,7 @@ from crisscross.models.backbones import Backbones
 from crisscross.settings import ExecutionSettings, ViewSettings
 from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.views import evaluation_views
-from crisscross.transforms.audio import AudioTransformSettings
-from crisscross.transforms.video import VideoTransformSettings
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ subclass of ``BaseMethod``; the config's ``name`` is the file's name. Nothing el
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from crisscross.methods import available_methods
 from crisscross.models.backbones import Backbones
 from crisscross.models.initialisation import initialise
 from crisscross.settings import ModelSettings
@@ -58,12 +58,6 @@ class BaseMethod(Backbones, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
-
-
-def available_methods() -> list[str]:
-    """Return the names of the methods in this folder."""
-    folder = importlib.import_module("crisscross.methods").__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if module.name != "base")
 
 
 def build_method(settings: Mapping[str, Any], model: ModelSettings, *, seed: int) -> BaseMethod:

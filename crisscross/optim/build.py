@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from crisscross.optim.larc import LARC
-from crisscross.optim.schedules import LearningRateSchedule, epochs_to_steps, schedule_from_config
+from crisscross.optim.schedules import LearningRateSchedule
 from crisscross.settings import OptimSettings
 
 
@@ -39,32 +38,6 @@ def build_optimizer(
     return LARC(optimizer, trust=settings.larc.trust, eps=settings.larc.eps)
 
 
-def build_schedules(
-    settings: OptimSettings, *, total_steps: int, steps_per_epoch: int
-) -> dict[str, LearningRateSchedule]:
-    """Return each group's learning rate as a function of the step; durations in epochs become steps here.
-
-    Raises:
-        ValueError: when a schedule is impossible, naming its key.
-    """
-    schedules = {}
-    for name, entry in settings.groups.items():
-        arguments: dict[str, Any] = {}
-        for key, value in entry.items():
-            if key.endswith("_epochs"):
-                in_steps = _to_steps(value, steps_per_epoch)
-                arguments["milestones" if key == "milestone_epochs" else key[: -len("epochs")] + "steps"] = in_steps
-            else:
-                arguments[key] = value
-        if entry.get("name") == "warmup_cosine":
-            arguments["total_steps"] = total_steps
-        try:
-            schedules[name] = schedule_from_config(arguments)
-        except ValueError as error:
-            raise ValueError(f"optim.groups.{name}: {error}") from None
-    return schedules
-
-
 def set_learning_rates(
     optimizer: LARC | torch.optim.Optimizer, schedules: Mapping[str, LearningRateSchedule], step: int
 ) -> dict[str, float]:
@@ -74,9 +47,3 @@ def set_learning_rates(
         group["lr"] = schedules[group["name"]](step)
         rates[f"optim/lr_{group['name']}"] = group["lr"]
     return rates
-
-
-def _to_steps(value: Any, steps_per_epoch: int) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [epochs_to_steps(item, steps_per_epoch=steps_per_epoch) for item in value]
-    return epochs_to_steps(value, steps_per_epoch=steps_per_epoch)

@@ -129,6 +129,47 @@ def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
     return math.floor(epochs * steps_per_epoch + 0.5)
 
 
+def build_schedules(
+    groups: Mapping[str, Mapping[str, Any]], *, total_steps: int, steps_per_epoch: int
+) -> dict[str, LearningRateSchedule]:
+    """Return each group's learning rate as a function of the step; durations in epochs become steps here.
+
+    Args:
+        groups: the config's ``optim.groups``: by name of the group, a schedule's name and numbers.
+        total_steps: steps of the whole training.
+        steps_per_epoch: steps of an epoch.
+
+    Raises:
+        ValueError: when a schedule is impossible, naming its key.
+    """
+    schedules = {}
+    for name, entry in groups.items():
+        try:
+            schedules[name] = schedule_from_config(_in_steps(entry, total_steps, steps_per_epoch))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"optim.groups.{name}: {error}") from None
+    return schedules
+
+
+def _in_steps(entry: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Return a schedule's numbers with ``*_epochs`` turned into ``*_steps`` (``milestone_epochs`` into milestones)."""
+
+    def steps(epochs: float) -> int:
+        return epochs_to_steps(epochs, steps_per_epoch=steps_per_epoch)
+
+    arguments: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key == "milestone_epochs":
+            arguments["milestones"] = [steps(item) for item in value]
+        elif key.endswith("_epochs"):
+            arguments[key.removesuffix("epochs") + "steps"] = steps(value)
+        else:
+            arguments[key] = value
+    if entry.get("name") == "warmup_cosine":
+        arguments["total_steps"] = total_steps
+    return arguments
+
+
 def _between(low: float, high: float, weight: float) -> float:
     # Not low + weight * (high - low), which misses `high` by a rounding at weight 1.
     return (1.0 - weight) * low + weight * high

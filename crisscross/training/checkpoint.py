@@ -47,7 +47,7 @@ class CheckpointWriter:
         self._keep_last = keep_last
         self._history_step = history_step
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def save(self, step: int, state: dict[str, Any], *, metrics_bytes: int) -> None:
         """Copy the state to host memory and write it in the background.
@@ -78,8 +78,9 @@ class CheckpointWriter:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"cannot write a checkpoint to {self._directory}: {error.strerror or error}: the one before it is"
+                f"cannot write a checkpoint to {self._directory}: {reason}: the one before it is"
                 " intact; free some space (or fix the folder) and launch again to go on from there"
             ) from error
 
@@ -92,10 +93,8 @@ class CheckpointWriter:
             write_json(path.with_suffix(".json"), {"step": step, "sha256": digest.hexdigest(), **history})
             write_json(self._directory.parent / "durable.json", history)
             self._prune()
-        except OSError as error:
+        except Exception as error:  # whatever it is: `wait` raises it in the training thread
             self._error = error
-        except RuntimeError as error:  # torch.save wraps a full disk in a RuntimeError of its zip writer
-            self._error = OSError(str(error).splitlines()[0])
 
     def _prune(self) -> None:
         steps = _steps(self._directory)

@@ -7,6 +7,7 @@ arrives during the seconds that other imports take must not kill it.
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -19,6 +20,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._since = 0.0
 
     @property
     def requested(self) -> bool:
@@ -26,13 +28,18 @@ class Interruption:
         return self.signal_name is not None
 
     def install(self) -> None:
-        """Catch SIGTERM, SIGINT and SIGUSR2. A second SIGINT raises KeyboardInterrupt at once."""
+        """Catch SIGTERM, SIGINT and SIGUSR2. A second SIGINT, a second or more later, raises KeyboardInterrupt at once.
+
+        Sooner it is taken for the same one: a terminal and whoever started this process may both pass it on.
+        """
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name == "SIGINT":
+        if number == signal.SIGINT and self.signal_name == "SIGINT" and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
+        if self.signal_name is None:
+            self._since = time.monotonic()
         self.signal_name = signal.Signals(number).name
 
 

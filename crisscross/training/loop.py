@@ -27,7 +27,8 @@ from crisscross.files import read_json
 from crisscross.journal import Journal, read_journal
 from crisscross.methods.base import build_method
 from crisscross.models.released import export_backbone
-from crisscross.optim.build import build_optimizer, build_schedules, set_learning_rates
+from crisscross.optim.build import build_optimizer, set_learning_rates
+from crisscross.optim.schedules import build_schedules
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings, parse
@@ -42,8 +43,7 @@ from crisscross.training.distributed import World, join_world
 from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.meter import Meter
 from crisscross.training.views import augmented_views
-from crisscross.transforms.audio import AudioTransformSettings
-from crisscross.transforms.video import VideoTransformSettings
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Pretraining:
         self.optimizer = build_optimizer(settings.optim, self.method.parameter_groups())
         self.schedules = (
             build_schedules(
-                settings.optim,
+                settings.optim.groups,
                 total_steps=max(self.total_steps, 1),
                 steps_per_epoch=self.plan.steps_per_epoch,
             )

@@ -8,8 +8,9 @@ import torch
 from crisscross.data.loader import Batch
 from crisscross.methods.base import Views
 from crisscross.randomness import sample_keys
-from crisscross.transforms.audio import AudioTransformSettings, augment_audio, evaluate_audio
-from crisscross.transforms.video import VideoTransformSettings, augment_video, evaluate_video
+from crisscross.transforms.audio import augment_audio, evaluate_audio
+from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
+from crisscross.transforms.video import augment_video, evaluate_video
 
 
 def augmented_views(

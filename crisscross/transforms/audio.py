@@ -17,74 +17,7 @@ from torch import Tensor
 
 from crisscross.randomness import uniforms
 from crisscross.transforms.resample import apply_matrices, box_matrices, filter_matrices, parts
-
-
-@dataclasses.dataclass(frozen=True)
-class AudioTransformSettings:
-    """Numbers of the audio transforms; the defaults are those of PAPER.md, section 3.
-
-    Switched off: the volume by a range of 1 to 1, the masks by a number or a size of 0, the resize-crop by a
-    probability of 0, the time warp by a window of 0 (its default; the downstream tasks use 20).
-    """
-
-    sample_rate_hz: int = 16000
-    n_fft: int = 1024
-    hop_samples: int = 160
-    num_mels: int = 80
-    f_min_hz: float = 0.0
-    f_max_hz: float = 8000.0
-    log_offset: float = float(np.finfo(np.float32).eps)  # of single precision: silence stays in reach of the data
-    mean: float = -5.3688107
-    std: float = 4.410007
-    volume_min: float = 0.8
-    volume_max: float = 1.2
-    num_frequency_masks: int = 2
-    frequency_mask_max_bins: int = 9
-    num_time_masks: int = 2
-    time_mask_max_frames: int = 19
-    resize_crop_probability: float = 1.0
-    canvas_frequency: float = 1.0  # the virtual canvas, in multiples of the spectrogram
-    canvas_time: float = 1.5
-    frequency_scale_min: float = 0.6
-    frequency_scale_max: float = 1.5
-    time_scale_min: float = 0.6
-    time_scale_max: float = 1.5
-    time_warp_frames: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        checks = {
-            "sample_rate_hz": (self.sample_rate_hz > 0, "above 0"),
-            "n_fft": (self.n_fft > 0, "above 0"),
-            "hop_samples": (self.hop_samples > 0, "above 0"),
-            "num_mels": (self.num_mels > 0, "above 0"),
-            "f_max_hz": (
-                0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2,
-                f"above f_min_hz ({self.f_min_hz}), at most half of sample_rate_hz ({self.sample_rate_hz})",
-            ),
-            "log_offset": (self.log_offset > 0, "above 0"),
-            "std": (self.std > 0, "above 0"),
-            "volume_min": (0 <= self.volume_min <= self.volume_max, "0 <= min <= max"),
-            "num_frequency_masks": (self.num_frequency_masks >= 0, "0 or more"),
-            "num_time_masks": (self.num_time_masks >= 0, "0 or more"),
-            "frequency_mask_max_bins": (
-                0 <= self.frequency_mask_max_bins <= self.num_mels,
-                f"0 to num_mels ({self.num_mels})",
-            ),
-            "time_mask_max_frames": (self.time_mask_max_frames >= 0, "0 or more"),
-            "resize_crop_probability": (0 <= self.resize_crop_probability <= 1, "a number from 0 to 1"),
-            "canvas_frequency": (self.canvas_frequency >= 1, "at least 1"),
-            "canvas_time": (self.canvas_time >= 1, "at least 1"),
-            "frequency_scale_min": (
-                0 < self.frequency_scale_min <= self.frequency_scale_max,
-                "0 < min <= max",
-            ),
-            "time_scale_min": (0 < self.time_scale_min <= self.time_scale_max, "0 < min <= max"),
-            "time_warp_frames": (self.time_warp_frames >= 0, "0 or more"),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                _refuse(name, getattr(self, name), expected)
+from crisscross.transforms.settings import AudioTransformSettings, refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +66,7 @@ def log_mel(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
         ValueError: ``wave`` is not a batch of float samples.
     """
     if wave.ndim != 2 or not wave.is_floating_point() or wave.shape[1] == 0:
-        _refuse("wave", f"{wave.dtype} {tuple(wave.shape)}", "float samples (B, S), S above 0")
+        refuse("wave", f"{wave.dtype} {tuple(wave.shape)}", "float samples (B, S), S above 0")
     window, filters = _mel_tables(
         settings.sample_rate_hz,
         settings.n_fft,
@@ -185,7 +118,7 @@ def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettin
         ValueError: the arguments' shapes or type are wrong.
     """
     if wave.ndim != 2 or np.shape(keys) != (len(wave),):
-        _refuse("keys", f"shape {np.shape(keys)} for waves {tuple(wave.shape)}", "one key a wave (B, S)")
+        refuse("keys", f"shape {np.shape(keys)} for waves {tuple(wave.shape)}", "one key a wave (B, S)")
     num_frames = 1 + wave.shape[1] // settings.hop_samples
     return apply_audio(wave, draw_audio(keys, num_frames, settings), settings)
 
@@ -341,7 +274,3 @@ def _mel_tables(
 def _parts(wave: Tensor, settings: AudioTransformSettings) -> list[slice]:
     num_frames = 1 + wave.shape[1] // settings.hop_samples
     return parts(len(wave), 8 * num_frames * (settings.n_fft // 2 + 1), wave.device)
-
-
-def _refuse(name: str, got: object, expected: str) -> None:
-    raise ValueError(f"{name} got {got}; expected {expected}: correct {name}")

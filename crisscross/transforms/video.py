@@ -28,68 +28,9 @@ from crisscross.transforms.picture import (
     to_grayscale_,
 )
 from crisscross.transforms.resample import parts, resample
+from crisscross.transforms.settings import VideoTransformSettings, refuse
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoTransformSettings:
-    """Numbers of the video transforms; the defaults are those of PAPER.md, section 3.
-
-    Setting a probability, or a colour strength, or a size to 0 switches that augmentation off.
-    """
-
-    crop_px: int = 112  # height and width of what goes into the network
-    crop_probability: float = 1.0  # otherwise the evaluation's centre crop
-    crop_area_min: float = 0.08
-    crop_area_max: float = 1.0
-    crop_aspect_min: float = 3 / 4
-    crop_aspect_max: float = 4 / 3
-    crop_tries: int = 10  # torchvision's
-    flip_probability: float = 0.5
-    jitter_probability: float = 1.0
-    jitter_brightness: float = 0.4
-    jitter_contrast: float = 0.4
-    jitter_saturation: float = 0.4
-    jitter_hue: float = 0.2
-    grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
-    blur_kernel_divisor: int = 20  # kernel = crop_px // divisor * 2 + 1
-    blur_sigma_min_px: float = 0.1
-    blur_sigma_max_px: float = 2.0
-    cutout_probability: float = 1.0
-    cutout_max_px: int = 20
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet, red green blue
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    eval_crop_fraction: float = 0.875  # centre crop's side over the frame's short side
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        object.__setattr__(self, "mean", tuple(self.mean))  # a config hands over lists
-        object.__setattr__(self, "std", tuple(self.std))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_probability") and not 0 <= value <= 1:
-                _refuse(field.name, value, "a number from 0 to 1")
-            if field.name.startswith("jitter_") and not 0 <= value <= (0.5 if field.name == "jitter_hue" else 1):
-                _refuse(field.name, value, "0 to 0.5" if field.name == "jitter_hue" else "0 to 1")
-        checks = {
-            "crop_px": (self.crop_px >= 1, "at least 1"),
-            "crop_area_min": (0 < self.crop_area_min <= self.crop_area_max <= 1, "0 < min <= max <= 1"),
-            "crop_aspect_min": (0 < self.crop_aspect_min <= self.crop_aspect_max, "0 < min <= max"),
-            "crop_tries": (self.crop_tries >= 0, "0 or more"),
-            "blur_kernel_divisor": (self.blur_kernel_divisor >= 1, "at least 1"),
-            "blur_sigma_min_px": (0 < self.blur_sigma_min_px <= self.blur_sigma_max_px, "0 < min <= max"),
-            "cutout_max_px": (0 <= self.cutout_max_px <= self.crop_px, f"0 to crop_px ({self.crop_px})"),
-            "eval_crop_fraction": (0 < self.eval_crop_fraction <= 1, "above 0, at most 1"),
-            "std": (
-                len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
-                "3 means, 3 positive deviations",
-            ),
-        }
-        for name, (good, expected) in checks.items():
-            if not good:
-                _refuse(name, getattr(self, name), expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,14 +270,10 @@ def _parts(video: Tensor) -> list[slice]:
 def _aspects(aspect: Tensor | np.ndarray) -> np.ndarray:
     values = torch.as_tensor(aspect).detach().cpu().double().numpy()
     if values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
-        _refuse("aspect", values.tolist(), "one positive width/height a clip")
+        refuse("aspect", values.tolist(), "one positive width/height a clip")
     return values
 
 
 def _check(video: Tensor, num_clips: int) -> None:
     if video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3 or len(video) != num_clips:
-        _refuse("video", f"{video.dtype} {tuple(video.shape)}", f"torch.uint8 ({num_clips}, T, H, W, 3)")
-
-
-def _refuse(name: str, got: object, expected: str) -> None:
-    raise ValueError(f"{name} got {got}; expected {expected}: correct {name}")
+        refuse("video", f"{video.dtype} {tuple(video.shape)}", f"torch.uint8 ({num_clips}, T, H, W, 3)")

@@ -188,6 +188,15 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
     assert not (tmp_path / "tables").exists()
 
 
+def test_a_table_that_cannot_be_written_is_printed(filled, tmp_path, capsys):
+    (tmp_path / "tables").write_text("a file, no folder")
+    assert main(["--uri", filled.uri, "--out", str(tmp_path / "tables")]) == 1
+    captured = capsys.readouterr()
+    assert cells(captured.out)["mild"] == ["50.0", "**70.0**", "**90.0**"]
+    wanted = f"the table is not written: {tmp_path}/tables: File exists: give a folder you can write\n"
+    assert captured.err == wanted
+
+
 def test_wrong_formats_are_named(capsys):
     with pytest.raises(SystemExit):
         main(["--format", "md,doc"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crisscross.run_directory import RunDirectory
+from launch.capacity import num_processes
 from tests.launch.support import config_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,6 +59,22 @@ def test_a_failure_is_one_line_and_its_traceback_is_in_the_log(run: RunDirectory
     assert run.progress["state"] == "failed"
     assert run.progress["error"] == "training.epochs=0: too few: raise it"
     assert "Traceback (most recent call last)" in run.log_path.read_text()
+
+
+def test_a_failure_is_told_even_where_the_log_cannot_be_written(run: RunDirectory) -> None:
+    run.log_path.mkdir()
+    found = _run_job(run, "raise OSError(28, 'No space left on device')")
+    assert (found.returncode, found.stderr) == (1, "[Errno 28] No space left on device\n")
+    assert run.progress["error"] == "[Errno 28] No space left on device"
+
+
+def test_an_evaluation_is_one_process_on_any_number_of_devices(tmp_path: Path) -> None:
+    config = config_of(tmp_path, execution={"device": "cpu", "num_devices": 2, "num_threads": 1})
+    assert num_processes(config) == 2
+    del config["method"]
+    config.update(weights={"run": None, "video": None, "audio": None}, downstream={"name": "svm"})
+    assert num_processes(config) == 1
+    assert _run_job(RunDirectory.create("downstream", config), "directory.write_result({})").returncode == 0
 
 
 def test_a_bug_says_what_kind_of_error_it_is(run: RunDirectory) -> None:

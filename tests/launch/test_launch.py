@@ -19,7 +19,7 @@ from rich.console import Console
 from crisscross.run_directory import RunDirectory
 from launch import cancel, status
 from launch.records import StudyRunningError, read_records, study_holder, study_lock
-from launch.report import launch
+from launch.report import launch, next_steps
 from launch.study import Plan, make_plan
 from tests.launch.support import fake_command
 
@@ -178,9 +178,35 @@ def _once_running(path: Path, act: Any) -> None:
     threading.Thread(target=wait).start()
 
 
+def test_next_steps_name_the_store_and_no_password() -> None:
+    lines = next_steps(Path("my runs"), tracking={"uri": "https://ada:secret@host:5000", "experiment": "my tests"})
+    assert "'runs_root=my runs'" in lines[2]
+    assert lines[3:] == [
+        "  uv run analysis/make_tables.py --uri 'https://***@host:5000' --experiment 'my tests'",
+        "  open https://***@host:5000 in a browser",
+    ]
+    lines = next_steps(Path("runs"), tracking={"uri": "sqlite:///my runs.db", "experiment": "crisscross"})
+    assert lines[4] == "  uv run mlflow ui --backend-store-uri 'sqlite:///my runs.db'"
+    lines = next_steps(Path("runs"), tracking={"uri": "sqlite:///mlflow.db", "experiment": "crisscross"})
+    assert lines[3:] == ["  uv run analysis/make_tables.py", "  uv run mlflow ui"]
+
+
+def test_done_without_the_table_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"http://ada:secret@127.0.0.1:{nobody.getsockname()[1]}"
+        assert _launch(tmp_path, {}, "tracking.delivery=deferred", f"tracking.uri={uri}") == 1
+    captured = capsys.readouterr()
+    assert "no table" in captured.err
+    assert "secret" not in captured.out + captured.err
+    (record,) = Path("runs/studies").glob("*.json")
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert record.parent.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.slow
 def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from crisscross.tracking import search_runs
+    from crisscross.tracking import mark_latest, search_runs
 
     place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
     code = _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "tracking.delivery=direct")
@@ -198,6 +224,14 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     }
     status.main([])
     assert "MLflow (sqlite:///mlflow.db) is up to date" in capsys.readouterr().out
+    (Path("mlflow.db")).unlink()
+    assert _launch(tmp_path, {}, "tracking.delivery=direct") == 0  # tries what failed again, and fills the store
+    assert {run["status"] for run in search_runs("", **place)} == {"FINISHED"}
+    assert len(search_runs("", **place)) == 5
+    (Path("mlflow.db")).unlink()
+    mark_latest("relaxation", "0" * 8, **place)  # another store in its place, which has other things
+    assert _launch(tmp_path, {}, "tracking.delivery=direct") == 0
+    assert len(search_runs("", **place)) == 5
     (Path("mlflow.db")).unlink()
     for path in Path("runs").glob("*/*/tracking.json"):
         path.unlink()

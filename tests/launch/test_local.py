@@ -129,11 +129,28 @@ def test_ctrl_c_lets_jobs_save_and_starts_nothing_more(tmp_path: Path) -> None:
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     one = pretraining(tmp_path)
     runner, _ = make_runner(tmp_path, Graph([one]), {one.label: {"seconds": 30, "end": "stubborn"}})
-    _interrupt_once_running(one.path)
-    threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    _interrupt_once_running(one.path, again=(signal.SIGINT, 1.2))
     (job,) = runner.run()
     assert job.state == "interrupted"
     assert job.process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("number", "after_s"), [(signal.SIGINT, 0.2), (signal.SIGTERM, 1.2)])
+def test_a_request_that_arrives_twice_kills_nothing(tmp_path: Path, number: int, after_s: float) -> None:
+    one = pretraining(tmp_path)
+    runner, _ = make_runner(tmp_path, Graph([one]), {one.label: {"seconds": 3, "end": "stubborn"}})
+    _interrupt_once_running(one.path, again=(number, after_s))
+    (job,) = runner.run()
+    assert job.state == "done"
+
+
+def test_a_job_that_cannot_be_started_is_one_failure(tmp_path: Path) -> None:
+    bad, good = pretraining(tmp_path), pretraining(tmp_path, seed=1)
+    runner, _ = make_runner(tmp_path, Graph([bad, good]), {})
+    runner.runs[bad.identity].log_path.mkdir()
+    jobs = runner.run()
+    assert [job.state for job in jobs] == ["failed", "done"]
+    assert jobs[0].reason.startswith("could not be started: [Errno 21] Is a directory")
 
 
 def test_jobs_that_do_not_leave_are_killed_in_the_end(tmp_path: Path) -> None:
@@ -191,10 +208,13 @@ def test_plain_lines_say_how_far_a_job_is(tmp_path: Path) -> None:
     assert "about 0:07 left" in printed.getvalue()
 
 
-def _interrupt_once_running(path: Path) -> None:
+def _interrupt_once_running(path: Path, *, again: tuple[int, float] | None = None) -> None:
     def interrupt() -> None:
         while not RunDirectory(path).is_running or not (path / "progress.json").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
+        if again:
+            time.sleep(again[1])
+            os.kill(os.getpid(), again[0])
 
     threading.Thread(target=interrupt).start()

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.single import fingerprint_of_weights
+from crisscross.data import catalogue
+from crisscross.identity import weights_fingerprint
+from crisscross.run_directory import RunDirectory
+from launch.overrides import compose_config, hydra_configs
+from launch.single import _make_run
+from launch.study import make_plan
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,10 +92,29 @@ def test_weights_are_known_by_what_the_files_hold(tmp_path: Path) -> None:
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"
     one.write_bytes(b"weights")
     other.write_bytes(b"weights")
-    nothing = {"run": None, "video": None, "audio": None}
-    assert fingerprint_of_weights(nothing) is None
-    found = fingerprint_of_weights({**nothing, "video": str(one)})
-    assert found == fingerprint_of_weights({**nothing, "video": str(other)})
-    assert found != fingerprint_of_weights({**nothing, "audio": str(one)})
+    assert weights_fingerprint(None, None) is None
+    found = weights_fingerprint(str(one), None)
+    assert found == weights_fingerprint(str(other), None)
+    assert found != weights_fingerprint(None, str(one))
     digest = hashlib.sha256(b"weights").hexdigest()
     assert found == hashlib.sha256(f"video:{digest}".encode()).hexdigest()
+
+
+def test_an_evaluation_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalogue, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
+    plan = make_plan("relaxation", ["relaxation=mild"], prepare=catalogue.prepare)
+    pretraining, evaluation, floor = plan.graph
+    RunDirectory.create(pretraining.kind, pretraining.config).write_result({"steps": 1, "metrics": {}})
+    with hydra_configs():
+        typed = compose_config("downstream", [f"weights.run={pretraining.path}"])
+        untrained = compose_config("downstream", [])
+    assert _make_run("downstream", typed).identity == evaluation.identity
+    assert _make_run("downstream", untrained).identity == floor.identity
+
+
+def test_a_multirun_goes_on_after_a_failure(tmp_path: Path) -> None:
+    arguments = ["--multirun", "weights.video=x.pt", "seed=0,1"]
+    found = _script("experiments/downstream.py", *arguments, cwd=tmp_path)
+    assert found.returncode == 2
+    assert found.stderr.count("error: weights.video=x.pt: no such file") == 2

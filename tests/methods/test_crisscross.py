@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from crisscross.methods.base import Views, available_methods, build_method
+from crisscross.methods import available_methods
+from crisscross.methods.base import Views, build_method
 from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
 from crisscross.models.backbones import untrained_backbones
 from crisscross.settings import ModelSettings

@@ -9,7 +9,7 @@ import pytest
 
 import crisscross.methods
 from crisscross.experiment import run as run_experiment
-from crisscross.methods.base import available_methods
+from crisscross.methods import available_methods
 from crisscross.run_directory import RunDirectory
 from tests.support import history, tiny_config
 

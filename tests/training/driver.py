@@ -101,7 +101,7 @@ def _before_durable_is_told(at_step: int) -> None:
     original = checkpoint_module.write_json
 
     def struck(path: Path, value: object) -> None:
-        if path.name == "durable.json" and value["step"] >= at_step:
+        if path.name == "durable.json" and value["history_step"] >= at_step:
             _kill()
         original(path, value)
 

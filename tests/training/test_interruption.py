@@ -1,0 +1,30 @@
+"""Signals set a flag; only an impatient second Ctrl-C does more."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from crisscross.training import interruption
+from crisscross.training.interruption import Interruption
+
+
+def test_signals_set_the_flag() -> None:
+    flag = Interruption()
+    assert not flag.requested
+    flag._handle(signal.SIGTERM, None)
+    assert flag.requested
+    assert flag.signal_name == "SIGTERM"
+
+
+def test_a_sigint_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag = Interruption()
+    now = 100.0
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
+    flag._handle(signal.SIGINT, None)
+    now = 100.5
+    flag._handle(signal.SIGINT, None)
+    now = 102.0
+    with pytest.raises(KeyboardInterrupt):
+        flag._handle(signal.SIGINT, None)
