@@ -81,7 +81,8 @@ def test_pretrain_then_evaluate_then_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_sweep_runs_as_a_script(tmp_path: Path) -> None:
-    found = _script("launch/sweep_relaxation.py", *TINY_OVERRIDES, "dry_run=true", cwd=tmp_path)
+    small = (*TINY_OVERRIDES, "training.global_batch_size=4")
+    found = _script("launch/sweep_relaxation.py", *small, "dry_run=true", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "11 experiments (5 pretrainings, 6 evaluations), 0 done already" in found.stdout
     assert not (tmp_path / "runs").exists()
