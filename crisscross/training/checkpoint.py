@@ -80,7 +80,7 @@ class CheckpointWriter:
             error, self._error = self._error, None
             reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"cannot write a checkpoint to {self._directory}: {reason}: the one before it is"
+                f"cannot write a checkpoint to {self._directory}: {reason}: those before it are"
                 " intact; free some space (or fix the folder) and launch again to go on from there"
             ) from error
 
@@ -88,7 +88,7 @@ class CheckpointWriter:
         try:
             path = checkpoint_path(self._directory, step)
             digest = hashlib.sha256()
-            write_atomically(path, lambda file: torch.save(state, _HashingFile(file, digest)))
+            write_atomically(path, lambda file: _save_hashed(state, file, digest))
             history = {"history_step": max(step, self._history_step), "metrics_bytes": metrics_bytes}
             write_json(path.with_suffix(".json"), {"step": step, "sha256": digest.hexdigest(), **history})
             write_json(self._directory.parent / "durable.json", history)
@@ -171,19 +171,32 @@ def _to_host(value: Any) -> Any:
     return value
 
 
+def _save_hashed(state: dict[str, Any], file: BinaryIO, digest: Any) -> None:
+    hashing = _HashingFile(file, digest)
+    try:
+        torch.save(state, hashing)
+    except RuntimeError as error:
+        raise hashing.error or error from None
+
+
 class _HashingFile(io.RawIOBase):
     """A write-only file that hashes what passes through it, so that the content is not read a second time."""
 
     def __init__(self, file: BinaryIO, digest: Any) -> None:
         self._file = file
         self._digest = digest
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self._digest.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error  # PyTorch turns it into one of its own, which does not say what is wrong
+            raise
 
     def flush(self) -> None:
         self._file.flush()

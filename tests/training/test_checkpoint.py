@@ -150,7 +150,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path
     )
     message, rest = done.stdout.strip().splitlines()
     assert message.startswith(f"cannot write a checkpoint to {tmp_path / 'checkpoints'}: ")
-    assert "the one before it is intact" in message
+    assert "those before it are intact" in message
+    assert "File too large" in message
     assert rest == "1 []"
 
 
