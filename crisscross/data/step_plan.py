@@ -38,3 +38,27 @@ class StepPlan:
                 order = generator(self._seed, "shuffle", epoch).permutation(self.num_samples)
             place = (step % self.steps_per_epoch) * self.batch_size
             yield epoch, order[place : place + self.batch_size]
+
+
+class PassRequests:
+    """The lists of (epoch, sample id) that one process's loader decodes: its share of each forward pass."""
+
+    def __init__(self, plan: StepPlan, start: int, end: int, *, share: int, rank: int, num_ranks: int) -> None:
+        """Ask for the steps from ``start`` up to ``end``.
+
+        Args:
+            plan: which samples a step sees.
+            start: first step.
+            end: one past the last step.
+            share: samples of this process in a pass.
+            rank: this process.
+            num_ranks: processes.
+        """
+        self._plan, self._start, self._end = plan, start, end
+        self._share, self._rank, self._num_ranks = share, rank, num_ranks
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_pass = self._share * self._num_ranks
+        for epoch, samples in self._plan.batches(self._start, self._end):
+            for first in range(self._rank * self._share, len(samples), per_pass):
+                yield [(epoch, int(sample)) for sample in samples[first : first + self._share]]

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.decode import DecodeError
 from crisscross.data.loader import Batch, Clips, ViewDataset, batch_loader
-from crisscross.data.step_plan import StepPlan
+from crisscross.data.step_plan import PassRequests, StepPlan
 from crisscross.files import read_json
 from crisscross.journal import Journal, read_journal
 from crisscross.methods.base import build_method
@@ -227,7 +227,9 @@ class Pretraining:
     def _batches(self) -> Iterator[Batch]:
         """Yield this process's batch of every pass from the current step on."""
         share = self.settings.training.samples_per_pass // self.world.size
-        requests = _Requests(self.plan, self.step, self.total_steps, share=share, world=self.world)
+        requests = PassRequests(
+            self.plan, self.step, self.total_steps, share=share, rank=self.world.rank, num_ranks=self.world.size
+        )
         dataset = ViewDataset(
             self.clips,
             self.settings.views,
@@ -394,16 +396,3 @@ class Pretraining:
     def _epoch_to_keep(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
         return rest == 0 and epoch in self.settings.training.keep_epochs
-
-
-class _Requests:
-    """The lists of (epoch, sample id) that the loader decodes: this process's share of each pass."""
-
-    def __init__(self, plan: StepPlan, start: int, end: int, *, share: int, world: World) -> None:
-        self._plan, self._start, self._end, self._share, self._world = plan, start, end, share, world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_pass = self._share * self._world.size
-        for epoch, samples in self._plan.batches(self._start, self._end):
-            for first in range(self._world.rank * self._share, len(samples), per_pass):
-                yield [(epoch, int(sample)) for sample in samples[first : first + self._share]]

@@ -8,7 +8,7 @@ import torch
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips, EvaluationDataset, ViewDataset, batch_loader
-from crisscross.data.step_plan import StepPlan
+from crisscross.data.step_plan import PassRequests, StepPlan
 from crisscross.settings import PretrainSettings, parse
 from tests.support import tiny_config
 
@@ -45,6 +45,15 @@ def test_epochs_and_seeds_differ() -> None:
 def test_a_batch_that_no_epoch_fills_is_refused() -> None:
     with pytest.raises(ValueError, match=r"global_batch_size=31 is larger than an epoch of 30 samples \(10 clips x 3"):
         _plan(batch_size=31)
+
+
+def test_processes_share_every_pass() -> None:
+    plan = _plan(batch_size=8)
+    whole = [ids.tolist() for _, ids in plan.batches(1, 4)]
+    ranks = [list(PassRequests(plan, 1, 4, share=2, rank=rank, num_ranks=2)) for rank in (0, 1)]
+    for step, ids in enumerate(whole):
+        passes = [ranks[rank][2 * step + index] for index in (0, 1) for rank in (0, 1)]
+        assert [sample for share in passes for _, sample in share] == ids
 
 
 @pytest.fixture(scope="module")
