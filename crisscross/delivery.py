@@ -192,7 +192,7 @@ def _points(line: Mapping[str, Any]) -> list[Point]:
 
 def _send_artifacts(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
     listed = (standing.result or {}).get("artifacts", [])
-    for name in ["config.yaml", "run.json", "environment.json", "log.txt", "result.json", *listed]:
+    for name in ["config.yaml", "run.json", "environment.json", "code.diff", "log.txt", "result.json", *listed]:
         path = (run.path / name).resolve()
         if not path.is_file() or not path.is_relative_to(run.path):
             continue

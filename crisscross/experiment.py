@@ -6,11 +6,16 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory, git_state
+from crisscross.files import read_json, write_atomically, write_json
+from crisscross.run_directory import CODE, CODE_ROOT, RunDirectory, git, git_state
+from crisscross.training.interruption import INTERRUPTION
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +27,16 @@ SLURM_VARIABLES = (
     "SLURM_CLUSTER_NAME",
 )
 
+MAX_DIFF_BYTES = 2**20
+"""What a run from a working tree keeps of uncommitted changes (chosen by us); a snapshot has its diff anyway."""
 
-def run(directory: RunDirectory) -> bool:
+
+def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
     """Run an experiment from wherever it stands to its end.
 
     Args:
         directory: its run directory.
+        patience_s: how long to wait for another process to let go of it.
 
     Returns:
         True when it is done (``result.json`` is written), False when it was interrupted and can go on.
@@ -40,7 +49,9 @@ def run(directory: RunDirectory) -> bool:
         return True
     if os.environ.get("RANK", "0") != "0":  # one of several processes of one experiment: rank 0 keeps the books
         return _dispatch(directory)
-    with directory.lock():
+    with directory.lock(patience_s=patience_s):
+        if directory.result is not None:  # whom we waited for has done it
+            return True
         _note_launch(directory)
         directory.write_progress(state="running", phase="starting")
         try:
@@ -50,7 +61,7 @@ def run(directory: RunDirectory) -> bool:
             directory.write_progress(**{**(directory.progress or {}), "state": "failed", "error": first_line})
             raise
         state = "done" if done else "interrupted"
-        directory.write_progress(**{**(directory.progress or {}), "state": state})
+        directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": INTERRUPTION.signal_name})
         return done
 
 
@@ -71,8 +82,64 @@ def _note_launch(directory: RunDirectory) -> None:
     The number of restarts is the list's length less one.
     """
     path = directory.path / "launches.json"
-    write_json(path, [*(read_json(path) or []), {"time": time.time(), "host": platform.node()}])
+    this = {"time": time.time(), "host": platform.node(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    write_json(path, [*(read_json(path) or []), this])
     write_json(directory.path / "environment.json", environment())
+    _note_changes(directory)
+
+
+def _note_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
+    """Keep what the code that runs now adds to its commit as ``code.diff``."""
+    path = directory.path / "code.diff"
+    diff = _changes(root)
+    # Emptied rather than removed where an earlier start left one: MLflow may have it, and is sent this one instead.
+    if diff or path.is_file():
+        write_atomically(path, lambda file: file.write(diff))
+
+
+def _changes(root: Path) -> bytes:
+    state = git_state(root)
+    if not state.get("dirty"):
+        return b""
+    try:
+        if "snapshot" in state:
+            return (root / "code.diff").read_bytes()
+        diff = code_diff(root, state["commit"])
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("uncommitted changes of the code are not recorded: %s", error)
+        return b""
+    if len(diff) > MAX_DIFF_BYTES:
+        size, limit = len(diff) / 2**20, MAX_DIFF_BYTES / 2**20
+        logger.warning("uncommitted changes of the code are not recorded: %.1f MiB, at most %.0f MiB", size, limit)
+        return b""
+    return diff
+
+
+def code_diff(root: Path, commit: str) -> bytes:
+    """Return what the code in a checkout adds to a commit, files that git does not know yet included.
+
+    Args:
+        root: where the packages are.
+        commit: what to compare with.
+
+    Returns:
+        What ``git apply`` takes, binary files included; empty when there is no difference. Ignored files are left out.
+
+    Raises:
+        OSError, SubprocessError: when git is not there or fails.
+    """
+    own_index = root / os.fsdecode(git(root, "rev-parse", "--git-path", "index")).removesuffix("\n")
+    new = os.fsdecode(git(root, "ls-files", "-o", "--exclude-standard", "-z", "--", *CODE)).split("\0")[:-1]
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"  # a copy: what somebody is about to commit there is not ours to change
+        if own_index.is_file():
+            shutil.copyfile(own_index, index)
+        if new:
+            git(root, "--literal-pathspecs", "add", "--intent-to-add", "--", *new, index=index)
+        # Spelled out, because a user's settings could make it something that git apply does not take.
+        style = ["--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"]
+        style += ["--src-prefix=a/", "--dst-prefix=b/"]
+        return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, index=index)
 
 
 def environment() -> dict[str, Any]:

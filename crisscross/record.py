@@ -145,6 +145,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         "method": learnt["method"]["name"] if learnt else _source_of(config),
         "git_commit": git.get("commit"),
         "git_dirty": json.dumps(git["dirty"]) if "dirty" in git else None,
+        "code_snapshot": git.get("snapshot"),
         "slurm_job_id": ran_on.get("slurm", {}).get("SLURM_JOB_ID"),
         **_versions(ran_on),
     }

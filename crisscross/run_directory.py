@@ -6,7 +6,10 @@
     metrics.jsonl    the history, see journal.py; durable.json says how much of it is safe
     features/        what an evaluation extracted; predictions.csv what it predicted
     video_backbone.pt, audio_backbone.pt     what a pretraining made, in the format of released weights
-    launches.json    when it was started; holder.json says who works on it now
+    launches.json    when and where it was started; holder.json says who works on it now
+    slurm.json       which Slurm job it was given to, see launch/claims.py
+    environment.json what it runs on: packages, machine, commit, code snapshot
+    code.diff        what that code adds to its commit, for `git apply`; only where it adds something
     progress.json    what it is doing now, for whoever watches
     log.txt          what the job printed
     result.json      written last, atomically: it is the proof of success
@@ -18,6 +21,7 @@ A job is handed only this path. Starting it once, or ten times after ten kills, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -37,6 +41,12 @@ from crisscross.files import read_json, write_json, write_text
 from crisscross.identity import identity
 
 logger = logging.getLogger(__name__)
+
+CODE_ROOT = Path(__file__).resolve().parents[1]
+"""Where this code is: a checkout, a snapshot (launch/snapshot.py) or an installation."""
+
+CODE = ("crisscross", "experiments", "launch", "analysis", "pyproject.toml")
+"""What of the project a result can depend on; tests and documents do not make a checkout dirty."""
 
 
 class AlreadyRunningError(RuntimeError):
@@ -197,15 +207,23 @@ class RunDirectory:
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 
+    def say_queued(self) -> None:
+        """Say that the experiment waits for its turn (again), keeping what is known of how far it is."""
+        known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
+        self.write_progress(**known, state="queued")
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, patience_s: float = 1.0) -> Iterator[None]:
         """Hold the right to work here. The operating system lets go of it when the process dies.
+
+        Args:
+            patience_s: how long to wait for another process to let go. Whoever asks `is_locked` holds the lock for an
+                instant; a node that died may hold it until the file server has noticed.
 
         Raises:
             AlreadyRunningError: when another process holds it, naming that process.
         """
-        # A second's patience: whoever asks `is_locked` holds the lock for an instant.
-        lock = FileLock(self.path / ".run.lock", timeout=1)
+        lock = FileLock(self.path / ".run.lock", timeout=patience_s)
         try:
             lock.acquire()
         except Timeout:
@@ -257,20 +275,50 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "_", str(text)).strip("_") or "unnamed"
 
 
-def git_state() -> dict[str, Any]:
-    """Return the commit of this code and whether files differ from it; empty where it is no checkout."""
+def git_state(root: Path = CODE_ROOT) -> dict[str, Any]:
+    """Return which code this is: ``commit``, ``dirty`` (code differs from it), ``snapshot`` where it is one.
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+    Empty where it is neither a checkout nor a snapshot. Asked once a process, which goes on with the code that it has
+    imported, whatever becomes of the checkout.
+    """
+    return dict(_git_state(root))
 
+
+@functools.cache
+def _git_state(root: Path) -> dict[str, Any]:
+    about = read_json(root / "snapshot.json")
+    if about is not None:  # the repository around it, if any, has moved on
+        known = {"commit": about["commit"], "dirty": about["dirty"]} if about["commit"] else {}
+        return {**known, "snapshot": about["snapshot"]}
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        if not git(root, "ls-files", "-co", "--exclude-standard", "--", CODE[0]):
+            return {}  # an installation that a repository around it ignores
+        # The last option because a user may have set it to "no".
+        status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE)
     except (OSError, subprocess.SubprocessError):
         return {}
+    lines = status.decode(errors="replace").splitlines()
+    commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid "))
+    return {} if commit == "(initial)" else {"commit": commit, "dirty": any(line[0] != "#" for line in lines)}
+
+
+def git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
+    """Ask git about the checkout in a folder, without locking it for those who work there.
+
+    Args:
+        root: where git is called.
+        *arguments: of git.
+        index: index to use and change instead of the checkout's own.
+
+    Raises:
+        OSError: when there is no git.
+        SubprocessError: when it fails, or takes more than 10 seconds.
+    """
+    # Whoever calls us from a hook of another repository has these set.
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+    variables = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    variables |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    if index is not None:
+        variables["GIT_INDEX_FILE"] = str(index)
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=root, env=variables, capture_output=True, check=True, timeout=10).stdout

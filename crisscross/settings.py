@@ -202,7 +202,7 @@ class TrackingSettings(Settings):
 
     uri: str
     experiment: str
-    delivery: Literal["direct", "deferred", "off"]
+    delivery: Literal["auto", "direct", "deferred", "off"]
     log_every_steps: int = Field(gt=0)
 
 

@@ -1,7 +1,9 @@
-"""Stop a study on this machine: its experiments write a checkpoint and leave. Launch it again to go on.
+"""Stop a study, or an experiment and what needs it. What runs writes a checkpoint and leaves; launch again to go on.
 
 uv run launch/cancel.py relaxation
-uv run launch/cancel.py                      when only one study runs
+uv run launch/cancel.py crisscross-mild-demo-s0      an experiment, by the name that launch/status.py shows
+uv run launch/cancel.py                              when only one study runs
+uv run launch/cancel.py relaxation runs_root=DIR     run directories that are elsewhere
 """
 
 from __future__ import annotations
@@ -11,65 +13,159 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
-from launch.records import read_records, study_holder
-from launch.status import split_arguments
+from launch.claims import Claim, submitting, write_claim
+from launch.records import claim_path, read_records, split_arguments, study_holder
+from launch.sbatch import slurm
+from launch.slurm_queue import QueuedTask
+from launch.standing import SlurmView, read_slurm, settle, table_claim
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be stopped.
+
+    Attributes:
+        record: the study's record.
+        members: those of its experiments that are meant.
+    """
+
+    record: Mapping[str, Any]
+    members: Sequence[Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """``<study>.<fingerprint>``."""
+        return f"{self.record['study']}.{self.record['fingerprint']}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the study as a whole is meant."""
+        return len(self.members) == len(self.record["members"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Stop what runs of a study, say what was stopped, and return the exit code."""
+    """Stop what runs or waits, say what was stopped, and return the exit code."""
     runs_root, names = split_arguments(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(names):
         print(__doc__.strip())
         return 0
     try:
-        records = [record for record in read_records(runs_root, names) if running(runs_root, record)]
-        if len(records) > 1 and not names:
-            there = ", ".join(f"{record['study']}.{record['fingerprint']}" for record in records)
-            raise ValueError(f"several studies run: name one of {there}")
+        found = targets(runs_root, names)
+        view = read_slurm(runs_root, [target.record for target in found])
+        active = [item for item in found if running(runs_root, item, view) or on_slurm(runs_root, item, view)]
+        if len(active) > 1 and not names:
+            raise ValueError(f"several studies run: name one of {', '.join(target.name for target in active)}")
+        if not active:
+            print(f"nothing runs in {runs_root}")
+        for target in active:
+            for line in [*cancel(runs_root, target, view), *cancel_on_slurm(runs_root, target, view)]:
+                print(line)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not records:
-        print(f"nothing runs in {runs_root}")
-    for record in records:
-        for line in cancel(runs_root, record):
-            print(line)
     return 0
 
 
-def running(runs_root: Path, record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and holder (``pid``, ``host``) of what works on a study, the launcher first."""
-    name = f"{record['study']}.{record['fingerprint']}"
-    launcher = study_holder(runs_root, name)
-    found = [(f"launcher of {name}", launcher)] if launcher else []
-    for member in record["members"]:
+def targets(runs_root: Path, names: Sequence[str]) -> list[Target]:
+    """Return what is meant by names of studies and experiments; everything, where none is given.
+
+    Raises:
+        ValueError: when there is nothing of a name.
+    """
+    everything = read_records(runs_root)
+    labels = {member["label"] for record in everything for member in record["members"]}
+    studies = [name for name in names if name not in labels]
+    whole = read_records(runs_root, studies) if studies or not names else []
+    parts = [Target(record, with_dependents(record, name)) for name in names if name in labels for record in everything]
+    return [*(Target(record, record["members"]) for record in whole), *(part for part in parts if part.members)]
+
+
+def with_dependents(record: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
+    """Return the experiments of a label and all that cannot run without them."""
+    lost = {member["identity"] for member in record["members"] if member["label"] == label}
+    size = -1
+    while len(lost) != size:
+        size = len(lost)
+        lost |= {member["identity"] for member in record["members"] if lost & set(member["parents"])}
+    return [member for member in record["members"] if member["identity"] in lost]
+
+
+def running(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and holder (``pid``, ``host``) of the processes that work on it here, the launcher first."""
+    launcher = study_holder(runs_root, target.name) if target.is_whole else None
+    found = [(f"launcher of {target.name}", launcher)] if launcher else []
+    for member in target.members:
         path = runs_root / member["path"]
+        if path in view.claims and view.task(view.claims[path]) is not None:  # Slurm's to stop
+            continue
         holder = read_json(path / "holder.json") if RunDirectory(path).is_running else None
         if holder:
             found.append((member["label"], holder))
     return found
 
 
-def cancel(runs_root: Path, record: Mapping[str, Any]) -> list[str]:
-    """Send SIGTERM to what works on a study; the launcher comes first, or it would start the next experiment.
+def cancel(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
+    """Send SIGTERM to what works on it here; the launcher comes first, or it would start the next experiment.
 
     Returns:
         One line a process.
     """
     lines = []
-    for name, holder in running(runs_root, record):
+    for name, holder in running(runs_root, target, view):
         if holder["host"] != socket.gethostname():
             lines.append(f"{name}: runs on {holder['host']} (process {holder['pid']}): cancel it there")
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(holder["pid"], signal.SIGTERM)
             lines.append(f"{name}: told process {holder['pid']} to write a checkpoint and leave")
+    return lines
+
+
+def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Path, Claim, QueuedTask]]:
+    """Return name, claim file, claim and job of what waits or runs on Slurm."""
+    found = []
+    for member in target.members:
+        path = runs_root / member["path"]
+        claim = view.claims.get(path)
+        task = view.task(claim) if claim is not None else None
+        if task is not None:
+            found.append((member["label"], claim_path(path), claim, task))
+    return found
+
+
+def cancel_on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
+    """Cancel its jobs, and the table's when the study as a whole is meant.
+
+    Returns:
+        One line a job.
+
+    Raises:
+        SlurmError: when Slurm refuses.
+    """
+    found = on_slurm(runs_root, target, view)
+    jobs, lines = [], []
+    with submitting(runs_root, say=print):
+        for label, path, claim, task in found:
+            write_claim(path, replace(claim, cancelled=time.time()))
+            jobs.append(f"{task.job_id}_{claim.index}")
+            what = "writes a checkpoint and leaves" if task.is_running else "will not start"
+            lines.append(f"{label}: cancelled job {jobs[-1]}: it {what}")
+        table = table_claim(runs_root, target.record) if target.is_whole else None
+        task = view.task(table) if table is not None else None
+        if task is not None:
+            jobs.append(task.job_id)
+            lines.append(f"the table: cancelled job {task.job_id}")
+        if jobs:
+            slurm("scancel", *jobs)
+    settle(runs_root, [target.record], read_slurm(runs_root, [target.record]))
     return lines
 
 

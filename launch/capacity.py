@@ -90,13 +90,17 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(index) for index, _ in enumerate(line for line in listing.splitlines() if line.startswith("GPU ")))
 
 
+def thread_environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that tell numerical libraries how many threads to use; they read them when imported."""
+    return {name: str(config["execution"]["num_threads"]) for name in _THREAD_VARIABLES}
+
+
 def job_environment(config: Mapping[str, Any], *, gpus: Iterable[str] = ()) -> dict[str, str]:
     """Return the environment of a job: threads as configured, the GPUs given to it."""
-    threads = {name: str(config["execution"]["num_threads"]) for name in _THREAD_VARIABLES}
     chosen = ",".join(gpus)
     return {
         **os.environ,
-        **threads,
+        **thread_environment(config),
         "PYTHONUNBUFFERED": "1",
         "CRISSCROSS_LAUNCHER": str(os.getpid()),  # see launch/job.py: a job does not outlive its launcher
         **({"CUDA_VISIBLE_DEVICES": chosen} if chosen else {}),

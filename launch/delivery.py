@@ -14,6 +14,33 @@ CLOSE_SECONDS = 60.0
 """How long the last delivery of a launch may take (chosen by us: a study of 100 runs on SQLite)."""
 
 
+def resolve(tracking: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return the tracking settings with ``delivery=auto`` decided.
+
+    Args:
+        tracking: ``uri``, ``experiment`` and ``delivery`` of the config.
+        where: ``"study"`` (jobs of one launcher, which delivers for them), ``"slurm"`` (a job among many), or
+            ``"here"`` (one experiment, by itself).
+
+    Raises:
+        ValueError: when jobs are asked to write one SQLite file.
+    """
+    chosen = tracking["delivery"]
+    is_file = tracking["uri"].startswith("sqlite")
+    if chosen == "off":
+        return dict(tracking)
+    if where == "slurm" and chosen == "direct" and is_file:
+        raise ValueError(
+            f"tracking.delivery=direct: jobs cannot share the SQLite file of tracking.uri={tracking['uri']}: use"
+            " deferred, or an `mlflow server` (tracking.uri=http://HOST:PORT)"
+        )
+    if where == "study":
+        chosen = "deferred"
+    elif chosen == "auto":
+        chosen = "deferred" if where == "slurm" and is_file else "direct"
+    return {**tracking, "delivery": chosen}
+
+
 @contextlib.contextmanager
 def delivering(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> Iterator[None]:
     """Deliver these runs for as long as the block lasts, and once more at its end.

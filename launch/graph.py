@@ -36,7 +36,7 @@ class Experiment:
         """A name that reads well."""
         return label_of(self.kind, self.config, parents=[parent.label for parent in self.parents])
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """Where ``RunDirectory.create`` puts it; it may not exist yet."""
         return path_of(self.kind, self.config, label=self.label, run_identity=self.identity)
@@ -73,7 +73,15 @@ class Graph:
 
     def dependents(self, experiment: Experiment) -> list[Experiment]:
         """What waits for this experiment directly."""
-        return [other for other in self if experiment.identity in {parent.identity for parent in other.parents}]
+        return self._dependents.get(experiment.identity, [])
+
+    @cached_property
+    def _dependents(self) -> dict[str, list[Experiment]]:
+        found: dict[str, list[Experiment]] = {}
+        for other in self:
+            for parent in {parent.identity for parent in other.parents}:
+                found.setdefault(parent, []).append(other)
+        return found
 
     def descendants(self, experiment: Experiment) -> list[Experiment]:
         """What cannot run without this experiment, directly or not, in topological order."""

@@ -1,6 +1,7 @@
 """What runs inside a job: one experiment, from its run directory.
 
     python -m launch.job RUN_DIR
+    python -m launch.job --batch FOLDER       as a task of a Slurm array: the folder says which run directory
 
 Exit code 0 if and only if ``result.json`` exists; 75 when interrupted and ready to go on; 1 when it failed,
 with one line on stderr and the traceback in ``log.txt``.
@@ -24,17 +25,22 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
-from launch.capacity import job_environment, num_processes
+from launch.capacity import job_environment, num_processes, thread_environment
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the experiment of a run directory and return the exit code."""
+    if len(arguments) == 2 and arguments[0] == "--batch":
+        from launch import slurm_task
+
+        return slurm_task.main(Path(arguments[1]))
     if len(arguments) != 1:
         print("usage: python -m launch.job RUN_DIR", file=sys.stderr)
         return 2
@@ -43,19 +49,36 @@ def main(arguments: Sequence[str]) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    sys.excepthook = lambda kind, error, trace: _report(run, kind, error, trace)
+    report_failures(run)
     if not follow_parent() or INTERRUPTION.requested:
         return INTERRUPTED_EXIT_CODE
     num_devices = num_processes(run.config)
     if num_devices > 1 and "RANK" not in os.environ:
         return run_ranks(run, num_devices)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    from crisscross.experiment import run as run_experiment
-
-    run_experiment(run)
+    code = run_experiment(run)
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun takes any other code for a failure; our parent knows better
         return 0
+    return code
+
+
+def run_experiment(run: RunDirectory, *, patience_s: float = 1.0) -> int:
+    """Run an experiment in this process and return the exit code of its job.
+
+    Args:
+        run: the run directory.
+        patience_s: how long to wait for another process to let go of it.
+    """
+    os.environ.update(thread_environment(run.config))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    from crisscross import experiment
+
+    experiment.run(run, patience_s=patience_s)
     return 0 if run.result is not None else INTERRUPTED_EXIT_CODE
+
+
+def report_failures(run: RunDirectory) -> None:
+    """Let an exception that ends this process be told in one line, in the log and in ``progress.json``."""
+    sys.excepthook = lambda kind, error, trace: _report(run, kind, error, trace)
 
 
 def follow_parent() -> bool:

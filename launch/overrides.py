@@ -21,6 +21,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from crisscross.identity import plain_copy
+
 CONF = Path(__file__).resolve().parents[1] / "experiments" / "conf"
 KINDS = ("pretrain", "downstream")
 
@@ -42,21 +44,30 @@ class Routed:
 
 @contextmanager
 def hydra_configs() -> Iterator[None]:
-    """Make the config folder known to Hydra for as long as configs are composed."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+    """Make the config folder known to Hydra for as long as configs are composed, each once."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        _composed.cache_clear()
 
 
 def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose and resolve one config.
+    """Compose and resolve one config; call it inside ``hydra_configs``.
 
     Raises:
         ValueError: one line, when Hydra does not accept an override.
     """
     try:
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True, throw_on_missing=True)
+        return plain_copy(_composed(name, tuple(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose: a tenth of a second each time, and a study asks for the same config while it checks overrides."""
+    return OmegaConf.to_container(compose(name, list(overrides)), resolve=True, throw_on_missing=True)
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -111,15 +122,27 @@ def check_overrides(kind: str, arguments: Sequence[str]) -> None:
     Raises:
         ValueError: one line that names the override and the remedy.
     """
+    known = [
+        item
+        for item in parse_overrides(first_of_sweep(arguments))
+        if not item.key_or_group.startswith(("hydra", "cluster."))
+    ]
+    routed = _route_to_kinds(known, extra=[], kinds=(kind,))
+    compose_config(kind, routed[kind])
+
+
+def first_of_sweep(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of the first experiment of a sweep.
+
+    Raises:
+        ValueError: one line, when an override cannot be read.
+    """
     overrides = parse_overrides(arguments)
     first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
-    texts = [
+    return [
         item.input_line if value is None else f"{item.input_line.split('=')[0]}={value}"
         for item, value in zip(overrides, first, strict=True)
     ]
-    known = [item for item in parse_overrides(texts) if not item.key_or_group.startswith("hydra")]
-    routed = _route_to_kinds(known, extra=[], kinds=(kind,))
-    compose_config(kind, routed[kind])
 
 
 @cache
@@ -145,7 +168,7 @@ def _belongs_to_launch(item: Override) -> bool:
     name = item.key_or_group
     if name == "seed":
         raise ValueError(f"{item.input_line}: a study has one copy a seed: write 'seeds=[...]'")
-    return name.split(".")[0] in {"study", "seeds", "dry_run", "max_parallel"} or name.startswith("hydra")
+    return name.split(".")[0] in {"study", "seeds", "dry_run", "max_parallel", "cluster"} or name.startswith("hydra")
 
 
 def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:

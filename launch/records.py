@@ -11,52 +11,17 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
 from launch.graph import Experiment
 
 
 class StudyRunningError(RuntimeError):
     """Another process runs this study."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How an experiment stands.
-
-    Attributes:
-        state: ``"done"``, ``"running"``, ``"interrupted"``, ``"failed"``, ``"waiting"`` (for a parent),
-            ``"parent failed"`` or ``"not started"``.
-        progress: what the job last said of itself; empty before its first word.
-        restarts: how often it was started again.
-    """
-
-    state: str
-    progress: Mapping[str, Any]
-    restarts: int = 0
-
-
-def standing_of(path: Path, parents: Sequence[Path] = ()) -> Standing:
-    """Read how an experiment stands from its folder, which may not exist yet."""
-    progress = read_json(path / "progress.json") or {}
-    restarts = max(0, len(read_json(path / "launches.json") or []) - 1)
-    if (path / "result.json").is_file():
-        return Standing("done", progress, restarts)
-    if RunDirectory(path).is_running:
-        return Standing("running", progress, restarts)
-    said = progress.get("state", "queued")
-    if said not in ("queued", "blocked"):  # whoever says it runs, and does not, was killed
-        return Standing("failed" if said == "failed" else "interrupted", progress, restarts)
-    states = {standing_of(parent).state for parent in parents}
-    if states & {"failed", "parent failed"}:
-        return Standing("parent failed", progress)
-    return Standing("waiting" if states - {"done"} else "not started", progress)
 
 
 def last_lines(path: Path, *, num_lines: int) -> list[str]:
@@ -67,6 +32,22 @@ def last_lines(path: Path, *, num_lines: int) -> list[str]:
         file.seek(max(0, path.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
     return [line.rstrip() for line in text.splitlines() if line.strip()][-num_lines:]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """Return the folder of the run directories and the names of studies among a script's arguments."""
+    roots = [item.removeprefix("runs_root=") for item in arguments if item.startswith("runs_root=")]
+    return Path(roots[-1] if roots else "runs"), [item for item in arguments if not item.startswith("runs_root=")]
+
+
+def claim_path(run_path: Path) -> Path:
+    """Where the claim of a run directory is: which Slurm job it was given to, see launch/claims.py."""
+    return run_path / "slurm.json"
+
+
+def table_claim_path(record: Path) -> Path:
+    """Where the claim of a study's table is, beside the study's record."""
+    return record.with_name(f".{record.stem}.table.json")
 
 
 def record_path(runs_root: Path, name: str) -> Path:
@@ -81,6 +62,7 @@ def write_record(
     experiments: Sequence[Experiment],
     about: Mapping[str, Any],
     overrides: Sequence[str],
+    where: str = "local",
 ) -> dict[str, Any]:
     """Add a launch to a study's record: members of earlier launches stay.
 
@@ -90,6 +72,7 @@ def write_record(
         experiments: members of this launch.
         about: what the study is: ``study``, ``table``, ``fingerprint``, ``tracking``.
         overrides: what the user typed.
+        where: ``"local"`` or ``"slurm"``.
 
     Returns:
         The record; ``launched`` in it is the time of the first launch, in Unix seconds.
@@ -108,7 +91,7 @@ def write_record(
             "time": time.time(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "where": "local",
+            "where": where,
         },
     }
     write_json(path, record)
@@ -161,15 +144,20 @@ def read_single_runs(runs_root: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def study_lock(runs_root: Path, name: str) -> Iterator[None]:
+def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the right to run a study. The operating system lets go of it when the process dies.
+
+    Args:
+        runs_root: folder of the run directories.
+        name: ``<study>.<fingerprint>``.
+        patience_s: how long to wait for another process: one that submits is gone in a moment.
 
     Raises:
         StudyRunningError: one line, when another process holds it, naming that process.
     """
     path = record_path(runs_root, name).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=patience_s)
     try:
         lock.acquire()
     except Timeout:

@@ -21,7 +21,8 @@ from launch.delivery import delivering, note_latest, refill
 from launch.display import Display
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
-from launch.records import last_lines, standing_of, study_lock, write_record
+from launch.records import StudyRunningError, claim_path, last_lines, study_lock, write_record
+from launch.standing import standing_of
 from launch.study import Plan, create_runs
 
 LOG_LINES = 10
@@ -43,29 +44,35 @@ def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[s
         StudyRunningError: when another process runs this study.
         ValueError, OSError: one line, when the machine cannot do what is asked.
     """
+    if plan.launch.cluster is not None:
+        from launch import slurm_launch  # which builds on this module
+
+        return slurm_launch.launch(plan, console=console)
     capacity = capacity_of(plan.graph, max_parallel=plan.launch.max_parallel)
     at_a_time = capacity.at_a_time(plan.graph)
-    _print_header(plan, console, at_a_time=at_a_time)
+    print_header(plan, console, how=f"{at_a_time} at a time")
     if plan.launch.dry_run:
-        _print_graph(plan, console)
+        print_graph(plan, console)
+        say(console, "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made")
         return 0
-    _make_writable(plan.runs_root)
+    make_writable(plan.runs_root)
     with study_lock(plan.runs_root, plan.name):
-        runs = _register(plan)
+        _require_none_on_slurm(plan)
+        runs = register(plan, where="local")
         runner = LocalRunner(plan.graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
         with delivering(list(runs.values()), tracking=plan.config["tracking"]):
             jobs = runner.run()
         if not runner.was_stopped and plan.config["tracking"]["delivery"] != "off":
             refill(list(runs.values()), study=plan.name, tracking=plan.config["tracking"])
     if runner.was_stopped:
-        _say(console, f"stopped. What is done is kept; go on with: {_this_command()}")
+        say(console, f"stopped. What is done is kept; go on with: {this_command()}")
         return 130
     code = _report_failures(jobs, console)
-    has_table = _print_table(plan, console)
+    has_table = print_table(plan, console)
     return code if has_table else code or 1
 
 
-def _make_writable(runs_root: Path) -> None:
+def make_writable(runs_root: Path) -> None:
     """Make sure that run directories can be made, before anything is computed."""
     try:
         (runs_root / "studies").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,7 +95,35 @@ def help_text(study: str) -> str:
     )
 
 
-def _register(plan: Plan) -> dict[str, RunDirectory]:
+def _require_none_on_slurm(plan: Plan) -> None:
+    """Refuse to run here what a job in the queue will run."""
+    claimed = [item for item in plan.graph if claim_path(item.path).exists() and standing_of(item.path).state != "done"]
+    if not claimed:
+        return
+    from launch.claims import read_claim
+    from launch.slurm_queue import read_queue
+
+    queue = read_queue()
+    for item in claimed:
+        claim = read_claim(claim_path(item.path), plan.runs_root)
+        job_id = claim.batch.job_from(queue)
+        if job_id is not None and queue.find(job_id, claim.index) is not None:
+            raise StudyRunningError(
+                f"{item.label} has been given to Slurm (job {job_id}_{claim.index}): uv run launch/status.py shows how"
+                " it stands, uv run launch/cancel.py takes it back"
+            )
+
+
+def register(plan: Plan, *, where: str) -> dict[str, RunDirectory]:
+    """Write a study's record and make or find its run directories.
+
+    Args:
+        plan: the study.
+        where: ``"local"`` or ``"slurm"``.
+
+    Returns:
+        Run directories by identity.
+    """
     study, tracking = plan.launch.study, plan.config["tracking"]
     about = {
         "study": study.name,
@@ -97,25 +132,33 @@ def _register(plan: Plan) -> dict[str, RunDirectory]:
         "tracking": {key: tracking[key] for key in ("uri", "experiment", "delivery")},
     }
     record = write_record(
-        plan.runs_root, plan.name, experiments=list(plan.graph), about=about, overrides=plan.overrides
+        plan.runs_root, plan.name, experiments=list(plan.graph), about=about, overrides=plan.overrides, where=where
     )
     return create_runs(plan, launched=record["launched"])
 
 
-def _print_header(plan: Plan, console: Console, *, at_a_time: int) -> None:
+def print_header(plan: Plan, console: Console, *, how: str) -> None:
+    """Print what is launched: the study, its experiments, its data.
+
+    Args:
+        plan: the study.
+        console: where to.
+        how: how experiments are run, for the line that counts them.
+    """
     study, config = plan.launch.study, plan.config
     kinds = [experiment.kind for experiment in plan.graph]
     states = _states(plan.graph)
     num_done = sum(state == "done" for state in states.values())
-    _say(console, f"{plan.name} (Table {study.table}): {study.question}", style="bold")
+    say(console, f"{plan.name} (Table {study.table}): {study.question}", style="bold")
     counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
-    _say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {at_a_time} at a time")
-    _say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
+    say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {how}")
+    say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
     for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
-        _say(console, line)
+        say(console, line)
 
 
-def _print_graph(plan: Plan, console: Console) -> None:
+def print_graph(plan: Plan, console: Console) -> None:
+    """Print the experiments, each below those that it needs, and how they stand."""
     states = _states(plan.graph)
     width = max(len(experiment.label) for experiment in plan.graph) + 2
     depth = {experiment.identity: level for level, some in enumerate(plan.graph.levels()) for experiment in some}
@@ -124,11 +167,7 @@ def _print_graph(plan: Plan, console: Console) -> None:
         needs = ", ".join(parent.label for parent in experiment.parents)
         after = f"  after {needs}" if needs else ""
         state = states[experiment.identity]
-        _say(console, f"{label:<{width}}  {experiment.kind:<10}  {experiment.identity[:12]}  {state}{after}")
-    _say(
-        console,
-        "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made",
-    )
+        say(console, f"{label:<{width}}  {experiment.kind:<10}  {experiment.identity[:12]}  {state}{after}")
 
 
 def _states(graph: Graph) -> Mapping[str, str]:
@@ -143,35 +182,35 @@ def _report_failures(jobs: Sequence[Job], console: Console) -> int:
     for job in jobs:
         if job.state == "failed":
             log = _short(job.run.log_path)
-            _say(console, f"\nfailed: {job.experiment.label}: {job.reason}", style="red")
+            say(console, f"\nfailed: {job.experiment.label}: {job.reason}", style="red")
             for line in last_lines(job.run.log_path, num_lines=LOG_LINES):
-                _say(console, f"    {line}")
-            _say(console, f"    log: {log}")
+                say(console, f"    {line}")
+            say(console, f"    log: {log}")
     count = {state: sum(job.state == state for job in jobs) for state in {job.state for job in jobs}}
     if count.get("failed"):
         lost = count.get("parent failed", 0)
         waiting = f"; {lost} experiment(s) that need them did not run" if lost else ""
-        _say(
+        say(
             console,
-            f"{count['failed']} experiment(s) failed{waiting}. Try them again with: {_this_command()}",
+            f"{count['failed']} experiment(s) failed{waiting}. Try them again with: {this_command()}",
         )
         return 1
     if count.get("interrupted"):
-        _say(console, f"{count['interrupted']} experiment(s) were interrupted. Go on with: {_this_command()}")
+        say(console, f"{count['interrupted']} experiment(s) were interrupted. Go on with: {this_command()}")
         return 75
     return 0
 
 
-def _print_table(plan: Plan, console: Console) -> bool:
+def print_table(plan: Plan, console: Console) -> bool:
     """Print the table and what may be done next; return whether there is the table that was asked for."""
     study, tracking = plan.launch.study, plan.config["tracking"]
     has_table = True
     if tracking["delivery"] == "off":
-        _say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
+        say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
     else:
         from analysis.make_tables import print_tables
 
-        note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: _say(console, text))
+        note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: say(console, text))
         try:
             code = print_tables(
                 tracking["uri"],
@@ -182,10 +221,10 @@ def _print_table(plan: Plan, console: Console) -> bool:
             )
             has_table = code == 0
         except (TrackingError, ValueError, OSError) as error:
-            _say(console, f"no table: {mask_passwords(str(error))}", style="red")
+            say(console, f"no table: {mask_passwords(str(error))}", style="red")
             has_table = False
     for line in next_steps(plan.runs_root, tracking=tracking):
-        _say(console, line)
+        say(console, line)
     return has_table
 
 
@@ -214,7 +253,8 @@ def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _this_command() -> str:
+def this_command() -> str:
+    """Return the command line of this launch; passwords in it are masked."""
     script = _short(Path(sys.argv[0]))
     return mask_passwords(shlex.join(["uv", "run", script, *sys.argv[1:]]))
 
@@ -227,5 +267,6 @@ def _short(path: str | Path | None) -> str:
     return relative if len(relative) < len(str(path)) else str(path)
 
 
-def _say(console: Console, text: str, *, style: str | None = None) -> None:
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a line as it is."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

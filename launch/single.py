@@ -27,11 +27,12 @@ from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS, parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+from launch import inside_slurm
 from launch.capacity import num_processes
-from launch.delivery import delivering
+from launch.delivery import delivering, resolve
 from launch.display import HEARTBEAT_S, describe
 from launch.job import run_ranks
-from launch.overrides import check_overrides, hydra_configs
+from launch.overrides import check_overrides, compose_config, first_of_sweep, hydra_configs
 
 _CODES: list[int] = []
 """Exit codes of what did not end well in a ``--multirun`` of this process: Hydra hands nothing back to its caller."""
@@ -68,11 +69,23 @@ def check_command_line(kind: str, arguments: Sequence[str]) -> None:
     try:
         with hydra_configs():
             check_overrides(kind, overrides)
+            _prepare_for_slurm(kind, overrides, is_sweep=bool(flags))
         if not flags and any(item.is_sweep_override() for item in _parsed(overrides)):
             raise ValueError("several values for a setting: add --multirun to run one experiment for each")
-    except (ValueError, HydraException) as error:
+    except (ValueError, OSError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -> None:
+    """Make the data of a sweep ready before its jobs exist, which would all begin to do so at the same time."""
+    chosen = compose_config(kind, first_of_sweep(overrides))
+    if "cluster" in chosen:
+        if not is_sweep:
+            raise ValueError("hydra/launcher: one experiment runs here; add --multirun to give it to Slurm")
+        from crisscross.data.catalogue import prepare
+
+        prepare(chosen["data"])
 
 
 def run_here(kind: str, config: dict[str, Any]) -> None:
@@ -85,11 +98,32 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config.
     """
+    config.pop("cluster", None)  # what Slurm was asked for is no part of the experiment
+    if inside_slurm.is_slurm_task():
+        code = _run_as_job(kind, config)
+        if code:  # submitit takes any exit, even one with 0, for a failure
+            sys.exit(code)
+        return
+    config["tracking"] = resolve(config["tracking"], where="here")
     code = _run_and_show(kind, config)
     if code and _others_follow() and not INTERRUPTION.requested:
         _CODES.append(code)
     elif code:
         sys.exit(min([code, *_CODES]))
+
+
+def _run_as_job(kind: str, config: dict[str, Any]) -> int:
+    """Run an experiment as a Slurm job of hydra-submitit-launcher, one of its ranks perhaps; return the exit code.
+
+    Its own signal handlers, over those of submitit, are installed as soon as there is something to lose.
+    """
+    inside_slurm.join_ranks()
+    config["execution"] = {**config["execution"], "num_devices": int(os.environ.get("WORLD_SIZE", "1"))}
+    config["tracking"] = resolve(config["tracking"], where="slurm")
+    code = _run_and_show(kind, config)
+    if code == INTERRUPTED_EXIT_CODE:
+        inside_slurm.leave()
+    return code
 
 
 def _others_follow() -> bool:
@@ -112,7 +146,7 @@ def _run_and_show(kind: str, config: dict[str, Any]) -> int:
     _say(console, f"{run.label}: {where}")
     if run.result is not None:
         _say(console, "done already: nothing to run")
-    is_ours = config["tracking"]["delivery"] == "direct"
+    is_ours = config["tracking"]["delivery"] == "direct" and inside_slurm.is_first_rank()
     with _log_to(run.log_path), delivering([run] if is_ours else [], tracking=config["tracking"]):
         INTERRUPTION.install()  # from here on Ctrl-C means: save and leave
         code = 0 if run.result is not None else _run(run, console)
@@ -164,7 +198,7 @@ def _run(run: RunDirectory, console: Console) -> int:
 
     try:
         with _watching(run, console):
-            done = experiment.run(run)
+            done = experiment.run(run, patience_s=inside_slurm.lock_patience_s())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())} (log: {os.path.relpath(run.log_path)})", file=sys.stderr)
         with contextlib.suppress(OSError), run.log_path.open("a") as log:  # the disk may be full

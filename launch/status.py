@@ -1,4 +1,4 @@
-"""How every experiment of every study stands. Looking also brings MLflow up to date where it lags behind.
+"""How every experiment of every study stands, here or on Slurm. Looking also sends MLflow what it lacks.
 
 uv run launch/status.py                      every study
 uv run launch/status.py relaxation           one study
@@ -22,9 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from crisscross.record import mask_passwords
-from crisscross.run_directory import RunDirectory
 from launch.display import describe
-from launch.records import Standing, last_lines, read_records, read_single_runs, standing_of, study_holder
+from launch.records import last_lines, read_records, read_single_runs, split_arguments, study_holder
+from launch.sbatch import SlurmError
+from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
+from launch.sync import deliver_behind
 
 WATCH_SECONDS = 5.0
 _COLOURS = {
@@ -33,6 +35,9 @@ _COLOURS = {
     "failed": "red",
     "parent failed": "red",
     "interrupted": "yellow",
+    "cancelled": "yellow",
+    "parent cancelled": "yellow",
+    "queued": "blue",
 }
 _PLAIN_WIDTH = 200  # columns of the table where there is no terminal to fit
 
@@ -63,14 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the folder of the run directories and the names of studies among a script's arguments."""
-    roots = [item.removeprefix("runs_root=") for item in arguments if item.startswith("runs_root=")]
-    return Path(roots[-1] if roots else "runs"), [item for item in arguments if not item.startswith("runs_root=")]
-
-
 def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
-    """Print one table a study, then bring MLflow up to date.
+    """Print one table a study, then see to it that MLflow is brought up to date.
 
     Raises:
         ValueError: when there is no study of a name.
@@ -79,33 +78,59 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
     single = {"members": []} if names else read_single_runs(runs_root)
     if not records and not single["members"]:
         _say(console, f"no study in {runs_root} yet: start one with uv run launch/sweep_relaxation.py")
+    everything = [*records, single]
+    try:
+        slurm = read_slurm(runs_root, everything)
+    except SlurmError as error:
+        slurm = SlurmView()
+        _say(console, f"Slurm: {error}; what follows is what the run directories say", style="yellow")
     for record in records:
-        _show_study(runs_root, record, console)
+        _show_study(runs_root, record, slurm, console)
     if single["members"]:
         _say(console, "experiments of no study", style="bold")
-        _show_members(runs_root, single, _standings(runs_root, single), console)
-    for line in _deliver(runs_root, [*records, single]):
+        _show_members(runs_root, single, _standings(runs_root, single, slurm), console)
+    settle(runs_root, everything, slurm)
+    for line in deliver_behind(runs_root, everything):
         _say(console, line)
 
 
-def _show_study(runs_root: Path, record: Mapping[str, Any], console: Console) -> None:
+def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, console: Console) -> None:
     name = f"{record['study']}.{record['fingerprint']}"
     holder = study_holder(runs_root, name)
-    standings = _standings(runs_root, record)
+    standings = _standings(runs_root, record, slurm)
     num_done = sum(standing.state == "done" for standing in standings.values())
-    running = f"running (process {holder['pid']} on {holder['host']})" if holder else "not running"
-    _say(console, f"{name}: {num_done} of {len(standings)} done, {running}", style="bold")
+    table = _table_job(runs_root, record, slurm)
+    on_slurm = {standing.state for standing in standings.values() if standing.job} & {"running", "queued", "waiting"}
+    where = "not running"
+    if holder:
+        where = f"running (process {holder['pid']} on {holder['host']})"
+    elif on_slurm:
+        counts = {state: sum(item.state == state for item in standings.values()) for state in sorted(on_slurm)}
+        where = "on Slurm: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+    _say(console, f"{name}: {num_done} of {len(standings)} done, {where}{table}", style="bold")
     _show_members(runs_root, record, standings, console)
-    if holder is None and num_done < len(standings):
+    if holder is None and not on_slurm and num_done < len(standings):
         again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
         _say(console, f"go on with: {mask_passwords(again)}")
+
+
+def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> str:
+    """Return how the job of the study's table stands, as the end of a line."""
+    claim = table_claim(runs_root, record)
+    task = slurm.task(claim) if claim is not None else None
+    if task is None:
+        return ""
+    return f"; table: job {task.job_id} {'runs' if task.is_running else 'waits for the others'}"
 
 
 def _show_members(
     runs_root: Path, record: Mapping[str, Any], standings: Mapping[str, Standing], console: Console
 ) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("experiment", "state", "progress", "restarts", "log"):
+    columns = ["experiment", "state", "progress", "restarts", "log"]
+    if any(standing.job for standing in standings.values()):
+        columns[4:4] = ["job", "node"]
+    for column in columns:
         table.add_column(column, justify="right" if column == "restarts" else "left", overflow="fold")
     labels = {member["identity"]: member["label"] for member in record["members"]}
     for member in record["members"]:
@@ -116,21 +141,26 @@ def _show_members(
             for parent in member["parents"]
             if parent not in standings or standings[parent].state != "done"
         ]
-        table.add_row(
-            Text(member["label"]),
-            Text(standing.state, style=_COLOURS.get(standing.state, "")),
-            Text(_detail(standing, waits_for=waits_for, log=log)),
-            str(standing.restarts),
-            Text(os.path.relpath(log) if log.is_file() else ""),
-        )
+        cells = {
+            "experiment": member["label"],
+            "state": Text(standing.state, style=_COLOURS.get(standing.state, "")),
+            "progress": _detail(standing, waits_for=waits_for, log=log),
+            "restarts": str(standing.restarts),
+            "job": standing.job,
+            "node": standing.nodes,
+            "log": os.path.relpath(log) if log.is_file() else "",
+        }
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in map(cells.get, columns)))
     console.print(table)
 
 
-def _standings(runs_root: Path, record: Mapping[str, Any]) -> dict[str, Standing]:
+def _standings(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> dict[str, Standing]:
     paths = {member["identity"]: runs_root / member["path"] for member in record["members"]}
     return {
         member["identity"]: standing_of(
-            paths[member["identity"]], [paths[parent] for parent in member["parents"] if parent in paths]
+            paths[member["identity"]],
+            [paths[parent] for parent in member["parents"] if parent in paths],
+            slurm=slurm,
         )
         for member in record["members"]
     }
@@ -138,36 +168,19 @@ def _standings(runs_root: Path, record: Mapping[str, Any]) -> dict[str, Standing
 
 def _detail(standing: Standing, *, waits_for: Sequence[str], log: Path) -> str:
     """Return what is worth knowing about an experiment in its state."""
-    if standing.state in ("waiting", "parent failed"):
-        return f"needs {', '.join(waits_for)}"
     if standing.state == "failed":
         lines = last_lines(log, num_lines=1)
-        return str(standing.progress.get("error") or (lines[0] if lines else ""))
+        return str(standing.progress.get("error") or standing.why or (lines[0] if lines else ""))
+    parts = [standing.why] if standing.why else []
+    if standing.state in ("waiting", "parent failed", "parent cancelled") and waits_for:
+        parts.insert(0, f"needs {', '.join(waits_for)}")
     if standing.state == "running":
-        return describe(standing.progress)
-    if standing.state == "interrupted" and standing.progress.get("total"):
-        return f"at {standing.progress.get('step', 0)}/{standing.progress['total']}"
-    return ""
-
-
-def _deliver(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Bring MLflow up to date, store by store, and say what was sent."""
-    from launch.delivery import catch_up
-
-    stores: dict[tuple[str, str], dict[Path, RunDirectory]] = {}
-    for record in records:
-        for member in record["members"]:
-            path = runs_root / member["path"]
-            if not (path / "run.json").is_file():
-                continue
-            run = RunDirectory.open(path)
-            tracking = record.get("tracking") or run.config["tracking"]
-            if tracking["delivery"] != "off":
-                stores.setdefault((tracking["uri"], tracking["experiment"]), {})[path] = run
-    return [
-        catch_up(list(runs.values()), tracking={"uri": uri, "experiment": experiment})
-        for (uri, experiment), runs in stores.items()
-    ]
+        parts.insert(0, describe(standing.progress))
+    if standing.state in ("interrupted", "cancelled", "queued") and standing.progress.get("total"):
+        parts.insert(0, f"at {standing.progress.get('step') or 0}/{standing.progress['total']}")
+    if standing.preemptions:
+        parts.append(f"preempted {standing.preemptions} time{'s' if standing.preemptions > 1 else ''}")
+    return "; ".join(parts)
 
 
 def _say(console: Console, text: str, *, style: str | None = None) -> None:

@@ -22,6 +22,8 @@ from crisscross.identity import canonical_json, family
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
 from crisscross.settings import Settings, parse
+from launch.cluster import ClusterSettings, resource_kind_of
+from launch.delivery import resolve
 from launch.graph import Experiment, Graph
 from launch.overrides import Routed, compose_config, groups_of, has_key, hydra_configs, route
 from launch.records import StudyRunningError
@@ -47,6 +49,7 @@ class LaunchSettings(Settings):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     dry_run: bool
     max_parallel: int | None = Field(default=None, gt=0)
+    cluster: ClusterSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
     """
     with hydra_configs():
         routed = route(overrides, study=study)
-        _require_local(routed.launcher)
         launch = parse(LaunchSettings, {**routed.launch, "seeds": _unique(routed.launch["seeds"])})
-        composer = _Composer(routed, launch.study.axes)
+        _require_cluster(routed.launcher, launch)
+        composer = _Composer(routed, launch.study.axes, launch.cluster)
         for kind, config in composer.all_configs(launch):
             parse(SETTINGS[kind], config)
     composer.prepare_data(prepare or _prepare)
@@ -147,9 +150,10 @@ def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
 class _Composer:
     """Composes each kind of experiment as few times as possible: Hydra is slow, setting a key is not."""
 
-    def __init__(self, routed: Routed, axes: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, routed: Routed, axes: Mapping[str, Sequence[Any]], cluster: ClusterSettings | None) -> None:
         self._routed = routed
         self._axes = axes
+        self._cluster = cluster
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, dict[str, Any]] = {}
 
@@ -164,8 +168,9 @@ class _Composer:
             if axis not in groups_of(kind) and has_key(config, axis):
                 _set_key(config, axis, value)
         config["seed"] = seed
-        if config["tracking"]["delivery"] == "direct":  # one writer for the store: the launcher
-            config["tracking"]["delivery"] = "deferred"
+        config["tracking"] = resolve(config["tracking"], where="study" if self._cluster is None else "slurm")
+        if self._cluster is not None:
+            _place(kind, config, self._cluster)
         config["data"] = self._data.get(canonical_json(config["data"]), config["data"])
         return config
 
@@ -241,12 +246,30 @@ def _check_batches(composer: _Composer, launch: LaunchSettings) -> None:
             check_batch(config)
 
 
-def _require_local(launcher: str) -> None:
-    """The one place that chooses where a study runs."""
-    if launcher not in ("local", "basic"):
+def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
+    """Say in a config how it runs on a cluster: on how many devices, in which folder, recorded where."""
+    asked = cluster.resources_of(resource_kind_of(kind, config))
+    if kind != "pretrain" and asked.num_tasks > 1:
         raise ValueError(
-            f"hydra/launcher={launcher}: studies run on this machine only: leave it out, or submit single"
-            f" experiments with uv run experiments/pretrain.py --multirun hydra/launcher={launcher}"
+            f"cluster.resources.{resource_kind_of(kind, config)}: an evaluation is one process: set nodes and"
+            " tasks_per_node to 1"
+        )
+    if config["execution"]["num_devices"] not in (1, asked.num_tasks):
+        raise ValueError(
+            f"execution.num_devices={config['execution']['num_devices']}: on a cluster it is"
+            f" cluster.resources.pretrain.nodes x tasks_per_node = {asked.num_tasks}: set those"
+        )
+    config["execution"]["num_devices"] = asked.num_tasks
+    config["runs_root"] = cluster.place(config["runs_root"])
+    config["tracking"]["uri"] = cluster.place_store(config["tracking"]["uri"])
+
+
+def _require_cluster(launcher: str, launch: LaunchSettings) -> None:
+    """Check that the chosen launcher is one that studies know."""
+    if launch.cluster is None and launcher not in ("local", "basic"):
+        raise ValueError(
+            f"hydra/launcher={launcher}: it describes no cluster: use one of experiments/conf/hydra/launcher, or copy"
+            " its template.yaml"
         )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from crisscross.files import write_atomically, write_text
+from crisscross import run_directory
+from crisscross.files import write_atomically, write_json, write_text
 from crisscross.journal import Journal, read_journal
-from crisscross.run_directory import AlreadyRunningError, RunDirectory
+from crisscross.run_directory import AlreadyRunningError, RunDirectory, git_state
 
 CONFIG = {
     "method": {"name": "crisscross"},
@@ -64,6 +66,35 @@ def test_the_lock_names_its_holder(config: dict) -> None:
         with pytest.raises(AlreadyRunningError, match=rf"already running \(process {os.getpid()} on "), run.lock():
             pass
     assert not run.is_locked
+
+
+def test_the_state_of_the_code_is_that_of_the_start(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    def ask_anew() -> dict:
+        run_directory._git_state.cache_clear()
+        return git_state(tmp_path)
+
+    assert ask_anew() == {}
+    git("init", "-q")
+    git("config", "status.showUntrackedFiles", "no")
+    write_text(tmp_path / "pyproject.toml", "")
+    (tmp_path / "crisscross").mkdir()
+    write_text(tmp_path / "crisscross" / "code.py", "")
+    assert ask_anew() == {}  # no commit yet
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    clean = {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    write_text(tmp_path / "README.md", "not code")
+    assert ask_anew() == clean
+    git_state(tmp_path)["commit"] = "changed by a caller"
+    write_text(tmp_path / "crisscross" / "new.py", "")
+    assert git_state(tmp_path) == clean
+    assert ask_anew() == {**clean, "dirty": True}
+    write_json(tmp_path / "snapshot.json", {"snapshot": "5" * 16, "commit": "c" * 40, "dirty": False, "created": 1.0})
+    assert ask_anew() == {"commit": "c" * 40, "dirty": False, "snapshot": "5" * 16}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -443,10 +443,11 @@ def test_the_environment_is_that_of_the_job(uri, tmp_path):
         "platform": "Linux",
         "host": "node7",
         "packages": {"torch": "9.9"},
-        "git": {"commit": "c" * 40, "dirty": True},
+        "git": {"commit": "c" * 40, "dirty": True, "snapshot": "5" * 16},
         "slurm": {"SLURM_JOB_ID": "77"},
     }
     write_json(run.path / "environment.json", ran_on)
+    (run.path / "code.diff").write_text("diff --git a/x b/x\n")
     run.write_result({"metrics": {}})
     run_id = send(run, uri).run_id
     wanted = {
@@ -456,10 +457,13 @@ def test_the_environment_is_that_of_the_job(uri, tmp_path):
         "env.av": "not installed",
         "git_commit": "c" * 40,
         "git_dirty": "true",
+        "code_snapshot": "5" * 16,
         "slurm_job_id": "77",
     }
     assert wanted.items() <= all_runs(uri, run)[0]["tags"].items()
-    assert (tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts" / "environment.json").is_file()
+    artifacts = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts"
+    assert (artifacts / "environment.json").is_file()
+    assert (artifacts / "code.diff").read_text() == "diff --git a/x b/x\n"
 
 
 def test_a_study_joined_after_the_end_is_told(uri, tmp_path):

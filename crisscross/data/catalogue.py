@@ -36,39 +36,46 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
         ValueError: when a setting or a file of the list is wrong, in one line.
         FileNotFoundError: when the clips are not where the settings say.
     """
-    from crisscross.data.manifest import build_manifest
+    from crisscross.data.manifest import build_manifest, check_split, read_current, read_summary
 
     settings = parse(DataSettings, data)
     directory = manifest_directory(settings)
     if settings.kind == "folder":
         _make_writable(directory, key="data.manifest_root")
-    if settings.kind == "toy":
-        root = toy_root(settings)
-        generate(root, toy_settings(settings), progress=progress)
-        manifest = build_manifest(directory, root=root, progress=progress)
-        fingerprint = toy_settings(settings).fingerprint()
-        if len(manifest.rejected):
-            first = manifest.rejected.iloc[0]
-            raise ValueError(
-                f"{len(manifest.rejected)} of the generated clips are damaged ({first.path}: {first.reason}):"
-                f" delete {root} and run again"
-            )
+        options = {
+            "root": settings.root,
+            "csv": settings.csv,
+            "file_column": settings.file_column,
+            "label_column": settings.label_column,
+            "split_column": settings.split_column,
+            "test_fraction": settings.test_fraction,
+            "thorough": settings.thorough,
+        }
     else:
-        manifest = build_manifest(
-            directory,
-            root=None if settings.root is None else Path(settings.root),
-            csv=None if settings.csv is None else Path(settings.csv),
-            file_column=settings.file_column,
-            label_column=settings.label_column,
-            split_column=settings.split_column,
-            test_fraction=settings.test_fraction,
-            thorough=settings.thorough,
-            progress=progress,
-        )
-        fingerprint = manifest.fingerprint
+        options = {"root": toy_root(settings)}
+        generate(options["root"], toy_settings(settings), progress=progress)
+    found = read_current(directory, **options)
+    if found is None:
+        build_manifest(directory, **options, progress=progress)
+        found = read_summary(directory)
+    if settings.kind == "toy" and found["num_rejected"]:
+        raise ValueError(_damaged_toys(directory, root=options["root"]))
     for split in (settings.train_split, settings.test_split):
-        manifest.split(split)
+        check_split(directory, split, found["num_by_split"])
+    fingerprint = found["fingerprint"] if settings.kind == "folder" else toy_settings(settings).fingerprint()
     return {**data, **_absolute_paths(settings), "fingerprint": fingerprint}
+
+
+def _damaged_toys(directory: Path, *, root: Path) -> str:
+    """Return one line about generated clips that cannot be used."""
+    from crisscross.data.manifest import read_manifest
+
+    rejected = read_manifest(directory, check_files=False).rejected
+    first = rejected.iloc[0]
+    return (
+        f"{len(rejected)} of the generated clips are damaged ({first.path}: {first.reason}):"
+        f" delete {root} and run again"
+    )
 
 
 def open_manifest(settings: DataSettings) -> Manifest:

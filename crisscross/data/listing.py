@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv as csv_format
 import hashlib
 import os
 from collections import defaultdict
@@ -77,7 +78,7 @@ def scan_tree(root: Path) -> list[Listed]:
             f"the data folder {root} {what}: expected <split>/<class>/<file> or <class>/<file>,"
             f" with files such as .mp4, .avi or .mkv"
         )
-    parts = [PurePosixPath(file).parts for file in files]
+    parts = [tuple(file.split("/")) for file in files]
     deep = {p[0] for p in parts if len(p) == 3}
     has_splits = bool(deep) and ({d.lower() for d in deep} <= SPLIT_NAMES or all(len(p) != 2 for p in parts))
     expected = "<split>/<class>/<file>" if has_splits else "<class>/<file>"
@@ -100,24 +101,43 @@ def read_csv(csv: Path, root: Path, *, file_column: str, label_column: str, spli
         FileNotFoundError: the CSV is missing.
         ValueError: a column is missing, or the CSV has no rows or cannot be read.
     """
-    import pandas as pd
-
     if not csv.is_file():
         raise FileNotFoundError(f"the list {csv} does not exist: give the CSV that names files and labels")
     try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        header, rows = _read_table(csv)
+    except (csv_format.Error, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"the list {csv} cannot be read as CSV ({text}): save it as UTF-8 with a header") from error
-    splits_open = split_column is None or (split_column == "split" and "split" not in table.columns)
+    splits_open = split_column is None or (split_column == "split" and "split" not in header)
     for name, column in (("file", file_column), ("label", label_column), ("split", split_column)):
-        if column not in table.columns and not (name == "split" and splits_open):
-            available = ", ".join(map(str, table.columns))
-            raise ValueError(f"the list {csv} has no column {column!r} for the {name}: it has {available}")
-    if table.empty:
+        if column not in header and not (name == "split" and splits_open):
+            raise ValueError(f"the list {csv} has no column {column!r} for the {name}: it has {', '.join(header)}")
+    if not rows:
         raise ValueError(f"the list {csv} has a header but no rows: expected one row a clip")
-    splits = [None] * len(table) if splits_open else table[split_column].str.strip()
-    return list(_rows(csv, root, zip(table[file_column], table[label_column].str.strip(), splits, strict=True)))
+    file, label = header.index(file_column), header.index(label_column)
+    split = None if splits_open else header.index(split_column)
+    cells = ((row[file], row[label].strip(), None if split is None else row[split].strip()) for row in rows)
+    return list(_rows(csv, root, cells))
+
+
+def _read_table(csv: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV, blank lines left out, short rows filled up with empty cells."""
+    with csv.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv_format.reader(file, strict=True)
+        header: list[str] = []
+        rows = []
+        for row in reader:
+            if len(row) <= 1 and not "".join(row).strip():
+                continue
+            if not header:
+                header = row
+                continue
+            if any(row[len(header) :]):
+                raise csv_format.Error(f"line {reader.line_num} has {len(row)} fields, the header {len(header)}")
+            rows.append([*row, *[""] * (len(header) - len(row))])
+    if not header:
+        raise csv_format.Error("it holds nothing")
+    return header, rows
 
 
 def assign_splits(clips: Sequence[Listed], *, test_fraction: float) -> list[Listed]:
@@ -145,9 +165,11 @@ def assign_splits(clips: Sequence[Listed], *, test_fraction: float) -> list[List
 def _media_files(root: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(folder).relative_to(root).as_posix()
+        start = "" if inside == "." else f"{inside}/"
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in MEDIA_SUFFIXES:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+            if not name.startswith(".") and PurePosixPath(name).suffix.lower() in MEDIA_SUFFIXES:
+                yield start + name
 
 
 def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) -> Iterator[Listed]:
@@ -169,9 +191,17 @@ def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) ->
 
 def _resolve(file: str, folder: Path, root: Path) -> str:
     """Return a file of a CSV relative to the root: found there, or else beside the CSV."""
+    if not file:
+        return ""
     inside, beside = root / file, folder / file
-    found = beside if folder != root and beside.is_file() and not inside.is_file() else inside
-    return PurePosixPath(os.path.relpath(found, root)).as_posix() if file else ""
+    if folder != root and beside.is_file() and not inside.is_file():
+        return _relative(beside, root)
+    plain = os.path.normpath(file)
+    return _relative(inside, root) if plain.startswith(("/", "..")) else plain
+
+
+def _relative(path: Path, root: Path) -> str:
+    return PurePosixPath(os.path.relpath(path, root)).as_posix()
 
 
 def _checked_name(row: Listed) -> Listed:

@@ -3,8 +3,11 @@
 Built once for a dataset, by decoding parts of every file; read by everything else. In its folder:
 
 - ``clips.parquet``: the good clips. ``rejected.parquet``: the others, with the reason.
-- ``manifest.json``: fingerprint, counts, classes and settings; written last.
+- ``manifest.json``: fingerprint, counts, classes, settings, and what it was built from; written last.
 - ``probed.parquet``: what probing found for each file, so that a rebuild probes only what is new or changed.
+
+A launch asks ``read_current`` first: where nothing has changed, nothing is built and neither pandas nor the decoder
+imported.
 
 ``python -m crisscross.data.manifest DIRECTORY --root CLIPS`` builds one by hand.
 """
@@ -22,15 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisscross.data.listing import Listed, assign_splits, read_csv, scan_tree
-from crisscross.data.probing import probe_files
+from crisscross.data.listing import Listed, assign_splits
+from crisscross.data.source import NO_FILE, STREAMS, Source, Stamp
 from crisscross.files import write_atomically, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROBE_VERSION = 1  # raise it when probing changes its mind about files: old findings are then dropped
-STREAMS = ("video", "audio")
+MANIFEST_VERSION = 1  # raise it when the same findings would give another manifest: stored ones are then built again
 READ_ATTEMPTS = 10  # a reader may meet a rebuild half-way: it looks again after a fifth of a second
 
 CLIP_COLUMNS = [
@@ -50,6 +53,7 @@ CLIP_COLUMNS = [
     "size_bytes",
     "mtime_ns",
 ]
+TABLES = ("clips.parquet", "rejected.parquet")
 REJECTED_COLUMNS = ["path", "label", "split", "reason"]
 FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio_end_s", "width", "height")
 
@@ -82,11 +86,8 @@ class Manifest:
         Raises:
             ValueError: there is no such split.
         """
-        chosen = self.clips[self.clips["split"] == name]
-        if chosen.empty:
-            there = ", ".join(sorted(self.clips["split"].unique()))
-            raise ValueError(f"the manifest {self.directory} has no split {name!r}: choose from {there}")
-        return chosen.reset_index(drop=True)
+        check_split(self.directory, name, self.clips["split"].unique())
+        return self.clips[self.clips["split"] == name].reset_index(drop=True)
 
 
 def build_manifest(
@@ -128,19 +129,26 @@ def build_manifest(
     """
     from filelock import FileLock
 
-    directory, csv = Path(directory).absolute(), None if csv is None else Path(csv).absolute()
-    _check_settings(root, csv, test_fraction, require)
-    root = csv.parent if root is None else Path(root).absolute()
-    if not root.is_dir():
-        raise FileNotFoundError(f"the data folder {root} does not exist: give the folder that holds the clips")
-    columns = {"file_column": file_column, "label_column": label_column, "split_column": split_column}
-    listed = scan_tree(root) if csv is None else read_csv(csv, root, **columns)
+    from crisscross.data.probing import probe_files  # and with it the decoder
+
+    directory = Path(directory).absolute()
+    source = Source.of(
+        root=root,
+        csv=csv,
+        file_column=file_column,
+        label_column=label_column,
+        split_column=split_column,
+        test_fraction=test_fraction,
+        require=require,
+        thorough=thorough,
+    )
+    listed = source.list_clips()
     directory.mkdir(parents=True, exist_ok=True)
     with FileLock(directory / "manifest.lock"):
         to_probe = [row.path for row in listed if not row.problem]
         probed = probe_files(
             directory / "probed.parquet",
-            root,
+            source.root,
             to_probe,
             version=PROBE_VERSION,
             thorough=thorough,
@@ -149,14 +157,40 @@ def build_manifest(
         )
         good, rejected = _judge(listed, probed, require)
         good = assign_splits(good, test_fraction=test_fraction)
-        settings = {
-            "csv": None if csv is None else str(csv),
-            **columns,
-            "test_fraction": test_fraction,
-            "require": list(require),
-            "thorough": thorough,
-        }
-        return _store(directory, root, good, rejected, probed, settings)
+        stamps = [NO_FILE if row.problem else _stamp(probed[row.path]) for row in listed]  # as they were when probed
+        built_from = source.digest(listed, stamps, version=[MANIFEST_VERSION, PROBE_VERSION])
+        return _store(directory, source, good, rejected, probed, built_from)
+
+
+def read_current(directory: str | Path, **options: Any) -> dict[str, Any] | None:
+    """Look whether a stored manifest is what building it would give, without importing what building needs.
+
+    Settings, list, and size and time of every file are compared with those that it was built from, and its tables with
+    their hashes.
+
+    Args:
+        directory: where it is stored.
+        **options: as of ``build_manifest``, less ``jobs`` and ``progress``.
+
+    Returns:
+        What ``read_summary`` returns; None when the manifest has to be built.
+
+    Raises:
+        FileNotFoundError: the root or the CSV is missing.
+        ValueError: a setting or the list is wrong.
+    """
+    directory = Path(directory).absolute()
+    source = Source.of(**options)
+    try:
+        summary = read_summary(directory)
+        tables = {name: _hash((directory / name).read_bytes()) for name in TABLES}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if summary.get("tables") != tables:
+        return None
+    listed = source.list_clips()
+    built_from = source.digest(listed, source.stamps(listed), version=[MANIFEST_VERSION, PROBE_VERSION])
+    return summary if summary["built_from"] == built_from else None
 
 
 def read_manifest(directory: str | Path, *, root: str | Path | None = None, check_files: bool = True) -> Manifest:
@@ -199,13 +233,20 @@ def read_fingerprint(directory: str | Path) -> str:
     return read_summary(Path(directory))["fingerprint"]
 
 
-def _check_settings(root: str | Path | None, csv: Path | None, test_fraction: float, require: Sequence[str]) -> None:
-    if root is None and csv is None:
-        raise ValueError("neither root nor csv is given: give the folder of the clips, a CSV that lists them, or both")
-    if not 0 <= test_fraction < 1:
-        raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction}: 0.3 makes 3 clips in 10 the test")
-    if isinstance(require, str) or not require or not set(require) <= set(STREAMS):
-        raise ValueError(f"require must name some of {STREAMS}, got {require!r}")
+def check_split(directory: Path, name: str, there: Iterable[str]) -> None:
+    """Make sure that a manifest has a split.
+
+    Args:
+        directory: where the manifest is stored.
+        name: the split.
+        there: the splits that the manifest has.
+
+    Raises:
+        ValueError: it has not.
+    """
+    splits = sorted(there)
+    if name not in splits:
+        raise ValueError(f"the manifest {directory} has no split {name!r}: choose from {', '.join(splits)}")
 
 
 def _judge(
@@ -227,20 +268,21 @@ def _judge(
 
 def _store(
     directory: Path,
-    root: Path,
+    source: Source,
     good: list[Listed],
     rejected_rows: list[dict[str, Any]],
     probed: dict[str, dict[str, Any]],
-    settings: dict[str, Any],
+    built_from: str,
 ) -> Manifest:
     import pandas as pd
 
     rejected = pd.DataFrame(rejected_rows, columns=REJECTED_COLUMNS).astype("str")
-    write_atomically(directory / "rejected.parquet", lambda file: rejected.to_parquet(file, index=False))
+    rejected_content = rejected.to_parquet(index=False)
+    write_atomically(directory / "rejected.parquet", lambda file: file.write(rejected_content))
     if not good:
         top = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected["reason"]).most_common(3))
         raise ValueError(
-            f"none of the {len(rejected)} files listed for {root} can be used ({top}):"
+            f"none of the {len(rejected)} files listed for {source.root} can be used ({top}):"
             f" see {directory / 'rejected.parquet'}, or require fewer streams"
         )
     classes = sorted({row.label for row in good})
@@ -254,21 +296,32 @@ def _store(
     )
     floats = [name for name in CLIP_COLUMNS if name.endswith(("_s", "_hz"))] + ["width", "height"]
     clips = clips.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(["clip_id", "label_id"], "int64"))
+    clips_content = clips.to_parquet(index=False)
     fingerprint = _fingerprint(clips)
     summary = {
         "fingerprint": fingerprint,
-        "root": str(root),
+        "root": str(source.root),
         "num_clips": len(clips),
         "num_rejected": len(rejected),
         "num_by_split": dict(sorted(Counter(clips["split"]).items())),
         "reasons": dict(Counter(rejected["reason"]).most_common()),
         "classes": classes,
-        "settings": settings,
+        "settings": source.settings,
+        "built_from": built_from,
+        "tables": {"clips.parquet": _hash(clips_content), "rejected.parquet": _hash(rejected_content)},
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False)
-    write_atomically(directory / "clips.parquet", lambda file: clips.to_parquet(file, index=False))
+    write_atomically(directory / "clips.parquet", lambda file: file.write(clips_content))
     write_text(directory / "manifest.json", text)
-    return Manifest(directory, root, clips, rejected, classes, fingerprint)
+    return Manifest(directory, source.root, clips, rejected, classes, fingerprint)
+
+
+def _stamp(found: dict[str, Any]) -> Stamp:
+    return int(found["size_bytes"]), int(found["mtime_ns"])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _fingerprint(clips: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.data.probe import Probe, probe
+from crisscross.data.source import NO_FILE, Stamp, stamp_of
 from crisscross.data.streams import DecodeError
 from crisscross.files import write_atomically
 
@@ -52,10 +53,10 @@ def probe_files(
     found: dict[str, Found] = {}
     changed = []
     for path in dict.fromkeys(paths):
-        stamp = _stamp(root / path)
+        stamp = stamp_of(root, path)
         old = remembered.get(path)
         if stamp is None:
-            found[path] = {"problem": "file missing", "size_bytes": 0, "mtime_ns": 0}
+            found[path] = {"problem": "file missing", **_stamped(NO_FILE)}
         elif old and (old["size_bytes"], old["mtime_ns"]) == stamp and old["thorough"] >= thorough:
             found[path] = old
         else:
@@ -123,8 +124,7 @@ def _probe_apart(root: Path, path: str, thorough: bool) -> Found:
         with _pool(1) as pool:
             return pool.submit(probe_one, root, path, thorough).result()
     except BrokenProcessPool:
-        size_bytes, mtime_ns = _stamp(root / path) or (0, 0)
-        return {"problem": "crashes the decoder", "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+        return {"problem": "crashes the decoder", **_stamped(stamp_of(root, path) or NO_FILE)}
 
 
 def _check_that_processes_start() -> None:
@@ -144,21 +144,16 @@ def probe_some(root: Path, paths: Sequence[str], thorough: bool) -> list[tuple[s
 
 def probe_one(root: Path, path: str, thorough: bool) -> Found:
     """Probe one file; what is wrong with it is part of the answer, not an error."""
-    size_bytes, mtime_ns = _stamp(root / path) or (0, 0)
+    stamp = stamp_of(root, path) or NO_FILE
     try:
         result = {**asdict(probe(root / path, thorough=thorough)), "problem": ""}
     except DecodeError as error:
         result = {**asdict(Probe()), "problem": error.reason}
-    return {**result, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+    return {**result, **_stamped(stamp)}
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return size and modification time, which change when a file does; None for no regular file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns) if path.is_file() else None
+def _stamped(stamp: Stamp) -> Found:
+    return {"size_bytes": stamp[0], "mtime_ns": stamp[1]}
 
 
 def _recall(memory: Path, version: int) -> dict[str, Found]:

@@ -22,11 +22,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCKS_BY_DEPTH: dict[int, tuple[int, int, int, int]] = {
-    10: (1, 1, 1, 1),
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-}
+from crisscross.models.sizes import BLOCKS_BY_DEPTH
+
 POOLS = ("avg", "max")
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from crisscross.files import write_atomically
 from crisscross.models.audio_resnet import AudioBackbone
-from crisscross.models.r2plus1d import BLOCKS_BY_DEPTH, VideoBackbone
+from crisscross.models.r2plus1d import VideoBackbone
+from crisscross.models.sizes import BLOCKS_BY_DEPTH
 
 _PREFIXES = ("module.", "backbone.")
 _VIDEO_STAGES = ("conv2x", "conv3x", "conv4x", "conv5x")

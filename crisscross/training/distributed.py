@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+JOIN_TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for each other, when they meet and in any exchange (chosen by us: for slow shared disks)."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,31 @@ def join_world(device: str) -> Iterator[World]:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: when CUDA is asked for and there is none.
+        ValueError: when CUDA is asked for and there is none, or the first process's node has no address here.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
     if size == 1:
         yield World(rank=0, size=1, device=chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    _check_address(os.environ.get("MASTER_ADDR", ""))
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=JOIN_TIMEOUT)
     try:
         control = dist.new_group(backend="gloo")
         yield World(rank=dist.get_rank(), size=size, device=chosen, _control=control)
     finally:
         dist.destroy_process_group()
+
+
+def _check_address(host: str) -> None:
+    """Make sure that the first process can be found: a name that does not resolve would be tried for ever."""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise ValueError(
+            f"MASTER_ADDR={host}: {socket.gethostname()} does not know this node's address ({error.strerror}): node"
+            " names must resolve on every node"
+        ) from None
 
 
 def choose_device(device: str) -> torch.device:

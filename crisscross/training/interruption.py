@@ -14,6 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 INTERRUPTED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: not done, nothing wrong, run it again."""
 
+PEER_LOST_EXIT_CODE = 76
+"""EX_PROTOCOL of sysexits.h: another process of the same job is gone. Nothing wrong with this one, run it again."""
+
 
 class Interruption:
     """The flag that the handlers set."""
@@ -34,6 +37,10 @@ class Interruption:
         """
         for number in SIGNALS:
             signal.signal(number, self._handle)
+
+    def note(self, signal_name: str) -> None:
+        """Take note of a signal that another process of the same job has got."""
+        self.signal_name = signal_name
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT" and time.monotonic() - self._since > 1:

@@ -141,7 +141,11 @@ class Pretraining:
             self.step += 1
             self._record(metrics)
             due = time.monotonic() - last_save > 60 * execution.checkpoint_minutes
-            leave, due = self.world.any(INTERRUPTION.requested or self.step >= stop_at, due)
+            leave, due, requeue = self.world.any(
+                INTERRUPTION.requested or self.step >= stop_at, due, INTERRUPTION.signal_name == "SIGUSR2"
+            )
+            if requeue:
+                INTERRUPTION.note("SIGUSR2")  # whichever rank was told: all leave for the same reason
             if leave or due or self._epoch_to_keep() or self.step == self.total_steps:
                 self._save()
                 last_save = time.monotonic()

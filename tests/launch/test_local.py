@@ -14,7 +14,7 @@ import pytest
 from crisscross.run_directory import RunDirectory
 from launch.graph import Graph
 from launch.local import Job
-from launch.records import standing_of
+from launch.standing import standing_of
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
 
 

@@ -1,0 +1,107 @@
+"""A Slurm cluster as ``experiments/conf/hydra/launcher`` describes it: the node ``cluster`` of a launch's config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from crisscross.settings import Settings
+from launch.graph import Experiment
+
+Count = Annotated[int, Field(gt=0)]
+RESOURCE_KINDS = ("pretrain", "downstream", "cpu")
+"""What ``cluster.resources`` describes: pretrainings, evaluations, and what needs no GPU."""
+
+
+class Resources(Settings):
+    """What one kind of job asks for. Null leaves the choice to the cluster's settings, or to the site."""
+
+    nodes: Count = 1
+    tasks_per_node: Count = 1
+    gpus_per_node: Count | None = None
+    cpus_per_task: Count | None = None
+    mem_gb: Annotated[float, Field(gt=0)] | None = None
+    timeout_min: Count
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """Processes of a job."""
+        return self.nodes * self.tasks_per_node
+
+
+class ResourcesByKind(Settings):
+    """One entry a kind of job."""
+
+    pretrain: Resources
+    downstream: Resources
+    cpu: Resources
+
+
+class ClusterSettings(Settings):
+    """A cluster. ``experiments/conf/hydra/launcher/template.yaml`` explains each key."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: str | None
+    array_parallelism: Count
+    signal_seconds: Annotated[int, Field(ge=10)]
+    setup: list[str]
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | int | float]
+    python: str | None
+    scratch: str | None
+    local_disk: str | None
+    additional_parameters: dict[str, str | int | float | bool]
+    resources: ResourcesByKind
+
+    def resources_of(self, kind: str) -> Resources:
+        """Return what a kind of job asks for, completed by the cluster's own settings."""
+        asked: Resources = getattr(self.resources, kind)
+        shared = ("partition", "account", "qos", "constraint", "exclude")
+        return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in shared})
+
+    def place(self, runs_root: str) -> str:
+        """Return where run directories go: a relative ``runs_root`` begins at ``scratch``.
+
+        Raises:
+            ValueError: when ``scratch`` names a variable that is not set here.
+        """
+        return str(self._scratch() / runs_root)
+
+    def place_store(self, uri: str) -> str:
+        """Return the address of the MLflow store, that of a SQLite file made absolute: it begins at ``scratch`` too."""
+        scheme, colon, file = uri.partition(":///")
+        return f"{scheme}{colon}{self._scratch() / file}" if scheme == "sqlite" and file else uri
+
+    def _scratch(self) -> Path:
+        if self.scratch is None:
+            return Path.cwd()
+        scratch = os.path.expandvars(Path(self.scratch).expanduser())
+        unset = re.search(r"\$\{?(\w+)", scratch)
+        if unset:
+            raise ValueError(
+                f"cluster.scratch={self.scratch}: ${unset[1]} is not set on this machine: set it, or give a folder that"
+                " compute nodes can write"
+            )
+        return Path(scratch)
+
+
+def resource_kind(experiment: Experiment) -> str:
+    """Return which entry of ``cluster.resources`` serves an experiment."""
+    return resource_kind_of(experiment.kind, experiment.config)
+
+
+def resource_kind_of(kind: str, config: Mapping[str, Any]) -> str:
+    """As ``resource_kind``, from a kind of experiment and its config."""
+    return "cpu" if kind != "pretrain" and config["execution"]["device"] == "cpu" else kind

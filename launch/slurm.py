@@ -1,0 +1,237 @@
+"""Give a study to Slurm as one graph of jobs and return.
+
+Launching is reconciling. Under one lock a launch asks squeue once, heals what an earlier launch left unfinished, keeps
+what is done, queued or running, and hands over the rest in as few sbatch calls as there are different resources and
+dependencies. Each experiment is claimed on disk before its job exists (launch/claims.py), so that neither a second
+launch nor a crash can double it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crisscross.files import write_text
+from crisscross.run_directory import RunDirectory
+from launch.arrays import Array, Planner, Task
+from launch.claims import Batch, Claim, read_claim, submitting, withdraw_claim, write_claim
+from launch.cluster import ClusterSettings, resource_kind
+from launch.graph import Experiment, Graph
+from launch.records import claim_path, table_claim_path
+from launch.sbatch import SlurmError, check, script_text, site_facts, slurm, submit
+from launch.slurm_queue import Queue, read_queue
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Submission:
+    """What a launch found and did.
+
+    Attributes:
+        kept: experiments that are queued or running already, by identity.
+        arrays: what was submitted, in order.
+        table_job: number of the table's job; None when it was not submitted.
+        num_calls: sbatch calls.
+        seconds: time from the first look at the queue to the last sbatch.
+        error: why Slurm refused to go on; empty when it took everything.
+        not_submitted: experiments that it did not take.
+    """
+
+    kept: dict[str, Task] = field(default_factory=dict)
+    arrays: list[Array] = field(default_factory=list)
+    table_job: str | None = None
+    num_calls: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    not_submitted: list[Experiment] = field(default_factory=list)
+
+    @property
+    def num_submitted(self) -> int:
+        """Number of experiments submitted."""
+        return sum(len(array.tasks) for array in self.arrays)
+
+
+@dataclass
+class Submitter:
+    """Submits the experiments of one study.
+
+    Attributes:
+        study: ``<study>.<fingerprint>``.
+        cluster: the cluster.
+        runs_root: folder of the run directories.
+        code: variables that make jobs import the snapshot.
+        say: told what is worth knowing.
+    """
+
+    study: str
+    cluster: ClusterSettings
+    runs_root: Path
+    code: Mapping[str, str]
+    say: Say = lambda text: None
+
+    def submit(self, graph: Graph, runs: Mapping[str, RunDirectory], *, record: Path) -> Submission:
+        """Submit what is neither done nor queued nor running, and the table behind it.
+
+        Args:
+            graph: the experiments.
+            runs: their run directories, by identity.
+            record: the study's record, which the table's job is handed.
+
+        Raises:
+            SlurmError: when Slurm is not there. What it refuses is told in the answer.
+        """
+        began = time.monotonic()
+        done = Submission()
+        with submitting(self.runs_root, say=self.say):
+            queue = read_queue()
+            done.kept, missing = self._reconcile(graph, runs, queue)
+            planner = Planner(resource_kind, self._max_array_size(), done.kept)
+            arrays = planner.plan(missing)
+            self._check_all(arrays)
+            for position, array in enumerate(arrays):
+                try:
+                    self._submit_array(array, runs)
+                except (SlurmError, OSError) as error:
+                    done.error = str(error)
+                    done.not_submitted = [item for other in arrays[position:] for item in other.tasks.values()]
+                    break
+                done.num_calls += 1
+                done.arrays.append(array)
+            if not done.error:
+                self._submit_table(done, record, queue)
+        done.seconds = time.monotonic() - began
+        return done
+
+    def _check_all(self, arrays: Sequence[Array]) -> None:
+        """Show Slurm one job of each kind before any is submitted: a mistake shall not leave half of a graph behind."""
+        for kind in dict.fromkeys([*(array.kind for array in arrays), "cpu"] if arrays else []):
+            try:
+                self.check(kind)
+            except SlurmError as error:
+                raise SlurmError(f"Slurm refuses {kind} jobs: {error}; nothing was submitted") from None
+
+    def check(self, kind: str) -> str:
+        """Ask Slurm whether it would take jobs of a kind, and return what it says.
+
+        Raises:
+            SlurmError: when it would not, or is not there.
+        """
+        with tempfile.TemporaryDirectory(dir=self.runs_root) as folder:
+            script = Path(folder) / "script.sh"
+            script.write_text(self.script_of(Array(kind, {}), Path(folder)))
+            return check(script)
+
+    def _max_array_size(self) -> int:
+        return int(site_facts().get("MaxArraySize", "1001"))
+
+    def _reconcile(
+        self, graph: Graph, runs: Mapping[str, RunDirectory], queue: Queue
+    ) -> tuple[dict[str, Task], list[Experiment]]:
+        """Return what the queue has already, and what has to be submitted, in topological order."""
+        kept: dict[str, Task] = {}
+        missing: dict[str, Experiment] = {}
+        arrays: dict[str, Array] = {}  # one object for each job in the queue
+        orphans: list[str] = []
+        for experiment in graph:
+            run = runs[experiment.identity]
+            if run.result is not None:
+                continue
+            claim = read_claim(claim_path(run.path), self.runs_root)
+            job_id = claim.batch.job_from(queue) if claim else None
+            if claim is None or job_id is None or queue.find(job_id, claim.index) is None:
+                missing[experiment.identity] = experiment
+            elif any(parent.identity in missing for parent in experiment.parents):
+                orphans.append(f"{job_id}_{claim.index}")  # it waits for a job that is gone
+                missing[experiment.identity] = experiment
+            else:
+                array = arrays.setdefault(job_id, Array(claim.batch.about.get("kind", ""), {}, job_id=job_id))
+                kept[experiment.identity] = Task(array, claim.index)
+        if orphans:
+            slurm("scancel", *orphans)
+        return kept, list(missing.values())
+
+    def _submit_array(self, array: Array, runs: Mapping[str, RunDirectory]) -> None:
+        """Claim, submit, note: in this order, so that a crash in between leaves a trace that the next launch reads."""
+        paths = {index: runs[item.identity].path for index, item in array.tasks.items()}
+        batch = Batch.create(self.runs_root, kind=array.kind, runs=paths, dependency=array.dependency)
+        for index, path in paths.items():
+            write_claim(claim_path(path), Claim(batch, index))
+            runs[array.tasks[index].identity].say_queued()
+        write_text(batch.script, self.script_of(array, batch.folder))
+        try:
+            array.job_id = _submit(batch)
+        except (SlurmError, OSError):
+            for path in paths.values():
+                withdraw_claim(claim_path(path), batch)
+            raise
+
+    def script_of(self, array: Array, folder: Path) -> str:
+        """Return the script of an array whose dependencies have their numbers."""
+        return script_text(
+            command=["-m", "launch.job", "--batch", str(folder)],
+            folder=folder,
+            name=f"{self.study}-{array.kind}",
+            cluster=self.cluster,
+            resources=self.cluster.resources_of(array.kind),
+            code=self.code,
+            working_directory=self.runs_root.resolve(),
+            array=array.indices or None,
+            dependency=array.dependency,
+            after_a_kill=["-m", "launch.revive", str(folder)],
+        )
+
+    def table_script(self, record: Path, folder: Path, *, after: Sequence[str]) -> str:
+        """Return the script of the table's job, which runs when all others have ended, however they ended."""
+        return script_text(
+            command=["-m", "launch.table", str(record.resolve())],
+            folder=folder,
+            name=f"{self.study}-table",
+            cluster=self.cluster,
+            resources=self.cluster.resources_of("cpu"),
+            code=self.code,
+            working_directory=self.runs_root.resolve(),
+            dependency=":".join(["afterany", *after]) if after else None,
+        )
+
+    def _submit_table(self, done: Submission, record: Path, queue: Queue) -> None:
+        """Submit the table behind everything else, in the place of one that knows only a part of it."""
+        path = table_claim_path(record)
+        old = read_claim(path, self.runs_root)
+        old_job = old.batch.job_from(queue) if old else None
+        waits = old_job is not None and queue.find(old_job, None) is not None
+        if not done.arrays and (waits or not done.kept):
+            done.table_job = old_job if waits else None
+            return
+        after = sorted({task.array.job_id for task in done.kept.values()} | {array.job_id for array in done.arrays})
+        batch = Batch.create(self.runs_root, kind="table", runs={}, dependency=":".join(["afterany", *after]))
+        write_text(batch.script, self.table_script(record, batch.folder, after=after))
+        try:
+            done.table_job = _submit(batch)
+        except (SlurmError, OSError) as error:
+            done.error = f"the table: {error}"
+            return
+        done.num_calls += 1
+        write_claim(path, Claim(batch, None))
+        if waits:
+            slurm("scancel", old_job)
+
+
+def _submit(batch: Batch) -> str:
+    """Hand a batch to sbatch; where that fails, look whether Slurm has taken the job nevertheless.
+
+    sbatch gives up on a controller that answers too late, which may have queued the job all the same.
+    """
+    try:
+        job_id = submit(batch.script)
+    except SlurmError as error:
+        if "timed out" not in str(error).lower() and "did not answer" not in str(error):
+            raise
+        job_id = read_queue().job_of(str(batch.script))
+        if job_id is None:
+            raise
+    batch.note_job(job_id)
+    return job_id

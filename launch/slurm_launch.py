@@ -1,0 +1,166 @@
+"""What a launch on Slurm does and says: checks, a graph of jobs, and the way on. It returns at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from crisscross.models.sizes import checkpoints_bytes
+from crisscross.settings import PretrainSettings, parse
+from launch.arrays import Array, Planner
+from launch.cluster import resource_kind
+from launch.delivery import catch_up
+from launch.graph import Experiment
+from launch.records import record_path, study_lock
+from launch.report import (
+    make_writable,
+    next_steps,
+    print_graph,
+    print_header,
+    print_table,
+    register,
+    say,
+    this_command,
+)
+from launch.sbatch import SlurmError, site_facts
+from launch.slurm import Submission, Submitter
+from launch.snapshot import snapshot_environment, take_snapshot
+from launch.study import Plan
+
+SHOWN = 5
+"""Experiments named in a sentence about many (chosen by us)."""
+
+
+def launch(plan: Plan, *, console: Console) -> int:
+    """Submit what a plan lacks and return.
+
+    Returns:
+        Exit code: 0 when Slurm has everything, or everything is done; 1 when it refused something.
+
+    Raises:
+        ValueError, OSError: one line, when nothing could be submitted.
+    """
+    print_header(plan, console, how="submitted to Slurm")
+    make_writable(plan.runs_root)
+    check_space(plan)
+    code = take_snapshot(plan.runs_root)
+    submitter = Submitter(
+        study=plan.name,
+        cluster=plan.launch.cluster,
+        runs_root=plan.runs_root,
+        code=snapshot_environment(code),
+        say=lambda text: say(console, text),
+    )
+    if plan.launch.dry_run:
+        return _dry_run(plan, submitter, console)
+    with study_lock(plan.runs_root, plan.name, patience_s=60.0):
+        runs = register(plan, where="slurm")
+        if all(run.result is not None for run in runs.values()):
+            say(console, catch_up(list(runs.values()), tracking=plan.config["tracking"]))
+            return 0 if print_table(plan, console) else 1
+        done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
+    _report(plan, done, console)
+    return 1 if done.error else 0
+
+
+def check_space(plan: Plan) -> None:
+    """Make sure that the disk has room for the checkpoints of the pretrainings that are not done.
+
+    Raises:
+        OSError: one line with both numbers.
+    """
+    missing = [item for item in plan.graph if item.kind == "pretrain" and not (item.path / "result.json").is_file()]
+    sizes = {item.identity: checkpoints_bytes(parse(PretrainSettings, item.config)) for item in missing}
+    needed, free = sum(sizes.values()), shutil.disk_usage(plan.runs_root).free
+    if needed > free:
+        raise OSError(
+            f"runs_root={plan.runs_root}: the checkpoints of {len(missing)} pretraining(s) may take {_gb(needed)}, the"
+            f" disk has {_gb(free)} left: free some space, give another folder, or keep fewer (training.keep_epochs)"
+        )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
+    """Print the graph and every script, and ask Slurm, where there is one, whether it would take them."""
+    print_graph(plan, console)
+    missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
+    arrays, has_slurm = planned(missing)
+    folder = plan.runs_root.resolve() / "slurm" / "BATCH"
+    for array in arrays:
+        _print_script(_describe(array), submitter.script_of(array, folder), console)
+    if arrays:
+        record = record_path(plan.runs_root, plan.name)
+        _print_script("the table", submitter.table_script(record, folder, after=[a.job_id for a in arrays]), console)
+    code = 0
+    if has_slurm:
+        for line in checked(submitter, arrays):
+            say(console, line)
+            code = 1 if "refused" in line else code
+    else:
+        say(console, "no Slurm on this machine: the scripts were not shown to it")
+    say(console, "dry_run: every config is valid; the clips are ready; nothing was submitted, no run directory made")
+    return code
+
+
+def planned(experiments: Sequence[Experiment]) -> tuple[list[Array], bool]:
+    """Return the arrays of a launch into an empty queue, numbered JOB1, JOB2, ..., and whether there is Slurm here."""
+    try:
+        size, has_slurm = int(site_facts().get("MaxArraySize", "1001")), True
+    except SlurmError:
+        size, has_slurm = 1001, False
+    arrays = Planner(resource_kind, size).plan(experiments)
+    for number, array in enumerate(arrays, start=1):
+        array.job_id = f"JOB{number}"
+    return arrays, has_slurm
+
+
+def checked(submitter: Submitter, arrays: Sequence[Array]) -> list[str]:
+    """Ask Slurm about one job of each kind; return a line a kind."""
+    lines = []
+    for kind in dict.fromkeys([*(array.kind for array in arrays), "cpu"]):
+        try:
+            lines.append(f"Slurm about {kind} jobs: {submitter.check(kind)}")
+        except SlurmError as error:
+            lines.append(f"Slurm about {kind} jobs: refused: {error}")
+    return lines
+
+
+def _print_script(title: str, text: str, console: Console) -> None:
+    say(console, f"\n# ---- {title}", style="bold")
+    say(console, text.rstrip())
+
+
+def _describe(array: Array) -> str:
+    count = len(array.tasks)
+    after = f", {array.dependency}" if array.dependency else ""
+    return f"job {array.job_id}: {count} x {array.kind} [{array.indices}]{after}"
+
+
+def _report(plan: Plan, done: Submission, console: Console) -> None:
+    """Say what was submitted, what not, and what may be done next."""
+    if done.kept:
+        say(console, f"{len(done.kept)} experiments are queued or running already")
+    for array in done.arrays:
+        say(console, f"  {_describe(array)}")
+    if done.table_job:
+        say(console, f"  job {done.table_job}: the table, when all of them have ended")
+    say(
+        console,
+        f"submitted {done.num_submitted} experiments in {done.num_calls} sbatch call(s), {done.seconds:.1f} s",
+    )
+    if done.error:
+        labels = [item.label for item in done.not_submitted]
+        shown = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+        say(console, f"Slurm refused: {done.error}", style="red")
+        if labels:
+            say(console, f"not submitted: {len(labels)} experiments ({shown}), nor the table")
+        say(console, f"when the cause is gone: {this_command()}")
+    elif done.num_calls:
+        say(console, "this shell may be closed: the jobs run, resume and finish by themselves")
+    for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
+        say(console, line)

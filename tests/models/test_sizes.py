@@ -1,0 +1,145 @@
+"""Predicted sizes against the real networks and the real files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from torch import nn
+
+from crisscross.methods.base import build_method
+from crisscross.methods.crisscross import Method
+from crisscross.models.released import export_backbone
+from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, num_parameters
+from crisscross.optim.build import build_optimizer
+from crisscross.settings import PretrainSettings, parse
+from crisscross.training.checkpoint import CheckpointWriter, checkpoint_path
+
+ODD = (
+    "model.video.depth=34",
+    "model.video.width=5",
+    "model.audio.layers=[3,1,2,1]",
+    "model.audio.width=7",
+    "model.projector.hidden_dim=33",
+    "model.projector.output_dim=17",
+    "model.projector.num_layers=1",
+    "model.predictor.hidden_dim=3",
+)
+SHALLOW = ("model.video.depth=10", "model.audio.layers=[1,1,1,4]", "model.projector.num_layers=4")
+SIZES = {"demo": (), "paper": ("scale=paper",), "odd": ODD, "shallow": SHALLOW}
+
+
+def _settings(*overrides: str) -> PretrainSettings:
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("pretrain", overrides=list(overrides)), resolve=True)
+    return parse(PretrainSettings, config)
+
+
+def _unallocated(settings: PretrainSettings) -> nn.Module:
+    options = {key: value for key, value in settings.method.items() if key != "name"}
+    with torch.device("meta"):
+        return Method(settings.model, **options)
+
+
+def _trained_state(settings: PretrainSettings, *, steps: int = 1) -> dict[str, Any]:
+    """What the loop hands to the writer after a step."""
+    method = build_method(settings.method, settings.model, seed=0)
+    optimizer = build_optimizer(settings.optim, method.parameter_groups())
+    for _ in range(steps):
+        for parameter in method.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=settings.training.precision == "fp16")
+    return {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+
+
+def _written_bytes(folder: Path, state: dict[str, Any]) -> int:
+    writer = CheckpointWriter(folder / "checkpoints")
+    writer.save(1, state, metrics_bytes=0)
+    writer.wait()
+    return checkpoint_path(folder / "checkpoints", 1).stat().st_size
+
+
+def _is_close(predicted: int, real: int) -> bool:
+    """Within 2 %, and at most 1 % below."""
+    return 0.99 * real <= predicted <= 1.02 * real
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_number_of_parameters_is_exact(size: str) -> None:
+    settings = _settings(*SIZES[size])
+    real = sum(parameter.numel() for parameter in _unallocated(settings).parameters())
+    assert num_parameters(settings.model) == real
+
+
+def test_at_the_papers_size() -> None:
+    settings = _settings("scale=paper")
+    assert num_parameters(settings.model) == 49_662_080
+    method = _unallocated(settings)
+    saved = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
+    moments = sum(2 * 4 * parameter.numel() + 4 for parameter in method.parameters())
+    assert saved + moments <= checkpoint_bytes(settings) <= 1.01 * (saved + moments)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("training.precision=fp16",), ("optim.larc.enabled=false",), ("optim.name=sgd",), SHALLOW],
+    ids=lambda overrides: " ".join(overrides) or "demo",
+)
+def test_a_checkpoint_is_as_large_as_predicted(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    settings = _settings(*overrides)
+    assert _is_close(checkpoint_bytes(settings), _written_bytes(tmp_path, _trained_state(settings)))
+
+
+def test_a_checkpoint_without_a_step_has_no_moments(tmp_path: Path) -> None:
+    settings = _settings("training.epochs=0", "training.keep_epochs=[3]", "optim.groups.base.warmup_epochs=0")
+    assert _is_close(checkpoint_bytes(settings), _written_bytes(tmp_path, _trained_state(settings, steps=0)))
+    assert checkpoints_bytes(settings) == checkpoint_bytes(settings) + backbones_bytes(settings.model)
+
+
+def test_exported_backbones_are_as_large_as_predicted(tmp_path: Path) -> None:
+    settings = _settings()
+    method = build_method(settings.method, settings.model, seed=0)
+    for modality in ("video", "audio"):
+        export_backbone(method.get_submodule(f"{modality}_backbone"), tmp_path / f"{modality}.pt")
+    real = sum(path.stat().st_size for path in tmp_path.glob("*.pt"))
+    assert _is_close(backbones_bytes(settings.model), real)
+
+
+@pytest.mark.parametrize(
+    ("keep_epochs", "num"),
+    [("[]", 3), ("[1,2]", 5), ("[2,2]", 4), ("[0,3,4]", 3)],  # 3 is the end, 4 never comes
+)
+def test_what_stays_on_disk_is_counted(tmp_path: Path, keep_epochs: str, num: int) -> None:
+    settings = _settings("training.epochs=3", f"training.keep_epochs={keep_epochs}")
+    assert checkpoints_bytes(settings) == num * checkpoint_bytes(settings) + backbones_bytes(settings.model)
+
+
+def test_no_more_checkpoints_than_counted_are_there_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps an epoch, a checkpoint every fourth step and at the end of epochs 1 and 2; those two are kept."""
+    most = 0
+    prune = CheckpointWriter._prune
+
+    def counting(writer: CheckpointWriter) -> None:
+        nonlocal most
+        most = max(most, len(list(tmp_path.glob("checkpoints/*.pt"))))
+        prune(writer)
+
+    monkeypatch.setattr(CheckpointWriter, "_prune", counting)
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep_steps=[10, 20, 30])
+    for step in (4, 8, 10, 14, 18, 20, 24, 28, 30):
+        writer.save(step, {"weights": torch.zeros(3)}, metrics_bytes=0)
+    writer.wait()
+    settings = _settings("training.epochs=3", "training.keep_epochs=[1,2]")
+    assert most * checkpoint_bytes(settings) == checkpoints_bytes(settings) - backbones_bytes(settings.model)
+
+
+def test_predicting_needs_no_torch() -> None:
+    code = "import crisscross.models.sizes, crisscross.settings, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

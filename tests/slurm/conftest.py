@@ -1,0 +1,33 @@
+"""A real Slurm for tests: one private cluster a pytest worker, started when a test first asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.daemons import what_is_missing
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A running cluster with accounting. Skips where Slurm is not installed; in CI it fails instead."""
+    if reason := what_is_missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must not skip the Slurm tests: {reason}")
+        pytest.skip(reason)
+    with SlurmCluster(accounting=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def idle_slurm(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+    """The cluster with an empty queue, all nodes up and its first settings; SLURM_CONF points to it."""
+    slurm.restore()
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)  # pytest itself may run inside a Slurm job
+    for name, value in slurm.environment().items():
+        monkeypatch.setenv(name, value)
+    return slurm
