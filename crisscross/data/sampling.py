@@ -22,8 +22,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # configs are checked with this module's names alone
+    import numpy as np
 
 _TOLERANCE_S = 1e-6  # container time stamps are rounded; a clip of 4 s may say 3.9999999
 
@@ -206,7 +208,7 @@ def even_starts(start_s: float, end_s: float, *, seconds: float, num: int) -> li
 
 # Below, "outer" is the longer segment and "inner" the shorter. A draw returns None when it does not fit.
 
-_Draw = Callable[[_Room, np.random.Generator], ViewStarts | None]
+_Draw = Callable[[_Room, "np.random.Generator"], ViewStarts | None]
 
 
 def _room(extent: Extent, video_seconds: float, audio_seconds: float) -> _Room:

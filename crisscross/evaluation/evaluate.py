@@ -14,7 +14,7 @@ import torch
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Features, Interrupted, cached_features, extract_features
+from crisscross.evaluation.features import Features, Interrupted, Parts, cached_features, extract_features
 from crisscross.evaluation.svm import evaluate_svm, top_k
 from crisscross.files import write_text
 from crisscross.identity import weights_fingerprint
@@ -54,7 +54,7 @@ def evaluate(run: RunDirectory) -> bool:
         )
         _run_svm(run, settings, manifest, train, test)
     except Interrupted as signal_name:
-        logger.info("%s: stopped; features of whole splits are kept", signal_name)
+        logger.info("%s: stopped; the features so far are kept", signal_name)
         return False
     return True
 
@@ -88,6 +88,8 @@ def _features(
     split: str,
     device: torch.device,
 ) -> Features:
+    if INTERRUPTION.requested:
+        raise Interrupted(INTERRUPTION.signal_name)
     clips = Clips(manifest.split(split), manifest.root)
 
     def report(done: int, rate: float) -> None:
@@ -101,9 +103,9 @@ def _features(
             eta_s=(len(clips) - done) / rate,
         )
 
-    def extract() -> Features:
+    def extract(parts: Parts) -> Features:
         return extract_features(
-            backbones, clips, settings.views, execution=settings.execution, device=device, report=report
+            backbones, clips, settings.views, execution=settings.execution, device=device, report=report, parts=parts
         )
 
     return cached_features(run.path / "features" / f"{split}.npz", extract)

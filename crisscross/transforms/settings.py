@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 
 @dataclasses.dataclass(frozen=True)
 class VideoTransformSettings:
@@ -81,7 +79,7 @@ class AudioTransformSettings:
     num_mels: int = 80
     f_min_hz: float = 0.0
     f_max_hz: float = 8000.0
-    log_offset: float = float(np.finfo(np.float32).eps)  # of single precision: silence stays in reach of the data
+    log_offset: float = 2.0**-23  # the eps of single precision: silence stays in reach of the data
     mean: float = -5.3688107
     std: float = 4.410007
     volume_min: float = 0.8

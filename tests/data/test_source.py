@@ -165,7 +165,7 @@ def _imported(data: dict[str, Any], *, code: str = "") -> list[str]:
     script = (
         f"import sys; from crisscross.data.catalogue import prepare; {code}\n"
         f"prepare({data!r}, progress=False)\n"
-        "print(*(name for name in ('pandas', 'pyarrow', 'av', 'torch', 'filelock') if name in sys.modules))"
+        "print(*(name for name in ('pandas', 'pyarrow', 'av', 'torch') if name in sys.modules))"
     )
     return subprocess.run(
         [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True

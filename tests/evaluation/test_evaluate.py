@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from crisscross.data.loader import Batch
+from crisscross.evaluation import features
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, parse
 from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.views import evaluation_views
 from tests.support import history, tiny_config
 
 
@@ -72,18 +76,52 @@ def test_untrained_is_the_pretraining_before_its_first_step(folder: Path) -> Non
     assert untrained.result["metrics"] == of_start.result["metrics"]
 
 
-def test_features_once_extracted_are_kept(
-    folder: Path, pretrained: RunDirectory, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_extraction_goes_on_where_it_stopped(
+    folder: Path, pretrained: RunDirectory, evaluated: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("downstream", folder, "downstream.num_folds=2")
     run = RunDirectory.create("downstream", config, parents=[pretrained])
-    monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
-    assert not run_experiment(run)
-    assert run.progress["state"] == "interrupted"
-    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 4)
+    looked: list[int] = []
+
+    def views_until(last: int) -> Any:
+        def views(batch: Batch, **settings: Any) -> Any:
+            looked.extend(batch.clip_ids.tolist())
+            if last in batch.clip_ids:
+                monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
+            return evaluation_views(batch, **settings)
+
+        return views
+
+    for last in (5, 10):  # in the second batch of the training clips, and in their last
+        monkeypatch.setattr(features, "evaluation_views", views_until(last))
+        assert not run_experiment(run)
+        assert run.progress["state"] == "interrupted"
+        assert run.progress["signal"] == "SIGTERM"
+        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    assert looked == list(range(12))  # each clip once
+    monkeypatch.setattr(features, "evaluation_views", evaluation_views)
     assert run_experiment(run)
-    with np.load(run.path / "features" / "train.npz") as stored:
-        assert stored["video"].shape == (12, 2, 32)
+    assert [path.name for path in sorted((run.path / "features").iterdir())] == ["test.npz", "train.npz"]
+    monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 16)
+    for split in ("train", "test"):
+        kept, whole = (np.load(some.path / "features" / f"{split}.npz") for some in (run, evaluated))
+        assert np.array_equal(kept["labels"], whole["labels"])
+        assert np.allclose(kept["video"], whole["video"], rtol=1e-4, atol=1e-6)  # batches of another size
+
+
+def test_parts_after_a_gap_or_a_damage_are_passed_over(tmp_path: Path) -> None:
+    def part(num_clips: int) -> features.Features:
+        rows = np.zeros((num_clips, 1, 2), np.float32)
+        return features.Features(rows, rows, np.zeros(num_clips, np.int64))
+
+    parts = features.Parts(tmp_path / "train.parts")
+    assert parts.load() == []
+    for first in (0, 4, 12):
+        parts.save(part(4), first=first)
+    assert [len(some.labels) for some in parts.load()] == [4, 4]
+    (tmp_path / "train.parts" / "0000004-0000008.npz").write_bytes(b"torn")
+    assert [len(some.labels) for some in parts.load()] == [4]
 
 
 def test_weights_of_another_size_are_refused(folder: Path, pretrained: RunDirectory) -> None:

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 _WITH_FAKE_EXPERIMENT = """
 import sys, types
 fake = types.ModuleType("crisscross.experiment")
-def run(directory):
+def run(directory, patience_s=1.0):
 {body}
 fake.run = run
 sys.modules["crisscross.experiment"] = fake

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 
 from crisscross.run_directory import RunDirectory
-from launch import cancel, status
+from launch import cancel, status, sync
 from launch.records import StudyRunningError, read_records, study_holder, study_lock
 from launch.report import launch, next_steps
+from launch.standing import SlurmView
 from launch.study import Plan, make_plan
 from tests.launch.support import fake_command
 
@@ -143,7 +144,8 @@ def test_status_while_running_then_cancel(tmp_path: Path, capsys: pytest.Capture
 
     def look_and_stop() -> None:
         status.show(Path("runs"), [], console=Console(width=200))
-        seen.extend(cancel.cancel(Path("runs"), read_records(Path("runs"))[0]))
+        (target,) = cancel.targets(Path("runs"), ["relaxation"])
+        seen.extend(cancel.cancel(Path("runs"), target, SlurmView()))
 
     _once_running(path, look_and_stop)
     code = _launch(tmp_path, {"crisscross-none-demo-s0": {"seconds": 30}}, "max_parallel=1")
@@ -235,6 +237,6 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     (Path("mlflow.db")).unlink()
     for path in Path("runs").glob("*/*/tracking.json"):
         path.unlink()
-    status.main([])
+    sync.main([])
     assert "MLflow (sqlite:///mlflow.db): brought up to date for 5 run(s)" in capsys.readouterr().out
     assert len(search_runs("", **place)) == 5

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -27,6 +28,7 @@ from tests.slurm.daemons import (
     MARK,
     SLURM_CONF,
     SLURMDBD_CONF,
+    SUBREAPER,
     ClusterError,
     Daemon,
     claim_ports,
@@ -130,7 +132,8 @@ class SlurmCluster(SlurmClient):
     def start_node(self, name: str) -> None:
         """Start a node's slurmd; nothing happens if it runs."""
         if name not in self._daemons or not self._daemons[name].alive():
-            self._start_daemon(name, "-D", "-N", name, program="slurmd")
+            slurmd = shutil.which("slurmd", path=search_path()) or "slurmd"
+            self._start_daemon(name, "-c", SUBREAPER, slurmd, "-D", "-N", name, program=sys.executable)
 
     def wait_until_up(self, timeout_s: float = 30.0) -> None:
         """Wait until the controller answers and every node can take jobs."""

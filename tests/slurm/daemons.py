@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -19,6 +18,15 @@ from filelock import FileLock, Timeout
 LOCKS = Path("/tmp/crisscross-slurm")  # host-wide on purpose: ports, munged and /etc/hosts are the host's
 FIRST_PORT, PORTS_PER_BLOCK, NUM_BLOCKS = 21000, 20, 50  # below Linux's ephemeral ports, which start at 32768
 MARK = "CRISSCROSS_SLURM_TEST"  # environment variable by which a daemon and what it started are found again
+# For ``python -c``: runs its arguments as an init does, inheriting (36 is PR_SET_CHILD_SUBREAPER) and reaping orphans.
+# slurmstepd leaves its slurmd by forking twice and overwrites its environment: nothing else would tell whose it is.
+SUBREAPER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)
+child = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
+while os.wait()[0] != child:
+    pass
+"""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "mariadb-install-db")
 
 SLURM_CONF = """\
@@ -129,17 +137,6 @@ class Daemon:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def terminate(self, timeout_s: float = 15.0) -> None:
-        """Ask with SIGTERM and wait; SIGKILL when that is not enough."""
-        if self.process is None or not self.alive():
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
     def tail(self, lines: int = 20) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return f"--- end of {self.log} ---\n" + "\n".join(text.splitlines()[-lines:])
@@ -212,18 +209,33 @@ def marked_processes(mark: str) -> Iterator[psutil.Process]:
 
 
 def kill_marked(mark: str, timeout_s: float = 10.0) -> None:
-    """SIGKILL the marked processes with all their descendants (the jobs), and wait until they are gone."""
+    """SIGKILL the marked daemons with all their descendants, and wait until they are gone.
+
+    Jobs are descendants too, because slurmd runs under :data:`SUBREAPER`.
+    """
     deadline = time.monotonic() + timeout_s
-    while victims := [process for process in marked_processes(mark) if process.pid != os.getpid()]:
+    while roots := [process for process in marked_processes(mark) if process.pid != os.getpid()]:
+        victims = [process for root in roots for process in _freeze(root)]
         for process in victims:
             with suppress(psutil.Error):
-                process.suspend()  # a frozen slurmstepd starts nothing while its children are being counted
-                for one in [process, *process.children(recursive=True)]:
-                    with suppress(psutil.Error):
-                        one.send_signal(signal.SIGKILL)
+                process.kill()
         psutil.wait_procs(victims, timeout=1)
         if time.monotonic() > deadline:
-            raise ClusterError(f"processes that outlived SIGKILL: {victims}")
+            raise ClusterError(f"processes that outlived SIGKILL: {roots}")
+
+
+def _freeze(root: psutil.Process) -> list[psutil.Process]:
+    """Stop a process and its descendants, so that none starts another one unseen; return them all."""
+    frozen: dict[int, psutil.Process] = {}
+    new = [root]
+    with suppress(psutil.NoSuchProcess):
+        while new:
+            for process in new:
+                frozen[process.pid] = process
+                with suppress(psutil.Error):
+                    process.suspend()
+            new = [process for process in root.children(recursive=True) if process.pid not in frozen]
+    return list(frozen.values())
 
 
 def prepare_host(node_names: list[str]) -> None:

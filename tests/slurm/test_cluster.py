@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from tests.slurm.cluster import SlurmCluster
@@ -36,10 +37,17 @@ def test_preemption_requeues_a_job(idle_slurm: SlurmCluster) -> None:
     assert "Restarts=1" in idle_slurm.must("scontrol", "show", "job", low)
 
 
-def test_a_dead_node_is_noticed_and_comes_back(idle_slurm: SlurmCluster) -> None:
-    job = idle_slurm.submit("sleep 300", "--nodelist=n2")
+def test_a_dead_node_is_noticed_and_comes_back(idle_slurm: SlurmCluster, tmp_path: Path) -> None:
+    beat = tmp_path / "beat"
+    job = idle_slurm.submit(
+        f"(setsid sh -c 'while sleep 0.1; do date +%N > {beat}; done' &); sleep 300", "--nodelist=n2"
+    )
     idle_slurm.wait_for_states(job, "RUNNING")
+    wait_for(beat.exists, what="the job's first sign of life", timeout_s=10)
     idle_slurm.kill_node("n2")
+    last = beat.read_text()
+    time.sleep(0.5)
+    assert beat.read_text() == last, "a process of the job, even a daemon of its own, outlived its node"
     wait_for(
         lambda: idle_slurm.must("sinfo", "-h", "-p", "low", "-n", "n2", "-o", "%T").startswith("down"),
         what="n2 down",
