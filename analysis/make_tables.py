@@ -7,11 +7,13 @@ uv run analysis/make_tables.py --uri http://127.0.0.1:5000 --fingerprint 1a2b3c4
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from crisscross.catch_up import catch_up, runs_behind
 from crisscross.files import write_text
 from crisscross.record import mask_passwords
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
@@ -110,11 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
     parser.add_argument("--study", default="relaxation", choices=sorted(COMMANDS), help="default: %(default)s")
     parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
+    parser.add_argument(
+        "--runs-root",
+        default="runs",
+        type=Path,
+        help="run directories that MLflow may lag behind: it is brought up to date first (default: %(default)s)",
+    )
     parser.add_argument("--out", default="tables", help="folder of the files (default: %(default)s)")
     parser.add_argument(
         "--format", default=",".join(FORMATS), type=_formats, help="files to write (default: %(default)s)"
     )
     options = parser.parse_args(argv)
+    place = {"uri": options.uri, "experiment": options.experiment}
+    with contextlib.suppress(ValueError):  # an address that is none: told below
+        behind = runs_behind(options.runs_root, **place)
+        if behind:
+            print(catch_up(behind, **place), file=sys.stderr)
     return print_tables(
         options.uri,
         experiment=options.experiment,

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import Courier, TrackingError, deliver_all, mark_latest, pending, search_runs
 
@@ -83,19 +82,3 @@ def refill(runs: Sequence[RunDirectory], *, study: str, tracking: Mapping[str, A
     missing = [run for run in runs if run.identity not in there]
     if missing:
         deliver_all(missing, **place, stale_s=0.0)
-
-
-def catch_up(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> str:
-    """Bring MLflow up to date.
-
-    Returns:
-        What was sent and what was not, in one line.
-    """
-    place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
-    store = mask_passwords(place["uri"])
-    due = [run for run in runs if pending(run, **place, stale_s=0.0)]
-    if not due:
-        return f"MLflow ({store}) is up to date"
-    failures = deliver_all(due, **place, stale_s=0.0)
-    line = f"MLflow ({store}): brought up to date for {len(due) - len(failures)} run(s)"
-    return line if not failures else f"{line}; {len(failures)} wait: {failures[0].reason}"

@@ -135,9 +135,11 @@ class LocalRunner:
         if self.was_stopped:
             self._hurry()
             return bool(self._running())
+        busy = self._busy()
         for job in self._by_urgency:
-            if job.state == "waiting" and self._is_ready(job):
+            if job.state == "waiting" and self._is_ready(job, busy):
                 self._start(job)
+                busy = self._busy()
         return any(job.state not in ENDED for job in self.jobs.values())
 
     def _running(self) -> list[Job]:
@@ -155,10 +157,12 @@ class LocalRunner:
         elif states & {"interrupted", "parent interrupted"}:
             self._end(job, "parent interrupted")
 
-    def _is_ready(self, job: Job) -> bool:
+    def _busy(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.state in ("running", "attached")]
+
+    def _is_ready(self, job: Job, busy: Sequence[Job]) -> bool:
         if any(parent.state != "done" for parent in self._parents(job)):
             return False
-        busy = [other for other in self.jobs.values() if other.state in ("running", "attached")]
         used = sum(self.capacity.cost(other.experiment.config) for other in busy)
         return used + self.capacity.cost(job.experiment.config) <= self.capacity.total or not busy
 

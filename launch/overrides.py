@@ -182,6 +182,10 @@ def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str
         plain = {str(key): config[key] for key in config if key != "hydra"}
         return OmegaConf.to_container(OmegaConf.create(plain), resolve=True), launcher
     except (HydraException, OmegaConfBaseException) as error:
+        launchers = {str(item.value()) for item in overrides if item.key_or_group == "hydra/launcher"} - {"local"}
+        lonely = [item.input_line for item in overrides if item.key_or_group.startswith("cluster.") and not launchers]
+        if lonely:
+            raise ValueError(f"{lonely[0]}: only a cluster has such a setting: add hydra/launcher=slurm") from None
         unknown = [item for item in overrides if f"'{item.key_or_group}'" in str(error)]
         if unknown and not isinstance(error, MissingConfigException):
             raise ValueError(

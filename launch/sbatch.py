@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crisscross.training.interruption import PEER_LOST_EXIT_CODE
-from launch.cluster import ClusterSettings, Resources
+
+if TYPE_CHECKING:  # status and cancel import this module and need no pydantic
+    from launch.cluster import ClusterSettings, Resources
 
 SLURM_TIMEOUT_S = 60.0
 """How long one command of Slurm may take (chosen by us): a busy controller answers within seconds."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
+from crisscross.catch_up import catch_up
 from crisscross.models.sizes import checkpoints_bytes
 from crisscross.settings import PretrainSettings, parse
 from launch.arrays import Array, Planner
 from launch.cluster import resource_kind
-from launch.delivery import catch_up
 from launch.graph import Experiment
 from launch.records import record_path, study_lock
 from launch.report import (
@@ -58,7 +59,8 @@ def launch(plan: Plan, *, console: Console) -> int:
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
         runs = register(plan, where="slurm")
         if all(run.result is not None for run in runs.values()):
-            say(console, catch_up(list(runs.values()), tracking=plan.config["tracking"]))
+            tracking = plan.config["tracking"]
+            say(console, catch_up(list(runs.values()), uri=tracking["uri"], experiment=tracking["experiment"]))
             return 0 if print_table(plan, console) else 1
         done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
     _report(plan, done, console)
@@ -72,13 +74,20 @@ def check_space(plan: Plan) -> None:
         OSError: one line with both numbers.
     """
     missing = [item for item in plan.graph if item.kind == "pretrain" and not (item.path / "result.json").is_file()]
-    sizes = {item.identity: checkpoints_bytes(parse(PretrainSettings, item.config)) for item in missing}
-    needed, free = sum(sizes.values()), shutil.disk_usage(plan.runs_root).free
+    needed = sum(
+        max(0, checkpoints_bytes(parse(PretrainSettings, item.config)) - _bytes_in(item.path / "checkpoints"))
+        for item in missing
+    )
+    free = shutil.disk_usage(plan.runs_root).free
     if needed > free:
         raise OSError(
             f"runs_root={plan.runs_root}: the checkpoints of {len(missing)} pretraining(s) may take {_gb(needed)}, the"
             f" disk has {_gb(free)} left: free some space, give another folder, or keep fewer (training.keep_epochs)"
         )
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.pt"))
 
 
 def _gb(num_bytes: int) -> str:

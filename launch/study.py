@@ -6,11 +6,11 @@ starts nothing new.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.console import Console
 
-from crisscross.identity import canonical_json, family
+from crisscross.identity import canonical_json, family, plain_copy
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
 from crisscross.settings import Settings, parse
@@ -29,6 +29,9 @@ from launch.overrides import Routed, compose_config, groups_of, has_key, hydra_c
 from launch.records import StudyRunningError
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+NUM_CREATORS = 8
+"""Run directories that are made side by side; each mostly waits for the disk (chosen by us)."""
 
 
 class StudySettings(Settings):
@@ -136,14 +139,19 @@ def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
         "launched": launched,
     }
     runs: dict[str, RunDirectory] = {}
-    for experiment in plan.graph:
-        run = RunDirectory.create(
+
+    def create(experiment: Experiment) -> RunDirectory:
+        return RunDirectory.create(
             experiment.kind,
             experiment.config,
             parents=[runs[parent.identity] for parent in experiment.parents],
             studies={plan.name: about},
         )
-        runs[experiment.identity] = run
+
+    with ThreadPoolExecutor(NUM_CREATORS) as pool:
+        for level in plan.graph.levels():  # parents first
+            made = pool.map(create, level)
+            runs |= {experiment.identity: run for experiment, run in zip(level, made, strict=True)}
     return runs
 
 
@@ -163,7 +171,7 @@ class _Composer:
         overrides = (*entry, *self._routed.kinds[kind], *choices)
         if (kind, *overrides) not in self._bases:
             self._bases[(kind, *overrides)] = compose_config(kind, overrides)
-        config = copy.deepcopy(self._bases[(kind, *overrides)])
+        config = plain_copy(self._bases[(kind, *overrides)])
         for axis, value in point.items():
             if axis not in groups_of(kind) and has_key(config, axis):
                 _set_key(config, axis, value)
@@ -203,7 +211,7 @@ def _expand(composer: _Composer, launch: LaunchSettings) -> list[Experiment]:
         experiments.append(pretrain)
         for entry in launch.study.downstream:
             config = composer.config("downstream", point, seed=seed, entry=entry)
-            floors.append(Experiment("downstream", copy.deepcopy(config)))
+            floors.append(Experiment("downstream", plain_copy(config)))
             config["weights"]["run"] = str(pretrain.path)
             experiments.append(Experiment("downstream", config, (pretrain,)))
     return [*experiments, *floors] if launch.study.floor else experiments

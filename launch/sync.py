@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crisscross.catch_up import catch_up
 from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import pending
-from launch.delivery import catch_up, note_latest
+from launch.delivery import note_latest
 from launch.records import read_records, read_single_runs, split_arguments
 from launch.sbatch import SlurmError
 from launch.standing import read_slurm, settle
@@ -71,7 +72,7 @@ def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> l
     except SlurmError as error:  # deliver all the same
         lines.append(f"Slurm: {error}")
     for (uri, experiment), runs in stores(runs_root, records).items():
-        lines.append(catch_up(list(runs.values()), tracking={"uri": uri, "experiment": experiment}))
+        lines.append(catch_up(list(runs.values()), uri=uri, experiment=experiment))
     for record in latest(records):
         note_latest(record["study"], record["fingerprint"], tracking=record["tracking"], say=lines.append)
     return lines

@@ -1,0 +1,157 @@
+"""A small relaxation study for tests, launched as a user would: on the cluster, or here for comparison."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisscross.run_directory import RunDirectory
+from crisscross.tracking import search_runs
+from tests.slurm.cluster import SlurmCluster
+from tests.support import TINY_OVERRIDES, TINY_PRETRAINING, assert_same_state, final_state, full_history, history
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = [item for item in [*TINY_OVERRIDES, *TINY_PRETRAINING] if not item.startswith("tracking")]
+ONE_CPU = [
+    "hydra/launcher=slurm",
+    "cluster.resources.pretrain.gpus_per_node=null",
+    "cluster.resources.pretrain.cpus_per_task=1",
+    "cluster.resources.cpu.cpus_per_task=1",
+    "cluster.signal_seconds=30",
+]
+
+
+@dataclass
+class Study:
+    """A folder in which a study is launched.
+
+    Attributes:
+        folder: runs, clips, MLflow file and tables are in it.
+        overrides: what is typed after the script's name.
+        cluster: where it runs; None = here.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    cluster: SlurmCluster | None = None
+
+    def launch(self, *more: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+        """Launch it; on the cluster this returns at once."""
+        return self.script("launch/sweep_relaxation.py", *self.command(*more), timeout_s=timeout_s)
+
+    def command(self, *more: str) -> list[str]:
+        """Return the overrides of a launch."""
+        where = ONE_CPU if self.cluster is not None else []
+        return [*where, *TINY, *self.overrides, *more]
+
+    def script(self, name: str, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run one of the project's scripts in the study's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / name), *arguments],
+            cwd=self.folder,
+            env=None if self.cluster is None else self.cluster.full_environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def run(self, pattern: str) -> RunDirectory:
+        """Return the run directory whose name begins like this, such as ``pretrain/crisscross-none``."""
+        (path,) = (self.folder / "runs").glob(f"{pattern}*")
+        return RunDirectory.open(path)
+
+    def runs(self) -> dict[str, RunDirectory]:
+        """Return all run directories by label."""
+        found = [RunDirectory.open(path.parent) for path in (self.folder / "runs").glob("*/*/run.json")]
+        return {run.label: run for run in found}
+
+    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = 120.0) -> None:
+        """Wait, and tell all there is to know where it takes too long."""
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: not within {timeout_s:.0f} s\n{self.explain()}")
+            time.sleep(0.3)
+
+    def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = 90.0) -> None:
+        """Wait until a run says that it has done so many steps."""
+        self.wait_until(
+            lambda: (run.progress or {}).get("state") == "running" and (run.progress.get("step") or 0) >= step,
+            what=f"{run.label} at step {step}",
+            timeout_s=timeout_s,
+        )
+
+    def wait_until_idle(self, *, timeout_s: float = 240.0) -> None:
+        """Wait until the queue is empty."""
+        self.wait_until(lambda: not self.cluster.squeue(), what="an empty queue", timeout_s=timeout_s)
+
+    def explain(self) -> str:
+        """Return the queue and the ends of the logs."""
+        texts = [self.cluster.explain()] if self.cluster is not None else []
+        for path in sorted(self.folder.glob("runs/*/*/*log*")):
+            texts.append(f"--- {path}\n{path.read_text()[-1500:]}")
+        return "\n".join(texts)
+
+    def table(self) -> str:
+        """Return the table that was written."""
+        return (self.folder / "tables" / "table3.md").read_text()
+
+    def jobs_of(self, run: RunDirectory) -> str:
+        """Return the Slurm job of a run, such as ``8_0``."""
+        claim = json.loads((run.path / "slurm.json").read_text())
+        job = json.loads((self.folder / "runs" / "slurm" / claim["batch"] / "job.json").read_text())
+        return f"{job['job_id']}_{claim['index']}"
+
+
+def assert_same_results(one: Study, other: Study) -> None:
+    """Compare two studies: every result, every final state, every history; and that each step stands once."""
+    left, right = one.runs(), other.runs()
+    assert left.keys() == right.keys()
+    for label, run in left.items():
+        assert run.identity == right[label].identity
+        assert run.result is not None, f"{label} has no result"
+        assert history(run) == history(right[label]), label
+        steps = [step for step, _ in full_history(run)]
+        assert steps == sorted(set(steps))
+        if run.kind == "pretrain":
+            assert_same_state(final_state(run), final_state(right[label]))
+        else:
+            assert run.result["metrics"] == right[label].result["metrics"]
+
+
+def assert_told_once(study: Study, *, uri: str | None = None) -> None:
+    """Look into MLflow: one run an experiment, and every (metric, step) of each exactly once."""
+    from mlflow import MlflowClient
+
+    uri = uri or f"sqlite:///{study.folder / 'mlflow.db'}"
+    found = {run["tags"]["crisscross.identity"]: run for run in search_runs("", uri=uri, experiment="crisscross")}
+    assert len(found) == len(search_runs("", uri=uri, experiment="crisscross"))
+    runs = study.runs()
+    assert {run.identity for run in runs.values()} == found.keys()
+    client = MlflowClient(tracking_uri=uri)
+    for run in runs.values():
+        told = found[run.identity]
+        assert told["status"] == "FINISHED"
+        expected = full_history(run)
+        for name in ("loss/total", "eval/top1_av"):
+            points = sorted((point.step, point.value) for point in client.get_metric_history(told["run_id"], name))
+            assert points == [(step, values[name]) for step, values in expected if name in values]
+
+
+def lost_steps(run: RunDirectory) -> list[int]:
+    """Return for every resumption how many steps had to be done again, as the run's log tells it."""
+    stopped, lost = 0, []
+    for line in run.log_path.read_text().splitlines():
+        if found := re.search(r"stopped after step (\d+)", line):
+            stopped = int(found[1])
+        if found := re.search(r"going on from step (\d+)", line):
+            lost.append(stopped - int(found[1]) if stopped else -1)
+    return lost

@@ -1,0 +1,142 @@
+"""Preempted, killed, requeued, out of time, on nodes that go down: a pretraining ends as if it had been left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from crisscross.files import read_json
+from crisscross.run_directory import RunDirectory
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.study import Study, assert_same_results, assert_told_once, lost_steps
+
+pytestmark = pytest.mark.slow
+
+ONE = ("relaxation=[none]", "study.floor=false", "training.epochs=200")
+MARK = 60  # steps of 600 before something happens
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("undisturbed"), ONE)
+    assert study.launch().returncode == 0
+    return study
+
+
+def _launched(folder: Path, cluster: SlurmCluster, *more: str) -> tuple[Study, RunDirectory]:
+    study = Study(folder, ONE, cluster)
+    done = study.launch(*more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = study.run("pretrain/crisscross-none")
+    study.wait_until_at_step(run, MARK)
+    return study, run
+
+
+def _preempt(cluster: SlurmCluster) -> str:
+    """Take every node for a job of the higher partition."""
+    return cluster.submit("sleep 1000", "--partition=high", "--nodes=3", "--exclusive")
+
+
+def _finish(study: Study, undisturbed: Study) -> None:
+    study.wait_until_idle()
+    assert_same_results(study, undisturbed)
+    assert_told_once(study)
+    assert study.table() == undisturbed.table()
+
+
+@pytest.mark.parametrize("user_signal", [False, True])
+def test_preempted_by_a_higher_partition(
+    tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study, user_signal: bool
+) -> None:
+    idle_slurm.reconfigure(preempt_user_signal=user_signal, grace_s=10)
+    study, run = _launched(tmp_path, idle_slurm)
+    for number in (1, 2):  # any number of times, also for a job that is short
+        study.wait_until_at_step(run, MARK * number)
+        high = _preempt(idle_slurm)
+        study.wait_until(lambda: study.jobs_of(run) in _pending(idle_slurm), what="back in the queue")
+        status = study.script("launch/status.py").stdout
+        assert "queued" in status
+        assert f"preempted {number} time" in status
+        idle_slurm.run("scancel", high)
+    _finish(study, undisturbed)
+    assert lost_steps(run) == [0, 0]
+    assert len(read_json(run.path / "launches.json")) == 3
+
+
+def _pending(cluster: SlurmCluster) -> list[str]:
+    return [f"{row['array_job_id']}_{row['array_task_id']}" for row in cluster.squeue() if row["state"] == "PENDING"]
+
+
+def test_requeued_by_hand(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
+    study, run = _launched(tmp_path, idle_slurm, "execution.checkpoint_minutes=0.02")
+    idle_slurm.must("scontrol", "requeue", study.jobs_of(run))
+    _finish(study, undisturbed)
+    assert len(read_json(run.path / "launches.json")) == 2
+
+
+def test_process_killed(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
+    study, run = _launched(tmp_path, idle_slurm, "execution.checkpoint_minutes=0.02")
+    os.kill(read_json(run.path / "holder.json")["pid"], signal.SIGKILL)
+    study.wait_until(lambda: (run.path / "kills.json").exists(), what="back in the queue")
+    _finish(study, undisturbed)
+    begun = _first_step_after_resuming(run)
+    assert begun > 0  # not from the start
+
+
+def _first_step_after_resuming(run: RunDirectory) -> int:
+    (line,) = (line for line in run.log_path.read_text().splitlines() if "going on from step" in line)
+    return int(line.split("step ")[1].split(" ")[0])
+
+
+def test_node_down_and_back(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
+    study, run = _launched(tmp_path, idle_slurm, "execution.checkpoint_minutes=0.02")
+    node = next(row["nodes"] for row in idle_slurm.squeue() if row["state"] == "RUNNING")
+    idle_slurm.kill_node(node)
+    study.wait_until(
+        lambda: len(read_json(run.path / "launches.json")) == 2, what="started on another node", timeout_s=150
+    )
+    idle_slurm.start_node(node)
+    _finish(study, undisturbed)
+
+
+def test_walltime_reached(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
+    study = Study(tmp_path, ONE, idle_slurm)
+    began = time.monotonic()
+    study.launch("cluster.resources.pretrain.timeout_min=1", "cluster.signal_seconds=50")  # told after 10 s, with luck
+    study.wait_until_idle(timeout_s=400)
+    _finish(study, undisturbed)
+    run = study.run("pretrain/crisscross-none")
+    assert len(read_json(run.path / "launches.json")) >= 2, f"it took {time.monotonic() - began:.0f} s in one go"
+    assert set(lost_steps(run)) == {0}
+
+
+@pytest.mark.parametrize("tasks_per_node", [1, 2])
+def test_two_nodes_preempted(tmp_path: Path, idle_slurm: SlurmCluster, tasks_per_node: int) -> None:
+    overrides = (
+        "relaxation=[none]",
+        "study.floor=false",
+        "training.epochs=100",
+        "training.global_batch_size=8",
+        "cluster.resources.pretrain.nodes=2",
+        f"cluster.resources.pretrain.tasks_per_node={tasks_per_node}",
+    )
+    alone, preempted = (Study(tmp_path / name, overrides, idle_slurm) for name in ("alone", "preempted"))
+    assert alone.launch().returncode == 0
+    alone.wait_until_idle()
+    idle_slurm.reconfigure(grace_s=10)
+    assert preempted.launch().returncode == 0
+    run = preempted.run("pretrain/crisscross-none")
+    preempted.wait_until_at_step(run, 20)
+    high = _preempt(idle_slurm)
+    preempted.wait_until(lambda: preempted.jobs_of(run) in _pending(idle_slurm), what="back in the queue")
+    idle_slurm.run("scancel", high)
+    preempted.wait_until_idle()
+    assert_same_results(preempted, alone)
+    assert lost_steps(run) == [0]
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(tmp_path) in command]  # every rank has left

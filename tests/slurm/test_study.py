@@ -1,0 +1,170 @@
+"""A whole study on a real Slurm: submitted at once, equal to the local one, reconciled, cancelled, repaired."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crisscross.files import read_json, write_json
+from launch.claims import Batch
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.study import REPOSITORY, Study, assert_same_results, assert_told_once
+
+pytestmark = pytest.mark.slow
+
+SHORT = ("training.epochs=4",)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("local"), SHORT)
+    assert study.launch().returncode == 0
+    return study
+
+
+def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
+    tmp_path: Path, idle_slurm: SlurmCluster, local: Study
+) -> None:
+    study = Study(tmp_path, SHORT, idle_slurm)
+    done = study.launch()
+    assert done.returncode == 0, done.stderr
+    assert "submitted 11 experiments in 4 sbatch call(s)" in done.stdout
+    assert len(idle_slurm.squeue()) == 12  # and the table; none has ended yet
+    again = study.launch()
+    assert "11 experiments are queued or running already" in again.stdout
+    assert "submitted 0 experiments in 0 sbatch call(s)" in again.stdout
+    assert len(_batches(study)) == 4
+    status = study.script("launch/status.py").stdout
+    assert "needs crisscross-none-demo-s0" in status
+    assert "table: job" in status
+    study.wait_until_idle()
+    assert_same_results(study, local)
+    assert study.table() == local.table()
+    assert_told_once(study)
+    last = study.launch()  # from the login node: nothing to submit, the table is printed
+    assert last.returncode == 0
+    assert "11 done already" in last.stdout
+    assert "| untrained (floor) |" in last.stdout
+
+
+def _batches(study: Study) -> list[Batch]:
+    return [Batch(path.parent) for path in (study.folder / "runs" / "slurm").glob("*/batch.json")]
+
+
+def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none,mild]",), idle_slurm)
+    study.launch("dry_run=true")  # makes the clips
+    launches = [
+        subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "launch/sweep_relaxation.py"), *study.command()],
+            cwd=study.folder,
+            env=idle_slurm.full_environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    printed = [launch.communicate(timeout=120)[0] for launch in launches]
+    assert sorted(text.count("submitted 5 experiments in 4 sbatch call(s)") for text in printed) == [0, 0, 1]
+    assert sum(text.count("submitted 0 experiments in 0 sbatch call(s)") for text in printed) == 2
+    study.wait_until_idle()
+    for run in study.runs().values():
+        assert len(read_json(run.path / "launches.json")) == 1
+    assert_told_once(study)
+
+
+def test_a_crash_between_sbatch_and_bookkeeping_is_healed(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
+    study.launch("+cluster.additional_parameters.hold=true")
+    batches = {read_json(batch.folder / "batch.json")["kind"]: batch for batch in _batches(study)}
+    known = batches["pretrain"].job_id
+    for batch in batches.values():
+        (batch.folder / "job.json").unlink()  # as if the launcher had died after sbatch
+    again = study.launch()
+    assert "2 experiments are queued or running already" in again.stdout
+    assert "submitted 0 experiments in 0 sbatch call(s)" in again.stdout
+    assert batches["pretrain"].job_id == known
+    idle_slurm.cancel_everything()
+    # As if it had died before sbatch: claims without jobs are given to new ones.
+    for batch in batches.values():
+        (batch.folder / "job.json").unlink()
+        write_json(batch.folder / "batch.json", {**batch.about, "created": 0})
+    third = study.launch("+cluster.additional_parameters.hold=true")
+    assert "submitted 2 experiments in 3 sbatch call(s)" in third.stdout
+    idle_slurm.cancel_everything()
+
+
+def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false", "training.epochs=150"), idle_slurm)
+    study.launch()
+    run = study.run("pretrain/crisscross-none")
+    study.wait_until_at_step(run, 10)
+    idle_slurm.run("scancel", study.jobs_of(run))
+    study.wait_until_idle()
+    rows = _states(study)
+    assert rows["crisscross-none-demo-s0"].startswith("cancelled at ")
+    assert rows["crisscross-none-demo-s0-svm-demo"].startswith("parent cancelled needs crisscross-none-demo-s0")
+    assert rows["crisscross-mild-demo-s0"].startswith("done")
+    assert rows["crisscross-mild-demo-s0-svm-demo"].startswith("done")
+    assert "parent cancelled" in study.table()
+    repaired = study.launch()
+    assert "submitted 2 experiments in 3 sbatch call(s)" in repaired.stdout
+    study.wait_until_idle()
+    assert set(_states(study).values()) == {"done"}
+    assert_told_once(study)
+    assert len(read_json(run.path / "launches.json")) == 2
+    assert run.progress["step"] == 450
+
+
+def _states(study: Study) -> dict[str, str]:
+    """Return what status says of each experiment: state and progress."""
+    lines = study.script("launch/status.py").stdout.splitlines()
+    head = next(line for line in lines if line.startswith("experiment "))
+    begin, end = head.index("state"), head.index("restarts")
+    rows = [line for line in lines if line.startswith(("crisscross-", "untrained-"))]
+    return {line.split()[0]: " ".join(line[begin:end].split()) for line in rows}
+
+
+def test_cancel_an_experiment_then_the_study(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), idle_slurm)
+    study.launch("+cluster.additional_parameters.hold=true")
+    done = study.script("launch/cancel.py", "crisscross-none-demo-s0")
+    assert done.returncode == 0, done.stderr
+    assert "crisscross-none-demo-s0: cancelled job " in done.stdout
+    assert "crisscross-none-demo-s0-svm-demo: cancelled job " in done.stdout
+    assert "mild" not in done.stdout
+    assert _states(study)["crisscross-none-demo-s0"] == "cancelled"
+    assert _states(study)["crisscross-mild-demo-s0"].startswith("queued held: scontrol release lets it go")
+    done = study.script("launch/cancel.py", "relaxation")
+    assert "the table: cancelled job " in done.stdout
+    study.wait_until_idle()
+    assert set(_states(study).values()) == {"cancelled"}
+    assert study.script("launch/cancel.py").stdout == "nothing runs in runs\n"
+
+
+def test_a_failed_pretraining_takes_its_evaluation_along(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), idle_slurm)
+    study.launch("+cluster.additional_parameters.hold=true")
+    run = study.run("pretrain/crisscross-none")
+    (run.path / "checkpoints").write_text("no folder")  # whatever goes wrong in a job
+    for row in {row["array_job_id"] for row in idle_slurm.squeue()}:
+        idle_slurm.must("scontrol", "release", row)
+    study.wait_until_idle()
+    rows = _states(study)
+    assert rows["crisscross-none-demo-s0"].startswith("failed")
+    assert "File exists" in rows["crisscross-none-demo-s0"]
+    assert rows["crisscross-none-demo-s0-svm-demo"].startswith("parent failed")
+    assert rows["crisscross-mild-demo-s0-svm-demo"] == "done"
+    assert "parent failed" in study.table()
+
+
+def test_a_local_launch_leaves_what_slurm_has_alone(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
+    study.launch("+cluster.additional_parameters.hold=true")
+    here = study.script("launch/sweep_relaxation.py", *Study(tmp_path, study.overrides).command())
+    assert here.returncode == 1
+    assert "crisscross-none-demo-s0 has been given to Slurm (job " in here.stderr
+    study.script("launch/cancel.py", "relaxation")
