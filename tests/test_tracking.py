@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from crisscross import tracking
 from crisscross.files import read_json, write_json
 from crisscross.journal import Journal
 from crisscross.run_directory import RunDirectory
+from tests.mlflow_server import Server
 
 EXPERIMENT = "crisscross"
 STUDY = {"relaxation.0123abcd": {"study": "relaxation", "table": 3, "fingerprint": "0123abcd", "launched": 12.5}}
@@ -523,50 +523,6 @@ def test_reading_makes_nothing(tmp_path, uri):
 def test_importing_is_light():
     code = "import sys, crisscross.tracking; assert not {'mlflow', 'torch', 'pandas'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-class Server:
-    """A real `mlflow server` on 127.0.0.1, over a SQLite file."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.uri, self.process = folder, f"http://127.0.0.1:{self.port}", None
-
-    def start(self) -> None:
-        log = (self.folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            cwd=self.folder,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except OSError:
-                time.sleep(0.25)
-            if self.process.poll() is not None:
-                break
-        self.stop()
-        reason = f"`mlflow server` does not start here: {(self.folder / 'server.log').read_text()[-500:]}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+"""The three ways into MLflow from a cluster end in the same history; and the study that nothing may break."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from crisscross.files import read_json
+from tests.mlflow_server import Server
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.study import Study, assert_same_results, assert_told_once
+
+pytestmark = pytest.mark.slow
+
+SEED = 20261125
+CHAOS_SECONDS = 75.0
+CHAOS_STUDY = ("relaxation=[none,mild,medium,extreme]", "training.epochs=60")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_jobs_tell_a_server_by_themselves(tmp_path: Path, idle_slurm: SlurmCluster, server: Server) -> None:
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", f"tracking.uri={server.uri}"), idle_slurm)
+    done = study.launch()
+    assert f"open {server.uri} in a browser" in done.stdout
+    study.wait_until_idle()
+    assert_told_once(study, uri=server.uri)
+    assert not (study.folder / "mlflow.db").exists()
+    assert study.table().count("| none") == 1
+
+
+def test_deferred_runs_are_delivered_little_by_little(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", "training.epochs=100"), idle_slurm)
+    study.launch("execution.checkpoint_minutes=0.02")
+    run = study.run("pretrain/crisscross-none")
+    study.wait_until_at_step(run, 100)
+    first = study.script("launch/sync.py").stdout
+    assert "brought up to date for 2 run(s)" in first
+    sent = _bytes_sent(run.path)
+    assert sent > 0  # what a checkpoint covers is there while the job runs
+    study.wait_until_idle()
+    assert _bytes_sent(run.path) > sent
+    assert_told_once(study)
+    table = study.script("analysis/make_tables.py")
+    assert table.returncode == 0
+    assert "up to date" in study.script("launch/sync.py").stdout
+
+
+def _bytes_sent(run_path: Path) -> int:
+    (store,) = read_json(run_path / "tracking.json")["stores"].values()
+    return store["metrics_bytes"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = Study(tmp_path_factory.mktemp("undisturbed"), CHAOS_STUDY)
+    assert study.launch().returncode == 0
+    return study
+
+
+class Chaos:
+    """Strikes a study at random, always in the same order of draws."""
+
+    def __init__(self, study: Study, cluster: SlurmCluster, server: Server) -> None:
+        self.study, self.cluster, self.server = study, cluster, server
+        self.random = random.Random(SEED)
+        self.strikes: list[str] = []
+
+    def strike(self) -> None:
+        """Do one thing that happens on clusters."""
+        act = self.random.choice(
+            [self.kill_a_process, self.kill_a_process, self.requeue, self.lose_a_node, self.lose_server]
+        )
+        act()
+        self.strikes.append(act.__name__)
+
+    def kill_a_process(self) -> None:
+        """Kill any process of any job: a rank, a loader worker, a courier."""
+        folder = str(self.study.folder)
+        found = [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if "launch.job" in (command := " ".join(process.info["cmdline"] or []))
+            and folder in command
+            and "srun" not in command
+        ]
+        if found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.random.choice(found), signal.SIGKILL)
+
+    def requeue(self) -> None:
+        """Requeue a running task."""
+        rows = [row for row in self.cluster.squeue() if row["state"] == "RUNNING" and row["array_task_id"] != "N/A"]
+        if rows:
+            row = self.random.choice(rows)
+            self.cluster.run("scontrol", "requeue", f"{row['array_job_id']}_{row['array_task_id']}")
+
+    def lose_a_node(self) -> None:
+        """Take a node down with everything on it, and bring it back."""
+        name = self.random.choice(["n1", "n2", "n3"])
+        self.cluster.kill_node(name)
+        time.sleep(3)
+        self.cluster.start_node(name)
+
+    def lose_server(self) -> None:
+        """Kill the tracking server and start it with another number of workers."""
+        self.server.stop()
+        time.sleep(5)
+        self.server.start(workers=self.random.choice([1, 2]))
+
+
+def test_chaos(tmp_path: Path, idle_slurm: SlurmCluster, server: Server, undisturbed: Study) -> None:
+    study = Study(tmp_path, (*CHAOS_STUDY, f"tracking.uri={server.uri}"), idle_slurm)
+    done = study.launch("execution.checkpoint_minutes=0.02")
+    assert "submitted 9 experiments in 4 sbatch call(s)" in done.stdout  # and the table
+    chaos = Chaos(study, idle_slurm, server)
+    end = time.monotonic() + CHAOS_SECONDS
+    while time.monotonic() < end:
+        time.sleep(chaos.random.uniform(2, 6))
+        chaos.strike()
+    print(f"seed {SEED}: {', '.join(chaos.strikes)}")
+    for _ in range(4):  # launching again repairs what ended; without chaos one round is enough for each loss
+        study.wait_until_idle(timeout_s=400)
+        if all(run.result is not None for run in study.runs().values()):
+            break
+        study.launch("execution.checkpoint_minutes=0.02")
+    assert study.launch().returncode == 0  # everything is done: the table
+    assert_same_results(study, undisturbed)
+    assert_told_once(study, uri=server.uri)
+    assert study.table() == undisturbed.table()
+    assert sum(len(read_json(run.path / "launches.json")) for run in study.runs().values()) > 9
