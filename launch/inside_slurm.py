@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -74,11 +75,15 @@ def leave() -> None:
     failed, and its dependents with it). So such a job stays until it is killed. One that was cancelled, or told by
     somebody's `kill`, ends.
     """
+    found = _facts()
     if INTERRUPTION.signal_name == "SIGUSR2":
+        if found.get("JobState") != "RUNNING":  # it was cancelled meanwhile: a requeue would bring it back to life
+            return
         if is_first_rank():
             requeue()
+        else:
+            time.sleep(SCONTROL_TIMEOUT_S)  # a rank that has left would have srun end the one that asks
         return
-    found = _facts()
     if found.get("JobState") == "RUNNING" and _is_preempted(found):
         print("preempted: what was computed is kept; waiting for Slurm to queue this job again", flush=True)
         time.sleep(GRACE_LIMIT_S)
@@ -116,10 +121,21 @@ def _facts() -> Mapping[str, str]:
     return dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair) if done else {}
 
 
+def _outlive_signals() -> None:
+    """In scontrol, before it starts: signals that end a job reach all its processes, this one in mid-question."""
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str] | None:
     try:
         return subprocess.run(
-            ["scontrol", *arguments], capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=False
+            ["scontrol", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=SCONTROL_TIMEOUT_S,
+            check=False,
+            preexec_fn=_outlive_signals,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

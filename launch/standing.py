@@ -154,11 +154,17 @@ def _here(
     said = progress.get("state", "queued")
     if said not in ("queued", "blocked"):  # whoever says it runs, and does not, was killed
         return Standing(said if said in ("failed", "cancelled") else "interrupted", progress, restarts)
-    states = {standing_of(parent, slurm=slurm).state for parent in parents}
-    blocked = [_BLOCKED[state] for state in sorted(states, reverse=True) if state in _BLOCKED]
+    blocked = _blocked_by(parents, slurm)
     if blocked:
-        return Standing(blocked[-1], progress)
-    return Standing("waiting" if states - {"done"} else "not started", progress)
+        return Standing(blocked, progress)
+    waits = any(standing_of(parent, slurm=slurm).state != "done" for parent in parents)
+    return Standing("waiting" if waits else "not started", progress)
+
+
+def _blocked_by(parents: Sequence[Path], slurm: SlurmView | None) -> str:
+    """Return ``parent failed`` or ``parent cancelled`` where a parent has ended without a result, else nothing."""
+    states = {_BLOCKED.get(standing_of(parent, slurm=slurm).state, "") for parent in parents}
+    return max(states, default="")  # a failure before a cancellation
 
 
 def _on_slurm(
@@ -175,6 +181,9 @@ def _on_slurm(
         return Standing("running", progress, restarts, "ends" if task.state == "COMPLETING" else "", name, task.nodes)
     if task is not None:
         waits = task.reason == "Dependency"
+        blocked = _blocked_by(parents, slurm) if waits else ""
+        if blocked:  # Slurm ends it when the whole array that it waits for has ended
+            return Standing(blocked, progress, restarts, "", name)
         why = "" if waits else REASONS.get(task.reason, task.reason)
         if not waits and task.starts not in ("N/A", ""):
             why += f"; expected to start {task.starts.replace('T', ' ')}"
@@ -196,10 +205,10 @@ def _how_it_ended(
     if progress.get("state") == "failed":
         return "failed", str(progress.get("error") or "")
     was_started = bool(read_json(path / "launches.json"))
-    blocked = [_BLOCKED[state] for state in (standing_of(p, slurm=slurm).state for p in parents) if state in _BLOCKED]
+    blocked = _blocked_by(parents, slurm)
     word = slurm.ended.get((claim.batch.job_id, claim.index), "").split(" ")[0]
     if blocked and word in ("", "CANCELLED"):
-        return sorted(blocked)[-1], ""
+        return blocked, ""
     if word == "CANCELLED":
         return "cancelled", "by scancel"
     if word in _ENDED_FOR_GOOD and not (word == "FAILED" and progress.get("state") == "interrupted"):

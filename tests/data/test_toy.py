@@ -365,3 +365,18 @@ def motion_features(frames: np.ndarray) -> np.ndarray:
     columns += [np.sign(flow[:, 1:] * flow[:, :-1]).mean(axis=1, keepdims=True) for flow in flows]
     columns.append(np.abs(flows[0]).mean(axis=1, keepdims=True) / (np.abs(flows[1]).mean(axis=1, keepdims=True) + 1e-4))
     return np.concatenate(columns, axis=1)
+
+
+@pytest.mark.slow
+def test_the_same_clip_is_the_same_file_whatever_lies_in_memory() -> None:
+    settings = ToySettings(seconds=2.5, frame_size_px=40)
+    frames, wave = render_clip(list_clips(settings)[0], settings)
+    rng = np.random.default_rng(0)
+    files = set()
+    for _ in range(250):
+        litter = [rng.integers(0, 255, rng.integers(100, 400_000)).astype(np.uint8) for _ in range(8)]
+        kept = litter[::2]
+        del litter
+        files.add(toy.encode_mp4(frames.copy(), wave, frame_rate_hz=settings.frame_rate_hz))
+        del kept
+    assert len(files) == 1
