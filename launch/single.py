@@ -98,8 +98,9 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config.
     """
-    config.pop("cluster", None)  # what Slurm was asked for is no part of the experiment
+    cluster = config.pop("cluster", None)  # what Slurm was asked for is no part of the experiment
     if inside_slurm.is_slurm_task():
+        os.environ.update({name: str(value) for name, value in (cluster or {}).get("environment", {}).items()})
         code = _run_as_job(kind, config)
         if code:  # submitit takes any exit, even one with 0, for a failure
             sys.exit(code)

@@ -33,6 +33,7 @@ class Submission:
 
     Attributes:
         kept: experiments that are queued or running already, by identity.
+        elsewhere: experiments that a process outside Slurm runs, and those that need them.
         arrays: what was submitted, in order.
         table_job: number of the table's job; None when it was not submitted.
         num_calls: sbatch calls.
@@ -42,6 +43,7 @@ class Submission:
     """
 
     kept: dict[str, Task] = field(default_factory=dict)
+    elsewhere: list[Experiment] = field(default_factory=list)
     arrays: list[Array] = field(default_factory=list)
     table_job: str | None = None
     num_calls: int = 0
@@ -88,7 +90,7 @@ class Submitter:
         done = Submission()
         with submitting(self.runs_root, say=self.say):
             queue = read_queue()
-            done.kept, missing = self._reconcile(graph, runs, queue)
+            missing = self._reconcile(graph, runs, queue, done)
             planner = Planner(resource_kind, self._max_array_size(), done.kept)
             arrays = planner.plan(missing)
             self._check_all(arrays)
@@ -129,11 +131,11 @@ class Submitter:
         return int(site_facts().get("MaxArraySize", "1001"))
 
     def _reconcile(
-        self, graph: Graph, runs: Mapping[str, RunDirectory], queue: Queue
-    ) -> tuple[dict[str, Task], list[Experiment]]:
-        """Return what the queue has already, and what has to be submitted, in topological order."""
-        kept: dict[str, Task] = {}
+        self, graph: Graph, runs: Mapping[str, RunDirectory], queue: Queue, found: Submission
+    ) -> list[Experiment]:
+        """Note what the queue or somebody else has, and return what has to be submitted, in topological order."""
         missing: dict[str, Experiment] = {}
+        elsewhere: dict[str, Experiment] = {}
         arrays: dict[str, Array] = {}  # one object for each job in the queue
         orphans: list[str] = []
         for experiment in graph:
@@ -143,16 +145,18 @@ class Submitter:
             claim = read_claim(claim_path(run.path), self.runs_root)
             job_id = claim.batch.job_from(queue) if claim else None
             if claim is None or job_id is None or queue.find(job_id, claim.index) is None:
-                missing[experiment.identity] = experiment
+                waits = any(parent.identity in elsewhere for parent in experiment.parents)
+                (elsewhere if waits or run.is_running else missing)[experiment.identity] = experiment
             elif any(parent.identity in missing for parent in experiment.parents):
                 orphans.append(f"{job_id}_{claim.index}")  # it waits for a job that is gone
                 missing[experiment.identity] = experiment
             else:
                 array = arrays.setdefault(job_id, Array(claim.batch.about.get("kind", ""), {}, job_id=job_id))
-                kept[experiment.identity] = Task(array, claim.index)
+                found.kept[experiment.identity] = Task(array, claim.index)
         if orphans:
             slurm("scancel", *orphans)
-        return kept, list(missing.values())
+        found.elsewhere = list(elsewhere.values())
+        return list(missing.values())
 
     def _submit_array(self, array: Array, runs: Mapping[str, RunDirectory]) -> None:
         """Claim, submit, note: in this order, so that a crash in between leaves a trace that the next launch reads."""
@@ -206,18 +210,18 @@ class Submitter:
         if not done.arrays and (waits or not done.kept):
             done.table_job = old_job if waits else None
             return
+        if waits:
+            slurm("scancel", old_job)
         after = sorted({task.array.job_id for task in done.kept.values()} | {array.job_id for array in done.arrays})
         batch = Batch.create(self.runs_root, kind="table", runs={}, dependency=":".join(["afterany", *after]))
         write_text(batch.script, self.table_script(record, batch.folder, after=after))
+        write_claim(path, Claim(batch, None))
         try:
             done.table_job = _submit(batch)
         except (SlurmError, OSError) as error:
             done.error = f"the table: {error}"
             return
         done.num_calls += 1
-        write_claim(path, Claim(batch, None))
-        if waits:
-            slurm("scancel", old_job)
 
 
 def _submit(batch: Batch) -> str:

@@ -150,10 +150,21 @@ def _describe(array: Array) -> str:
     return f"job {array.job_id}: {count} x {array.kind} [{array.indices}]{after}"
 
 
+def _some(experiments: Sequence[Experiment]) -> str:
+    labels = [item.label for item in experiments]
+    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+
+
 def _report(plan: Plan, done: Submission, console: Console) -> None:
     """Say what was submitted, what not, and what may be done next."""
     if done.kept:
         say(console, f"{len(done.kept)} experiments are queued or running already")
+    if done.elsewhere:
+        say(
+            console,
+            f"{len(done.elsewhere)} experiments are run by a process outside Slurm, or need one that is: launch again"
+            f" when it has ended ({_some(done.elsewhere)})",
+        )
     for array in done.arrays:
         say(console, f"  {_describe(array)}")
     if done.table_job:
@@ -163,11 +174,10 @@ def _report(plan: Plan, done: Submission, console: Console) -> None:
         f"submitted {done.num_submitted} experiments in {done.num_calls} sbatch call(s), {done.seconds:.1f} s",
     )
     if done.error:
-        labels = [item.label for item in done.not_submitted]
-        shown = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
         say(console, f"Slurm refused: {done.error}", style="red")
-        if labels:
-            say(console, f"not submitted: {len(labels)} experiments ({shown}), nor the table")
+        if done.not_submitted:
+            rest = f"{len(done.not_submitted)} experiments ({_some(done.not_submitted)})"
+            say(console, f"not submitted: {rest}, nor the table")
         say(console, f"when the cause is gone: {this_command()}")
     elif done.num_calls:
         say(console, "this shell may be closed: the jobs run, resume and finish by themselves")

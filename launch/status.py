@@ -22,13 +22,16 @@ from rich.table import Table
 from rich.text import Text
 
 from crisscross.record import mask_passwords
-from launch.display import describe
+from launch.display import clock, describe
 from launch.records import last_lines, read_records, read_single_runs, split_arguments, study_holder
 from launch.sbatch import SlurmError
 from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
 from launch.sync import deliver_behind
 
 WATCH_SECONDS = 5.0
+SILENT_SECONDS = 600.0
+"""A running experiment that has said nothing for so long is worth a look (chosen by us)."""
+
 _COLOURS = {
     "done": "green",
     "running": "cyan",
@@ -176,6 +179,9 @@ def _detail(standing: Standing, *, waits_for: Sequence[str], log: Path) -> str:
         parts.insert(0, f"needs {', '.join(waits_for)}")
     if standing.state == "running":
         parts.insert(0, describe(standing.progress))
+        silent_s = time.time() - standing.progress.get("time", time.time())
+        if silent_s > SILENT_SECONDS:  # a process that is gone without Slurm having noticed looks like this
+            parts.append(f"silent for {clock(silent_s)}")
     if standing.state in ("interrupted", "cancelled", "queued") and standing.progress.get("total"):
         parts.insert(0, f"at {standing.progress.get('step') or 0}/{standing.progress['total']}")
     if standing.preemptions:

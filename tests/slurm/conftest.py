@@ -9,6 +9,13 @@ import pytest
 
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.daemons import what_is_missing
+from tests.slurm.study import Study
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clips(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let all studies share their clips."""
+    Study.data_root = tmp_path_factory.mktemp("clips")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import search_runs
@@ -35,11 +36,13 @@ class Study:
         folder: runs, clips, MLflow file and tables are in it.
         overrides: what is typed after the script's name.
         cluster: where it runs; None = here.
+        data_root: where all studies of a test run have their clips; set by conftest.py.
     """
 
     folder: Path
     overrides: tuple[str, ...]
     cluster: SlurmCluster | None = None
+    data_root: ClassVar[Path]
 
     def launch(self, *more: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Launch it; on the cluster this returns at once."""
@@ -48,7 +51,7 @@ class Study:
     def command(self, *more: str) -> list[str]:
         """Return the overrides of a launch."""
         where = ONE_CPU if self.cluster is not None else []
-        return [*where, *TINY, *self.overrides, *more]
+        return [*where, *TINY, f"data.root={self.data_root}", *self.overrides, *more]
 
     def script(self, name: str, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run one of the project's scripts in the study's folder."""

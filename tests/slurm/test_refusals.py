@@ -50,10 +50,8 @@ def test_refused_halfway(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     assert done.returncode == 1
     assert "submitted 2 experiments in 1 sbatch call(s)" in done.stdout
     assert "Slurm refused: " in done.stdout
-    assert (
-        "not submitted: 2 experiments (crisscross-none-demo-s0-svm-demo, crisscross-mild-demo-s0-svm-demo), nor the table"
-        in done.stdout
-    )
+    names = "crisscross-none-demo-s0-svm-demo, crisscross-mild-demo-s0-svm-demo"
+    assert f"not submitted: 2 experiments ({names}), nor the table" in done.stdout
     idle_slurm.limit_submissions(None)
     again = study.launch("+cluster.additional_parameters.hold=true")
     assert "2 experiments are queued or running already" in again.stdout

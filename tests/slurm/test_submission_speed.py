@@ -104,7 +104,7 @@ def _multirun(folder: Path, cluster: SlurmCluster) -> tuple[float, int]:
         [
             *(sys.executable, str(REPOSITORY / "experiments/pretrain.py"), "--multirun", "hydra/launcher=slurm"),
             *("cluster.resources.pretrain.gpus_per_node=null", "cluster.resources.pretrain.cpus_per_task=1", HELD),
-            *(*overrides, "training.epochs=0", f"data.root={folder}/ours/data", f"seed=range({NUM})"),
+            *(*overrides, "training.epochs=0", f"data.root={Study.data_root}", f"seed=range({NUM})"),
         ],
         cwd=home,
         env=cluster.full_environment(),
