@@ -29,6 +29,12 @@ from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of
 from launch.sync import deliver_behind
 
 WATCH_SECONDS = 5.0
+SHOWN_FAILURES = 3
+"""Failed experiments of a study whose logs are shown (chosen by us)."""
+
+LOG_LINES = 5
+"""Lines of such a log (chosen by us)."""
+
 SILENT_SECONDS = 600.0
 """A running experiment that has said nothing for so long is worth a look (chosen by us)."""
 
@@ -112,6 +118,7 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, co
         where = "on Slurm: " + ", ".join(f"{count} {state}" for state, count in counts.items())
     _say(console, f"{name}: {num_done} of {len(standings)} done, {where}{table}", style="bold")
     _show_members(runs_root, record, standings, console)
+    _show_failures(runs_root, record, standings, console)
     if holder is None and not on_slurm and num_done < len(standings):
         again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
         _say(console, f"go on with: {mask_passwords(again)}")
@@ -155,6 +162,21 @@ def _show_members(
         }
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in map(cells.get, columns)))
     console.print(table)
+
+
+def _show_failures(
+    runs_root: Path, record: Mapping[str, Any], standings: Mapping[str, Standing], console: Console
+) -> None:
+    """Print the ends of the logs of what failed."""
+    failed = [member for member in record["members"] if standings[member["identity"]].state == "failed"]
+    for member in failed[:SHOWN_FAILURES]:
+        lines = last_lines(runs_root / member["path"] / "log.txt", num_lines=LOG_LINES)
+        if lines:
+            _say(console, f"{member['label']} failed; its log ends:", style="red")
+            for line in lines:
+                _say(console, f"    {line}")
+    if len(failed) > SHOWN_FAILURES:
+        _say(console, f"and {len(failed) - SHOWN_FAILURES} more failed", style="red")
 
 
 def _standings(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> dict[str, Standing]:

@@ -106,6 +106,18 @@ def test_a_quota_hit_while_checkpointing(tmp_path: Path, idle_slurm: SlurmCluste
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+def test_a_home_that_cannot_be_written(
+    tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on compute nodes of many sites: no job needs anything below HOME."""
+    monkeypatch.setenv("HOME", "/proc/home")
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
+    study.launch()
+    study.wait_until_idle()
+    assert all(run.result is not None for run in study.runs().values())
+    assert study.table()
+
+
 def test_no_slurm_here(tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(tmp_path, SMALL, idle_slurm)
     study.launch("dry_run=true")
