@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def test_a_home_that_cannot_be_written(
 def test_no_slurm_here(tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(tmp_path, SMALL, idle_slurm)
     study.launch("dry_run=true")
-    monkeypatch.setenv("PATH", "/nowhere")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").symlink_to(shutil.which("git"))  # git is there, Slurm is not
+    monkeypatch.setenv("PATH", str(programs))
     here = Study(tmp_path, ("hydra/launcher=slurm", *SMALL))
     done = here.launch()
     assert done.returncode == 2

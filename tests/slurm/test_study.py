@@ -116,7 +116,7 @@ def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) ->
     assert set(_states(study).values()) == {"done"}
     assert_told_once(study)
     assert len(read_json(run.path / "launches.json")) == 2
-    assert run.progress["step"] == 450
+    assert run.result["steps"] == 450
 
 
 def _states(study: Study) -> dict[str, str]:
