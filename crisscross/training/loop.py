@@ -385,10 +385,13 @@ class Pretraining:
             else:
                 logger.warning("training.compile=true is for GPUs: ignored on %s", self.world.device)
         if self.world.size > 1:
+            on_gpu = self.world.device.type == "cuda"
             network = DistributedDataParallel(
                 network,
-                device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
-                find_unused_parameters=not self.method.uses_all_parameters,
+                device_ids=[self.world.device.index] if on_gpu else None,
+                # Else PyTorch lays gradients out anew after the first step of every start. From three ranks on they are
+                # then summed in another order, and a resumed run is no longer the same to the last bit.
+                find_unused_parameters=not self.method.uses_all_parameters or not on_gpu,
             )
         return network
 
