@@ -16,6 +16,7 @@ from pathlib import Path
 from crisscross.catch_up import catch_up, runs_behind
 from crisscross.files import write_text
 from crisscross.record import mask_passwords
+from crisscross.store_address import absolute
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
 
 FORMATS = ("md", "csv", "tex")
@@ -26,9 +27,14 @@ COMMANDS = {"relaxation": "uv run launch/sweep_relaxation.py"}
 def command_line(uri: str, *, experiment: str, fingerprint: str | None = None) -> str:
     """Return the command that prints the tables of a store; a password in its address is masked."""
     options = ["--fingerprint", fingerprint] if fingerprint else []
-    options += ["--uri", mask_passwords(uri)] if uri != DEFAULT_URI else []
+    options += [] if is_default(uri) else ["--uri", mask_passwords(uri)]
     options += ["--experiment", experiment] if experiment != DEFAULT_EXPERIMENT else []
     return shlex.join(["uv", "run", "analysis/make_tables.py", *options])
+
+
+def is_default(uri: str) -> bool:
+    """Whether this is the store that commands look into when they are told nothing, however it is written."""
+    return uri.startswith("sqlite") and absolute(uri) == absolute(DEFAULT_URI)
 
 
 def print_tables(

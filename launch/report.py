@@ -15,7 +15,7 @@ from rich.console import Console
 from crisscross.data.catalogue import describe_data
 from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
-from crisscross.tracking import DEFAULT_URI, TrackingError
+from crisscross.tracking import TrackingError
 from launch.capacity import capacity_of
 from launch.delivery import delivering, note_latest, refill
 from launch.display import Display
@@ -235,14 +235,14 @@ def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
         runs_root: folder of the run directories.
         tracking: ``uri`` and ``experiment`` of the config.
     """
-    from analysis.make_tables import command_line
+    from analysis.make_tables import command_line, is_default
 
     uri = mask_passwords(tracking["uri"])
-    root = "" if str(runs_root) == "runs" else " " + shlex.quote(f"runs_root={runs_root}")
+    root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")
     browse = "uv run mlflow ui"
     if uri.startswith(("http://", "https://")):
         browse = f"open {uri} in a browser"
-    elif uri != DEFAULT_URI:
+    elif not is_default(uri):
         browse += f" --backend-store-uri {shlex.quote(uri)}"
     return [
         f"runs: {runs_root}/   tables: tables/   a run's log: log.txt in its folder",

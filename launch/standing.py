@@ -217,7 +217,9 @@ def _how_it_ended(
         return "cancelled", "by scancel"
     if word in _ENDED_FOR_GOOD and not (word == "FAILED" and progress.get("state") == "interrupted"):
         lines = last_lines(claim.batch.log_path(claim.batch.job_id, claim.index), num_lines=1)
-        return "failed", _ENDED_FOR_GOOD[word] or (lines[0] if lines else "its log says why" if was_started else _NO_WORD)
+        return "failed", _ENDED_FOR_GOOD[word] or (
+            lines[0] if lines else "its log says why" if was_started else _NO_WORD
+        )
     if progress.get("signal") == "SIGTERM" or not was_started:
         return "cancelled", "its job is not in the queue any more" if not word else f"Slurm says {word}"
     return "interrupted", f"Slurm says {word}" if word else "its job is not in the queue any more"

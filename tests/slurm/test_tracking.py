@@ -115,7 +115,10 @@ class Chaos:
         """Take a node down with everything on it, and bring it back."""
         name = self.random.choice(["n1", "n2", "n3"])
         self.cluster.kill_node(name)
-        time.sleep(3)
+        down = f"sinfo -h -n {name} -t down"
+        self.study.wait_until(
+            lambda: self.cluster.must(*down.split(), "-o", "%D") != "", what=f"{name} noticed as down"
+        )
         self.cluster.start_node(name)
 
     def lose_server(self) -> None:
