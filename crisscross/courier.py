@@ -92,8 +92,9 @@ class Courier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Deliver once more."""
-        self.close(self._timeout_s)
+        """Deliver once more, unless it has been closed already."""
+        if self._process is not None:
+            self.close(self._timeout_s)
 
     def close(self, timeout_s: float) -> list[str]:
         """Make a last attempt and end the process.

@@ -82,7 +82,7 @@ def _note_launch(directory: RunDirectory) -> None:
     The number of restarts is the list's length less one.
     """
     path = directory.path / "launches.json"
-    this = {"time": time.time(), "host": platform.node(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    this = {"time": time.time(), "host": platform.node(), "slurm_job": _slurm_job()}
     write_json(path, [*(read_json(path) or []), this])
     write_json(directory.path / "environment.json", environment())
     _note_changes(directory)
@@ -140,6 +140,12 @@ def code_diff(root: Path, commit: str) -> bytes:
         style = ["--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"]
         style += ["--src-prefix=a/", "--dst-prefix=b/"]
         return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, index=index)
+
+
+def _slurm_job() -> str | None:
+    """Return the Slurm job that we are, as Slurm calls it: a number, or ``<array>_<index>``; None outside of Slurm."""
+    array, index = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def environment() -> dict[str, Any]:

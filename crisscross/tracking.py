@@ -170,7 +170,9 @@ def pending(run: RunDirectory, *, uri: str, experiment: str, stale_s: float = re
     if missing > 0:
         return f"{missing} bytes of its history are not in MLflow yet"
     if standing.result is None:
-        return "" if sent.status == standing.status else f"MLflow does not know yet that it is {standing.state}"
+        told = (sent.status, sent.tags.get("crisscross.state"), sent.tags.get("crisscross.error"))
+        is_told = told == (standing.status, standing.state, standing.error)
+        return "" if is_told else f"MLflow does not know yet that it is {standing.state}"
     if not sent.finished_as:
         return f"MLflow does not know yet that it is {standing.state}"
     is_told = sent.finished_as == (run.path / "run.json").stat().st_mtime_ns

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not active:
             print(f"nothing runs in {runs_root}")
         for target in active:
-            for line in [*cancel(runs_root, target, view), *cancel_on_slurm(runs_root, target, view)]:
+            for line in [*cancel(runs_root, target, view), *cancel_on_slurm(runs_root, target)]:
                 print(line)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -141,7 +141,7 @@ def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str
     return found
 
 
-def cancel_on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
+def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
     """Cancel its jobs, and the table's when the study as a whole is meant.
 
     Returns:
@@ -150,11 +150,11 @@ def cancel_on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[st
     Raises:
         SlurmError: when Slurm refuses.
     """
-    found = on_slurm(runs_root, target, view)
     jobs, lines = [], []
-    with submitting(runs_root, say=print):
-        for label, path, claim, task in found:
-            write_claim(path, replace(claim, cancelled=time.time()))
+    with submitting(runs_root, say=print):  # whatever a launch is just submitting is among them
+        view = read_slurm(runs_root, [target.record])
+        found = on_slurm(runs_root, target, view)
+        for label, _, claim, task in found:
             jobs.append(f"{task.job_id}_{claim.index}")
             what = "writes a checkpoint and leaves" if task.is_running else "will not start"
             lines.append(f"{label}: cancelled job {jobs[-1]}: it {what}")
@@ -165,7 +165,9 @@ def cancel_on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[st
             lines.append(f"the table: cancelled job {task.job_id}")
         if jobs:
             slurm("scancel", *jobs)
-    settle(runs_root, [target.record], read_slurm(runs_root, [target.record]))
+        for _, path, claim, _ in found:
+            write_claim(path, replace(claim, cancelled=time.time()))
+        settle(runs_root, [target.record], read_slurm(runs_root, [target.record]))
     return lines
 
 

@@ -14,7 +14,7 @@ import getpass
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from crisscross.files import read_json, write_json
-from launch.slurm_queue import Queue
+from crisscross.run_directory import RunDirectory
+from launch.records import claim_path
+from launch.slurm_queue import Queue, read_queue
 
 LOCK_TIMEOUT_S = 300.0
 """How long a launch waits for another one to submit (chosen by us: thousands of experiments take seconds)."""
@@ -152,6 +154,22 @@ def read_claim(path: Path, runs_root: Path) -> Claim | None:
         return None
     batch = Batch(slurm_folder(runs_root.resolve()) / content["batch"])
     return Claim(batch, content["index"], content.get("cancelled", 0.0))
+
+
+def is_given_to(batch: Batch, index: int, run: RunDirectory) -> bool:
+    """Whether an array task is the one that runs an experiment: another submission may have taken it over."""
+    claim = read_claim(claim_path(run.path), batch.folder.parents[1])
+    return claim is not None and (claim.batch.name, claim.index) == (batch.name, index)
+
+
+def queue_of(claims: Iterable[Claim]) -> Queue:
+    """Ask squeue once about the jobs of these claims, whoever submitted them.
+
+    Raises:
+        SlurmError: when there is no Slurm, or it does not answer.
+    """
+    others = {claim.batch.about.get("user") for claim in claims} - {None, user_name()}
+    return read_queue({*others, user_name()} if others else ())
 
 
 def write_claim(path: Path, claim: Claim) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from crisscross.training.interruption import INTERRUPTION
 
@@ -20,6 +21,9 @@ GRACE_LIMIT_S = 3600.0
 
 SCONTROL_TIMEOUT_S = 20.0
 """How long a job that has been told to leave waits for an answer (chosen by us)."""
+
+LOOKS = 6
+"""How often it asks (chosen by us)."""
 
 
 def is_slurm_task() -> bool:
@@ -67,58 +71,76 @@ def write_to(log: str) -> None:
     os.close(file)
 
 
-def leave() -> None:
-    """Leave an interrupted job so that it goes on later; what was computed is on disk. Every rank comes here.
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of this job.
 
-    After SIGUSR2 the job goes back into the queue at once. After SIGTERM nothing is asked for: Slurm queues a job again
-    that it has preempted, but only if it still runs when its grace is over (measured: one that leaves by itself has
-    failed, and its dependents with it). So such a job stays until it is killed. One that was cancelled, or told by
-    somebody's `kill`, ends.
+    Attributes:
+        answered: whether it said anything.
+        is_running: whether it is to go on; not when it was cancelled, ends, or is out of time.
+        is_preempted: whether its place has been promised to another one, and it has some grace left.
     """
-    found = _facts()
-    if INTERRUPTION.signal_name == "SIGUSR2":
-        if found.get("JobState") != "RUNNING":  # it was cancelled meanwhile: a requeue would bring it back to life
-            return
-        if is_first_rank():
-            requeue()
-        else:
-            time.sleep(SCONTROL_TIMEOUT_S)  # a rank that has left would have srun end the one that asks
-        return
-    if found.get("JobState") == "RUNNING" and _is_preempted(found):
-        print("preempted: what was computed is kept; waiting for Slurm to queue this job again", flush=True)
-        time.sleep(GRACE_LIMIT_S)
+
+    answered: bool
+    is_running: bool
+    is_preempted: bool
 
 
-def is_left_alone() -> bool:
-    """Whether Slurm neither ends nor preempts this job at the moment."""
-    found = _facts()
-    return found.get("JobState") == "RUNNING" and not _is_preempted(found)
+def look() -> Job:
+    """Ask ``scontrol show job`` until it answers: many jobs that end at the same moment all ask at once."""
+    for attempt in range(LOOKS):
+        if attempt:
+            time.sleep(random.uniform(1, 5))
+        done = _scontrol("--oneliner", "show", "job", job_name())
+        found = dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair) if done else {}
+        if "JobState" in found:
+            is_running = found["JobState"] == "RUNNING"
+            is_promised = found.get("PreemptTime", "None") not in ("None", "N/A", "Unknown")
+            return Job(True, is_running, is_running and is_promised)
+    return Job(False, False, False)
 
 
-def _is_preempted(found: Mapping[str, str]) -> bool:
-    return found.get("PreemptTime", "None") not in ("None", "N/A", "Unknown")
+def go_on_later(job: Job, signal_name: str | None) -> bool:
+    """See to it that an interrupted job starts again, where that is ours to do; for one process of the job.
 
+    After SIGUSR2 the job is put back into the queue. After SIGTERM nothing is asked for: Slurm queues a job again that
+    it has preempted, but only if it still runs when its grace is over (measured: one that leaves by itself has failed,
+    and its dependents with it), so this waits for the end. A job that was cancelled, or told by somebody's `kill`,
+    ends.
 
-def requeue() -> bool:
-    """Ask Slurm to put this job back into the queue, which also ends it.
+    Args:
+        job: what Slurm says of it.
+        signal_name: what it was told, such as ``SIGUSR2``; None = nothing.
 
     Returns:
-        Whether it did; if not, why is said on stderr.
+        Whether it will start again.
     """
+    if job.answered and not job.is_running:  # a requeue would bring a cancelled job back to life
+        return False
+    if signal_name == "SIGUSR2":
+        return _requeue()
+    if job.is_preempted:
+        print("preempted: what was computed is kept; waiting for Slurm to queue this job again", flush=True)
+        time.sleep(GRACE_LIMIT_S)
+    return job.is_preempted
+
+
+def leave_alone() -> None:
+    """Leave an interrupted job of hydra-submitit-launcher, whose script ends with srun; for every rank."""
+    if is_first_rank():
+        go_on_later(look(), INTERRUPTION.signal_name)
+    else:
+        time.sleep(2 * SCONTROL_TIMEOUT_S)
+
+
+def _requeue() -> bool:
+    """Ask Slurm to put this job back into the queue, which also ends it. What it refuses is said on stderr."""
     done = _scontrol("requeue", job_name())
     if done is None or done.returncode:
         why = "scontrol does not answer" if done is None else done.stderr.strip()
-        print(
-            f"the job could not be queued again ({why}): launch the study again to go on", file=sys.stderr, flush=True
-        )
+        print(f"the job could not be queued again ({why}): launch again to go on", file=sys.stderr, flush=True)
         return False
     return True
-
-
-def _facts() -> Mapping[str, str]:
-    """Return what ``scontrol show job`` says of this job; empty when it does not answer."""
-    done = _scontrol("--oneliner", "show", "job", job_name())
-    return dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair) if done else {}
 
 
 def _outlive_signals() -> None:

@@ -72,8 +72,10 @@ def run_experiment(run: RunDirectory, *, patience_s: float = 1.0) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     from crisscross import experiment
 
-    experiment.run(run, patience_s=patience_s)
-    return 0 if run.result is not None else INTERRUPTED_EXIT_CODE
+    done = experiment.run(run, patience_s=patience_s)
+    if os.environ.get("RANK", "0") == "0":  # on another node than the one that wrote it, the file may not be seen yet
+        done = run.result is not None
+    return 0 if done else INTERRUPTED_EXIT_CODE
 
 
 def report_failures(run: RunDirectory) -> None:

@@ -100,16 +100,19 @@ def _require_none_on_slurm(plan: Plan) -> None:
     claimed = [item for item in plan.graph if claim_path(item.path).exists() and standing_of(item.path).state != "done"]
     if not claimed:
         return
-    from launch.claims import read_claim
-    from launch.slurm_queue import read_queue
+    from launch.claims import queue_of, read_claim
+    from launch.sbatch import NoSlurmError
 
-    queue = read_queue()
-    for item in claimed:
-        claim = read_claim(claim_path(item.path), plan.runs_root)
+    claims = {item.label: read_claim(claim_path(item.path), plan.runs_root) for item in claimed}
+    try:
+        queue = queue_of(claims.values())
+    except NoSlurmError:  # a copy of somebody's runs, on another machine
+        return
+    for label, claim in claims.items():
         job_id = claim.batch.job_from(queue)
         if job_id is not None and queue.find(job_id, claim.index) is not None:
             raise StudyRunningError(
-                f"{item.label} has been given to Slurm (job {job_id}_{claim.index}): uv run launch/status.py shows how"
+                f"{label} has been given to Slurm (job {job_id}_{claim.index}): uv run launch/status.py shows how"
                 " it stands, uv run launch/cancel.py takes it back"
             )
 

@@ -1,11 +1,12 @@
-"""After srun, in a job's script: put a job whose process was killed back into the queue, unless that leads nowhere.
+"""After srun, in a job's script: see to it that a job which can go on does, and say with what code the script ends.
 
     python -m launch.revive FOLDER EXIT_CODE
 
-Slurm queues a job again when it was preempted or its node failed, not when only its process was killed: by the kernel
-that ran out of memory, by somebody's `kill -9`, or because another rank's node was lost. Such a job goes on from its
-last checkpoint, as often as it has come further since the kill before; ``MAX_KILLS`` times in a row without is a
-failure.
+One process a job, when its ranks are gone. A job that saved and left goes back into the queue
+(inside_slurm.go_on_later). One whose process was killed does too: by the kernel that ran out of memory, by somebody's
+`kill -9`, or because another rank's node was lost. Slurm does that by itself only for a preemption or a node that
+failed, and only while the job still runs. A killed job goes on from its last checkpoint, as often as it has come
+further since the kill before; ``MAX_KILLS`` times in a row without is a failure.
 """
 
 from __future__ import annotations
@@ -18,37 +19,64 @@ from pathlib import Path
 
 from crisscross.files import read_json, write_json
 from crisscross.run_directory import RunDirectory
+from crisscross.training.interruption import PEER_LOST_EXIT_CODE
 from launch import inside_slurm
-from launch.claims import Batch
+from launch.claims import Batch, is_given_to
 
 MAX_KILLS = 3
 """Chosen by us."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Queue the job again where that makes sense; the exit code says only whether this worked."""
+    """Queue the job again where that makes sense; return the exit code of its script: 0 only with a result."""
     if len(arguments) != 2:
         print("usage: python -m launch.revive FOLDER EXIT_CODE", file=sys.stderr)
         return 2
-    if not inside_slurm.is_left_alone():
-        return 0  # cancelled, preempted or out of time: Slurm knows what comes next
-    run = RunDirectory.open(Batch(Path(arguments[0])).run_path(int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))))
+    batch, code = Batch(Path(arguments[0])), int(arguments[1])
+    index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    run = RunDirectory.open(batch.run_path(index))
+    said = run.progress or {}
     if run.result is not None:
         return 0
+    if said.get("state") == "failed" or not is_given_to(batch, index, run):
+        return code
+    job = inside_slurm.look()
+    note_leaving(run, "preempted" if job.is_preempted else str(said.get("signal") or f"exit code {code}"))
+    was_killed = said.get("state") != "interrupted"
+    if was_killed and not job.is_preempted and not (code > 128 or code == PEER_LOST_EXIT_CODE):
+        return code
+    if was_killed and job.is_running and not job.is_preempted and is_hopeless(run, code):
+        return code
+    signal_name = "SIGUSR2" if was_killed and not job.is_preempted else said.get("signal")
+    run.say_queued()
+    if not inside_slurm.go_on_later(job, signal_name):
+        run.write_progress(**{**said, "state": "interrupted"})
+    return code
+
+
+def is_hopeless(run: RunDirectory, code: int) -> bool:
+    """Note a kill; tell whether the last ones all came at the same place, and say so."""
     kills = [*(read_json(run.path / "kills.json") or []), {"time": time.time(), "progress": how_far(run)}]
-    write_json(run.path / "kills.json", kills)
     last = kills[-MAX_KILLS:]
-    if len(last) == MAX_KILLS and all(kill["progress"] == last[0]["progress"] for kill in last):
-        reason = f"killed {MAX_KILLS} times at the same place (exit code {arguments[1]}; out of memory?)"
+    hopeless = len(last) == MAX_KILLS and all(kill["progress"] == last[0]["progress"] for kill in last)
+    write_json(run.path / "kills.json", [] if hopeless else kills)  # launched again, it gets as many tries again
+    if hopeless:
+        reason = f"killed {MAX_KILLS} times at the same place (exit code {code}; out of memory?)"
         run.write_progress(**{**(run.progress or {}), "state": "failed", "error": reason})
         print(reason, file=sys.stderr)
-        return 0
-    run.say_queued()
-    return 0 if inside_slurm.requeue() else 1
+    return hopeless
+
+
+def note_leaving(run: RunDirectory, why: str) -> None:
+    """Add to the list of starts how the last one ended; ``status`` counts preemptions there."""
+    path = run.path / "launches.json"
+    launches = read_json(path) or []
+    if launches:
+        write_json(path, [*launches[:-1], {**launches[-1], "left": why}])
 
 
 def how_far(run: RunDirectory) -> list[int]:
-    """Return numbers that grow as an experiment makes durable progress."""
+    """Return numbers that change as an experiment makes durable progress."""
     history = read_json(run.path / "durable.json") or {}
     features = [path.stat().st_size for path in (run.path / "features").rglob("*.npz")]
     return [history.get("history_step", 0), len(features), sum(features)]

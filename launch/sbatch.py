@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisscross.training.interruption import PEER_LOST_EXIT_CODE
-
 if TYPE_CHECKING:  # status and cancel import this module and need no pydantic
     from launch.cluster import ClusterSettings, Resources
 
@@ -28,6 +26,14 @@ class SlurmError(ValueError):
     """Slurm refused, or is not there. One line, with Slurm's own reason."""
 
 
+class NoSlurmError(SlurmError):
+    """There is no Slurm on this machine."""
+
+
+class SlurmSilentError(SlurmError):
+    """Slurm did not answer in time. It may have done what it was asked for all the same."""
+
+
 def script_text(
     *,
     command: Sequence[str],
@@ -39,7 +45,7 @@ def script_text(
     working_directory: Path,
     array: str | None = None,
     dependency: str | None = None,
-    after_a_kill: Sequence[str] | None = None,
+    afterwards: Sequence[str] | None = None,
 ) -> str:
     """Return an sbatch script. submitit renders it: the keywords of its renderer are the options of sbatch.
 
@@ -53,8 +59,8 @@ def script_text(
         working_directory: where the job starts; compute nodes must be able to write there.
         array: indices of an array, such as ``0-3,7``; None = a job by itself.
         dependency: for ``--dependency``; a job whose dependency can never be met ends.
-        after_a_kill: what is run, with the exit code as its last argument, when the command was killed; less the
-            interpreter.
+        afterwards: what is run, with the exit code as its last argument, when the command did not succeed; less the
+            interpreter. Its own exit code is the job's.
     """
     from submitit.slurm.slurm import _convert_mem, _make_sbatch_string
 
@@ -78,7 +84,7 @@ def script_text(
         stderr_to_stdout=True,
         map_count=None if array is None else 1,
         wckey=None,
-        teardown=None if after_a_kill is None else _teardown(shlex.join([python, *after_a_kill])),
+        teardown=None if afterwards is None else _teardown(shlex.join([python, *afterwards])),
         srun_args=["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it: none waits for it for ever
         additional_parameters=more,
         **asked,
@@ -106,12 +112,8 @@ def _setup(cluster: ClusterSettings, resources: Resources, code: Mapping[str, st
 
 
 def _teardown(command: str) -> list[str]:
-    """Return what a script does when srun has ended: above 128 a signal was the end of it."""
-    return [
-        "code=$?",
-        f'if [ "$code" -gt 128 ] || [ "$code" -eq {PEER_LOST_EXIT_CODE} ]; then {command} "$code"; fi',
-        'exit "$code"',
-    ]
+    """Return what a script does when srun has ended without success; what that returns is the script's exit code."""
+    return ["code=$?", f'if [ "$code" -ne 0 ]; then {command} "$code"; code=$?; fi', 'exit "$code"']
 
 
 def submit(script: Path) -> str:
@@ -150,7 +152,8 @@ def slurm(*command: str) -> str:
     """
     done = _run(command)
     if done.returncode:
-        raise SlurmError(_reason(done.stderr) or f"{command[0]} ended with exit code {done.returncode}")
+        reason = _reason(done.stderr) or f"{command[0]} ended with exit code {done.returncode}"
+        raise SlurmSilentError(reason) if "timed out" in reason.lower() else SlurmError(reason)
     return done.stdout
 
 
@@ -170,12 +173,12 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, env=clean_environment(), check=False
         )
     except FileNotFoundError:
-        raise SlurmError(
+        raise NoSlurmError(
             f"there is no Slurm on this machine (no {command[0]}): launch from a login node of the cluster, or leave"
             " hydra/launcher out to run here"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {SLURM_TIMEOUT_S:.0f} s: try again") from None
+        raise SlurmSilentError(f"{command[0]} did not answer within {SLURM_TIMEOUT_S:.0f} s: try again") from None
 
 
 def clean_environment() -> dict[str, str]:

@@ -83,6 +83,11 @@ def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -
     if "cluster" in chosen:
         if not is_sweep:
             raise ValueError("hydra/launcher: one experiment runs here; add --multirun to give it to Slurm")
+        resolve(chosen["tracking"], where="slurm")
+        # What hydra-submitit-launcher leaves there holds the whole config, a password in tracking.uri included.
+        folder = Path(chosen["runs_root"]) / "multirun"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
         from crisscross.data.catalogue import prepare
 
         prepare(chosen["data"])
@@ -123,7 +128,7 @@ def _run_as_job(kind: str, config: dict[str, Any]) -> int:
     config["tracking"] = resolve(config["tracking"], where="slurm")
     code = _run_and_show(kind, config)
     if code == INTERRUPTED_EXIT_CODE:
-        inside_slurm.leave()
+        inside_slurm.leave_alone()
     return code
 
 

@@ -17,14 +17,17 @@ from pathlib import Path
 from crisscross.files import write_text
 from crisscross.run_directory import RunDirectory
 from launch.arrays import Array, Planner, Task
-from launch.claims import Batch, Claim, read_claim, submitting, withdraw_claim, write_claim
+from launch.claims import Batch, Claim, queue_of, read_claim, submitting, withdraw_claim, write_claim
 from launch.cluster import ClusterSettings, resource_kind
 from launch.graph import Experiment, Graph
 from launch.records import claim_path, table_claim_path
-from launch.sbatch import SlurmError, check, script_text, site_facts, slurm, submit
-from launch.slurm_queue import Queue, read_queue
+from launch.sbatch import SlurmError, SlurmSilentError, check, script_text, site_facts, slurm, submit
+from launch.slurm_queue import Queue
 
 Say = Callable[[str], None]
+
+ENDING_SECONDS = 60.0
+"""How long a launch waits for jobs that are just ending (chosen by us: twice Slurm's usual KillWait)."""
 
 
 @dataclass
@@ -89,7 +92,8 @@ class Submitter:
         began = time.monotonic()
         done = Submission()
         with submitting(self.runs_root, say=self.say):
-            queue = read_queue()
+            claims = [claim for run in runs.values() if (claim := read_claim(claim_path(run.path), self.runs_root))]
+            queue = self._quiet_queue(claims)
             missing = self._reconcile(graph, runs, queue, done)
             planner = Planner(resource_kind, self._max_array_size(), done.kept)
             arrays = planner.plan(missing)
@@ -107,6 +111,21 @@ class Submitter:
                 self._submit_table(done, record, queue)
         done.seconds = time.monotonic() - began
         return done
+
+    def _quiet_queue(self, claims: Sequence[Claim]) -> Queue:
+        """Ask squeue until none of these jobs is just ending: it may leave a result or nothing, and soon be gone."""
+        deadline = time.monotonic() + ENDING_SECONDS
+        told = False
+        while True:
+            queue = queue_of(claims)
+            jobs = [(claim.batch.job_from(queue), claim.index) for claim in claims]
+            ending = [task for job in jobs if (task := queue.find(*job)) and task.state == "COMPLETING"]
+            if not ending or time.monotonic() > deadline:
+                return queue
+            if not told:
+                self.say(f"{len(ending)} job(s) are just ending: waiting for them")
+                told = True
+            time.sleep(1)
 
     def _check_all(self, arrays: Sequence[Array]) -> None:
         """Show Slurm one job of each kind before any is submitted: a mistake shall not leave half of a graph behind."""
@@ -168,6 +187,8 @@ class Submitter:
         write_text(batch.script, self.script_of(array, batch.folder))
         try:
             array.job_id = _submit(batch)
+        except SlurmSilentError:
+            raise  # it may have the job: the claims stay, and the next launch finds it by its script, or submits again
         except (SlurmError, OSError):
             for path in paths.values():
                 withdraw_claim(claim_path(path), batch)
@@ -185,7 +206,7 @@ class Submitter:
             working_directory=self.runs_root.resolve(),
             array=array.indices or None,
             dependency=array.dependency,
-            after_a_kill=["-m", "launch.revive", str(folder)],
+            afterwards=["-m", "launch.revive", str(folder)],
         )
 
     def table_script(self, record: Path, folder: Path, *, after: Sequence[str]) -> str:
@@ -231,10 +252,8 @@ def _submit(batch: Batch) -> str:
     """
     try:
         job_id = submit(batch.script)
-    except SlurmError as error:
-        if "timed out" not in str(error).lower() and "did not answer" not in str(error):
-            raise
-        job_id = read_queue().job_of(str(batch.script))
+    except SlurmSilentError:
+        job_id = queue_of([]).job_of(str(batch.script))
         if job_id is None:
             raise
     batch.note_job(job_id)

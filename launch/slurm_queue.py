@@ -119,6 +119,6 @@ def read_ended(job_ids: Iterable[str]) -> dict[tuple[str, int | None], str]:
     for line in text.splitlines():
         name, _, state = line.partition("|")
         job_id, _, index = name.partition("_")
-        if index.isdigit() or not index:
+        if (index.isdigit() or not index) and state.split(" ")[0] in _ENDED:  # accounting may lag behind the queue
             states[job_id, int(index) if index else None] = state
     return states

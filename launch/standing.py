@@ -10,9 +10,9 @@ from typing import Any
 
 from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
-from launch.claims import Claim, read_claim, user_name
+from launch.claims import Claim, queue_of, read_claim
 from launch.records import claim_path, last_lines, record_path, table_claim_path
-from launch.slurm_queue import Queue, QueuedTask, read_ended, read_queue
+from launch.slurm_queue import Queue, QueuedTask, read_ended
 
 SUBMISSION_SECONDS = 120.0
 """So long after its claim an experiment without a job is taken to be just being submitted (chosen by us)."""
@@ -52,7 +52,7 @@ class Standing:
         why: why it waits or has ended, when Slurm knows; else empty.
         job: the Slurm job; empty without one.
         nodes: where it runs; empty when it does not.
-        preemptions: how often Slurm put its present job back into the queue.
+        preemptions: how often its present job had to make room for another one.
     """
 
     state: str
@@ -102,8 +102,7 @@ def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmVi
     tables = [table_claim(runs_root, record) for record in records if "study" in record]
     if not claims and not any(tables):
         return SlurmView()
-    users = {claim.batch.about.get("user") for claim in claims.values()} - {None, user_name()}
-    queue = read_queue({*users, user_name()} if users else ())
+    queue = queue_of(claims.values())
     view = SlurmView(queue, claims)
     gone = [claim for claim in claims.values() if view.task(claim) is None]
     ended = read_ended(claim.batch.job_id for claim in gone if claim.batch.job_id)
@@ -138,17 +137,11 @@ def standing_of(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView | 
     claim = slurm.claims.get(path) if slurm is not None and slurm.queue is not None else None
     if claim is not None:
         standing = _on_slurm(claim, slurm, path, parents, progress, restarts)
-        return replace(standing, preemptions=_num_requeues(launches, still_queued=standing.state == "queued"))
+        left = [launch.get("left") for launch in launches if launch.get("slurm_job") == standing.job]
+        return replace(standing, preemptions=left.count("preempted"))
     if RunDirectory(path).is_running:
         return Standing("running", progress, restarts)
     return _here(path, parents, progress, restarts, slurm)
-
-
-def _num_requeues(launches: Sequence[Mapping[str, Any]], *, still_queued: bool) -> int:
-    """Count how often the last job that ran was started again, or waits to be."""
-    job = launches[-1].get("slurm_job") if launches else None
-    starts = sum(launch.get("slurm_job") == job for launch in launches) if job else 0
-    return max(0, starts - (0 if still_queued else 1))
 
 
 def _here(
@@ -220,8 +213,8 @@ def _how_it_ended(
         return "failed", _ENDED_FOR_GOOD[word] or (
             lines[0] if lines else "its log says why" if was_started else _NO_WORD
         )
-    if progress.get("signal") == "SIGTERM" or not was_started:
-        return "cancelled", "its job is not in the queue any more" if not word else f"Slurm says {word}"
+    if not word and (progress.get("signal") == "SIGTERM" or not was_started):
+        return "cancelled", "its job is not in the queue any more"
     return "interrupted", f"Slurm says {word}" if word else "its job is not in the queue any more"
 
 

@@ -262,7 +262,7 @@ def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
             f"cluster.resources.{resource_kind_of(kind, config)}: an evaluation is one process: set nodes and"
             " tasks_per_node to 1"
         )
-    if config["execution"]["num_devices"] not in (1, asked.num_tasks):
+    if kind == "pretrain" and config["execution"]["num_devices"] not in (1, asked.num_tasks):
         raise ValueError(
             f"execution.num_devices={config['execution']['num_devices']}: on a cluster it is"
             f" cluster.resources.pretrain.nodes x tasks_per_node = {asked.num_tasks}: set those"
@@ -300,5 +300,5 @@ def main(study: str, arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: nothing was running; the same command goes on", file=sys.stderr)
+        print("stopped: the same command goes on; launch/status.py shows what there is", file=sys.stderr)
         return 130

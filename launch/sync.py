@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from crisscross.catch_up import catch_up
 from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
@@ -38,22 +40,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("studies", nargs="*", help="names such as relaxation or relaxation.1a2b3c4d; runs_root=DIR")
     parser.add_argument("--watch", action="store_true", help="again every half minute, until Ctrl-C")
+    parser.add_argument("--unless-running", action="store_true", help="leave it to another one that is at it")
     chosen = parser.parse_args(arguments)
     runs_root, names = split_arguments(chosen.studies)
+    if not runs_root.is_dir():
+        print(f"no study in {runs_root} yet")
+        return 0
+    lock = FileLock(runs_root / ".sync.lock", timeout=0 if chosen.unless_running else -1)
     try:
         while True:
-            records = read_records(runs_root, names)
-            singles = [] if names else [read_single_runs(runs_root)]
-            for line in bring_up_to_date(runs_root, [*records, *singles]):
-                print(line, flush=True)
+            with lock:
+                sync(runs_root, names)
             if not chosen.watch:
                 return 0
             time.sleep(WATCH_SECONDS)
+    except Timeout:
+        return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 0
+
+
+def sync(runs_root: Path, names: Sequence[str]) -> None:
+    """Deliver once and say what was delivered.
+
+    Raises:
+        ValueError: when there is no study of a name.
+    """
+    records = read_records(runs_root, names)
+    singles = [] if names else [read_single_runs(runs_root)]
+    for line in bring_up_to_date(runs_root, [*records, *singles]):
+        print(line, flush=True)
 
 
 def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -73,7 +92,8 @@ def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> l
         lines.append(f"Slurm: {error}")
     for (uri, experiment), runs in stores(runs_root, records).items():
         lines.append(catch_up(list(runs.values()), uri=uri, experiment=experiment))
-    for record in latest(records):
+    names = {record["study"] for record in records if "study" in record}
+    for record in latest([record for record in read_records(runs_root) if record["study"] in names]):
         note_latest(record["study"], record["fingerprint"], tracking=record["tracking"], say=lines.append)
     return lines
 
@@ -95,7 +115,7 @@ def deliver_behind(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> lis
         is_due = is_due or num_due > 0
     if is_due:
         subprocess.Popen(
-            [sys.executable, "-m", "launch.sync", f"runs_root={runs_root}"],
+            [sys.executable, "-m", "launch.sync", "--unless-running", f"runs_root={runs_root}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

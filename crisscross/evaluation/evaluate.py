@@ -15,6 +15,7 @@ from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
 from crisscross.evaluation.features import Features, Interrupted, Parts, cached_features, extract_features
+from crisscross.evaluation.memo import Memo
 from crisscross.evaluation.svm import evaluate_svm, top_k
 from crisscross.files import write_text
 from crisscross.identity import weights_fingerprint
@@ -54,7 +55,7 @@ def evaluate(run: RunDirectory) -> bool:
         )
         _run_svm(run, settings, manifest, train, test)
     except Interrupted as signal_name:
-        logger.info("%s: stopped; the features so far are kept", signal_name)
+        logger.info("%s: stopped; features and accuracies so far are kept", signal_name)
         return False
     return True
 
@@ -137,6 +138,7 @@ def _run_svm(
             c_grid=protocol.c_grid,
             num_folds=protocol.num_folds,
             seed=derive_key(settings.seed, "svm") % 2**31,
+            memo=Memo(run.path / "features" / f"svm_{modality}.json"),
         )
         for k in (1, 5):
             metrics[f"eval/top{k}_{modality}"] = top_k(found.scores, test.labels, k)

@@ -13,6 +13,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from crisscross.evaluation.memo import Memo
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ def evaluate_svm(
     c_grid: tuple[float, ...],
     num_folds: int,
     seed: int,
+    memo: Memo | None = None,
 ) -> SvmResult:
     """Fit on the training split and score the test split.
 
@@ -54,8 +57,10 @@ def evaluate_svm(
         c_grid: values of C to try; the smallest of equally good ones is taken.
         num_folds: folds of the cross-validation, fewer where a class is smaller.
         seed: of the folds and the solver.
+        memo: where the accuracies of the cross-validation are kept; None = nowhere.
 
     Raises:
+        Interrupted: by the memo, between two fits, when a signal asked the job to leave.
         ValueError: when the training split has fewer than two classes, or too few clips to choose C.
     """
     present, counts = np.unique(train_labels, return_counts=True)
@@ -73,11 +78,16 @@ def evaluate_svm(
             )
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         clips = np.arange(len(train))
-        for fit, held_out in splitter.split(clips, train_labels, groups=clips):
+        for fold, (fit, held_out) in enumerate(splitter.split(clips, train_labels, groups=clips)):
             for c in accuracies:
-                model = _fit(train[fit], train_labels[fit], c=c, seed=seed)
-                scores = _scores(model, train[held_out], num_classes)
-                accuracies[c] += top_k(scores, train_labels[held_out], 1) * len(held_out) / len(train)
+
+                def accuracy(fit: np.ndarray = fit, held_out: np.ndarray = held_out, c: float = c) -> float:
+                    model = _fit(train[fit], train_labels[fit], c=c, seed=seed)
+                    scores = _scores(model, train[held_out], num_classes)
+                    return top_k(scores, train_labels[held_out], 1)
+
+                found = accuracy() if memo is None else memo.number(f"fold {fold}, C={c!r}", accuracy)
+                accuracies[c] += found * len(held_out) / len(train)
     chosen = max(accuracies, key=lambda c: (accuracies[c], -c))
     validation_top1 = accuracies[chosen] if len(accuracies) > 1 else None
     model = _fit(train, train_labels, c=chosen, seed=seed)

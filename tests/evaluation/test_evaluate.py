@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crisscross.data.loader import Batch
-from crisscross.evaluation import features
+from crisscross.evaluation import features, svm
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
@@ -102,12 +102,36 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     assert looked == list(range(12))  # each clip once
     monkeypatch.setattr(features, "evaluation_views", evaluation_views)
     assert run_experiment(run)
-    assert [path.name for path in sorted((run.path / "features").iterdir())] == ["test.npz", "train.npz"]
+    assert [path.name for path in sorted((run.path / "features").glob("*.npz"))] == ["test.npz", "train.npz"]
     monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 16)
     for split in ("train", "test"):
         kept, whole = (np.load(some.path / "features" / f"{split}.npz") for some in (run, evaluated))
         assert np.array_equal(kept["labels"], whole["labels"])
         assert np.allclose(kept["video"], whole["video"], rtol=1e-4, atol=1e-6)  # batches of another size
+
+
+def test_an_interrupted_cross_validation_goes_on_where_it_stopped(
+    folder: Path, pretrained: RunDirectory, evaluated: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config("downstream", folder)
+    fits: list[float] = []
+    original = svm._fit
+
+    def fit(*arrays: Any, c: float, seed: int) -> Any:
+        fits.append(c)
+        if len(fits) in (4, 9):
+            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGUSR2")
+        return original(*arrays, c=c, seed=seed)
+
+    monkeypatch.setattr(svm, "_fit", fit)
+    run = RunDirectory.create("downstream", {**config, "runs_root": str(folder / "others")}, parents=[pretrained])
+    for expected in (4, 9):
+        assert not run_experiment(run)
+        assert len(fits) == expected
+        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    assert run_experiment(run)
+    assert len(fits) == 3 * (6 * 3 + 1)  # modalities x (values of C x folds, and the last one): none twice
+    assert run.result["metrics"] == evaluated.result["metrics"]
 
 
 def test_parts_after_a_gap_or_a_damage_are_passed_over(tmp_path: Path) -> None:

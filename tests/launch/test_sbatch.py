@@ -46,7 +46,7 @@ def _script(cluster: ClusterSettings, kind: str, **changes: Any) -> str:
             "slurm",
             ["cluster.partition=gpu", "cluster.account=def-me", "cluster.setup=['module load cuda']"],
             "pretrain",
-            {"array": "0-4,7", "after_a_kill": ["-m", "launch.revive", "/scratch/my runs/slurm/0a1b"]},
+            {"array": "0-4,7", "afterwards": ["-m", "launch.revive", "/scratch/my runs/slurm/0a1b"]},
         ),
         ("downstream_array", "slurm", [], "downstream", {"array": "1-3", "dependency": "aftercorr:12"}),
         (

@@ -61,7 +61,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     (folder / "mlflow.db").write_text("not empty")
     for run in register(plan, where="local").values():
         notes = Notes(run, store_key(uri, "crisscross"))
-        notes.sent.run_id, notes.sent.status = "1", record.standing(run).status
+        standing = record.standing(run)
+        notes.sent.run_id, notes.sent.status = "1", standing.status
+        notes.sent.tags = {"crisscross.state": standing.state, "crisscross.error": standing.error}
         notes.save()
     return chosen
 

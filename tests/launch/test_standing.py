@@ -69,10 +69,10 @@ def test_queued_says_why_and_until_when(world: World) -> None:
 
 
 def test_preemptions_are_counted_within_the_present_job(world: World) -> None:
-    write_json(world.parent.path / "launches.json", [{"slurm_job": "11"}, {"slurm_job": "12"}, {"slurm_job": "12"}])
-    assert world.of_parent(world.view(_task("12", "RUNNING"))).preemptions == 1
-    assert world.of_parent(world.view(_task("12", "PENDING", "BeginTime"))).preemptions == 2
-    assert world.of_parent(world.view(_task("12", "RUNNING"))).restarts == 2
+    starts = [("11_3", "preempted"), ("12_3", "preempted"), ("12_3", "SIGUSR2"), ("12_3", None)]
+    write_json(world.parent.path / "launches.json", [{"slurm_job": job, "left": left} for job, left in starts])
+    found = world.of_parent(world.view(_task("12", "RUNNING")))
+    assert (found.preemptions, found.restarts) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_settling_writes_what_jobs_could_not_say(world: World) -> None:
 
 
 def test_slurm_is_asked_only_where_something_was_given_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standing, "read_queue", lambda users: pytest.fail("squeue was called"))
+    monkeypatch.setattr(standing, "queue_of", lambda claims: pytest.fail("squeue was called"))
     assert read_slurm(tmp_path, [{"members": []}]).queue is None
 
 

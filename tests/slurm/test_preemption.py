@@ -133,8 +133,11 @@ def test_two_nodes_preempted(tmp_path: Path, idle_slurm: SlurmCluster, tasks_per
     preempted.wait_until_at_step(run, 20)
     high = _preempt(idle_slurm)
     preempted.wait_until(lambda: preempted.jobs_of(run) in _pending(idle_slurm), what="back in the queue")
+    idle_slurm.must("scontrol", "update", "nodename=n1", "state=drain", "reason=test")  # so that it finds other nodes
     idle_slurm.run("scancel", high)
     preempted.wait_until_idle()
+    idle_slurm.must("scontrol", "update", "nodename=n1", "state=resume")
+    assert "on n[2-3]" in run.log_path.read_text()
     assert_same_results(preempted, alone)
     assert lost_steps(run) == [0]
     commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]

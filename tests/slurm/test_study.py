@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
 from launch.claims import Batch
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import REPOSITORY, Study, assert_same_results, assert_told_once
@@ -168,3 +169,53 @@ def test_a_local_launch_leaves_what_slurm_has_alone(tmp_path: Path, idle_slurm: 
     assert here.returncode == 1
     assert "crisscross-none-demo-s0 has been given to Slurm (job " in here.stderr
     study.script("launch/cancel.py", "relaxation")
+
+
+def test_jobs_run_the_code_of_their_submission(
+    tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+    code = clone / "crisscross" / "experiment.py"
+    code.write_text(code.read_text() + "\nUNCOMMITTED = 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    study = Study(tmp_path / "study", ("relaxation=[none]", "study.floor=false"), idle_slurm)
+    launch = str(clone / "launch" / "sweep_relaxation.py")
+    done = study.script(launch, *study.command("+cluster.additional_parameters.hold=true"))
+    assert done.returncode == 0, done.stderr
+    code.write_text("raise RuntimeError('the working tree has moved on')\n")
+    monkeypatch.delenv("PYTHONPATH")
+    for job in {row["array_job_id"] for row in idle_slurm.squeue()}:
+        idle_slurm.must("scontrol", "release", job)
+    study.wait_until_idle()
+    run = study.run("pretrain/crisscross-none")
+    assert run.result is not None
+    assert "+UNCOMMITTED = 1" in (run.path / "code.diff").read_text()
+    ran_on = read_json(run.path / "environment.json")["git"]
+    assert ran_on["dirty"]
+    assert (study.folder / "runs" / "code" / ran_on["snapshot"] / "crisscross" / "experiment.py").is_file()
+    (artifact,) = (study.folder / "mlruns").glob(f"*/{_mlflow_id(run)}/artifacts/code.diff")
+    assert "+UNCOMMITTED = 1" in artifact.read_text()
+
+
+def _mlflow_id(run: RunDirectory) -> str:
+    (store,) = read_json(run.path / "tracking.json")["stores"].values()
+    return store["run_id"]
+
+
+def test_a_cluster_without_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SlurmCluster(node_names=("n1",)) as cluster:
+        for name, value in cluster.environment().items():
+            monkeypatch.setenv(name, value)
+        study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), cluster)
+        study.launch("+cluster.additional_parameters.hold=true")
+        gone = study.run("pretrain/crisscross-none")
+        cluster.must("scancel", study.jobs_of(gone))
+        kept = study.run("pretrain/crisscross-mild")
+        for job in {row["array_job_id"] for row in cluster.squeue()}:
+            cluster.must("scontrol", "release", job)
+        study.wait_until_idle()
+        rows = _states(study)
+        assert rows["crisscross-none-demo-s0"].startswith("cancelled")
+        assert rows["crisscross-none-demo-s0-svm-demo"].startswith("parent cancelled")
+        assert kept.result is not None

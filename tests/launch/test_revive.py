@@ -1,0 +1,149 @@
+"""What becomes of a job whose ranks have ended without a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
+from launch import inside_slurm, revive
+from launch.claims import Batch, Claim, slurm_folder, write_claim
+from launch.inside_slurm import Job
+from launch.records import claim_path
+from tests.launch.support import config_of
+
+RUNNING = Job(True, True, False)
+PREEMPTED = Job(True, True, True)
+CANCELLED = Job(True, False, False)
+SILENT = Job(False, False, False)
+
+
+class Here:
+    """An array task whose srun has ended, and a Slurm that does what it is asked for."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run = RunDirectory.create("pretrain", config_of(root))
+        write_json(self.run.path / "launches.json", [{"slurm_job": "12_3"}])
+        slurm_folder(root).mkdir()
+        self.batch = Batch.create(root, kind="pretrain", runs={3: self.run.path}, dependency=None)
+        write_claim(claim_path(self.run.path), Claim(self.batch, 3))
+        self.job, self.requeues, self.waits, self.refuses = RUNNING, 0, 0, False
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        monkeypatch.setattr(inside_slurm, "look", lambda: self.job)
+        monkeypatch.setattr(inside_slurm, "_requeue", self._requeue)
+        monkeypatch.setattr(inside_slurm.time, "sleep", self._wait)
+
+    def _requeue(self) -> bool:
+        self.requeues += not self.refuses
+        return not self.refuses
+
+    def _wait(self, seconds: float) -> None:
+        self.waits += seconds > 1000
+
+    def ended(self, code: int, **progress: Any) -> int:
+        self.run.write_progress(**progress)
+        return revive.main([str(self.batch.folder), str(code)])
+
+    @property
+    def state(self) -> str:
+        return self.run.progress["state"]
+
+    @property
+    def left(self) -> str:
+        return read_json(self.run.path / "launches.json")[-1]["left"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    return Here(tmp_path, monkeypatch)
+
+
+def test_told_that_the_walltime_is_near(here: Here) -> None:
+    assert here.ended(75, state="interrupted", signal="SIGUSR2", step=5, total=9) == 75
+    assert (here.requeues, here.state, here.left) == (1, "queued", "SIGUSR2")
+    assert here.run.progress["step"] == 5
+
+
+def test_preempted_without_a_warning_stays_until_it_is_killed(here: Here) -> None:
+    here.job = PREEMPTED
+    assert here.ended(75, state="interrupted", signal="SIGTERM") == 75
+    assert (here.requeues, here.waits, here.state, here.left) == (0, 1, "queued", "preempted")
+
+
+def test_preempted_with_a_warning_goes_back_at_once(here: Here) -> None:
+    here.job = PREEMPTED
+    here.ended(75, state="interrupted", signal="SIGUSR2")
+    assert (here.requeues, here.waits, here.left) == (1, 0, "preempted")
+
+
+@pytest.mark.parametrize("code", [137, 143, 76, 1])
+def test_killed_within_the_grace_it_stays_too(here: Here, code: int) -> None:
+    here.job = PREEMPTED
+    assert here.ended(code, state="running") == code
+    assert (here.requeues, here.waits) == (0, 1)
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGUSR2"])
+@pytest.mark.parametrize("code", [75, 137])
+def test_a_cancelled_job_is_never_queued_again(here: Here, signal_name: str, code: int) -> None:
+    here.job = CANCELLED
+    assert here.ended(code, state="interrupted", signal=signal_name) == code
+    assert (here.requeues, here.waits, here.state) == (0, 0, "interrupted")
+
+
+def test_somebodys_sigterm_ends_it(here: Here) -> None:
+    assert here.ended(75, state="interrupted", signal="SIGTERM") == 75
+    assert (here.requeues, here.waits, here.state) == (0, 0, "interrupted")
+
+
+@pytest.mark.parametrize("code", [137, 139, 140, 76])
+def test_killed_it_goes_on_from_its_checkpoint(here: Here, code: int) -> None:
+    assert here.ended(code, state="running") == code
+    assert (here.requeues, here.state) == (1, "queued")
+
+
+def test_killed_again_and_again_at_the_same_place_it_has_failed(here: Here) -> None:
+    for step in (10, 20, 20):  # it comes further, then not any more
+        write_json(here.run.path / "durable.json", {"history_step": step, "metrics_bytes": 0})
+        here.ended(137, state="running")
+    assert here.requeues == 3
+    assert here.ended(137, state="running") == 137
+    assert here.requeues == 3
+    assert here.run.progress["error"].startswith("killed 3 times at the same place (exit code 137; out of memory?)")
+    assert here.ended(137, state="running") == 137  # launched again: as many tries again
+    assert here.requeues == 4
+
+
+def test_a_failure_stays_a_failure(here: Here) -> None:
+    assert here.ended(137, state="failed", error="clip 7 is damaged") == 137  # other ranks were killed after it
+    assert (here.requeues, here.state) == (0, "failed")
+    assert here.ended(1, state="queued") == 1  # it could not even say so
+    assert here.requeues == 0
+
+
+def test_with_a_result_nothing_else_matters(here: Here) -> None:
+    here.run.write_result({})
+    assert here.ended(137, state="running") == 0
+    assert here.requeues == 0
+
+
+def test_what_was_given_to_another_job_is_left_alone(here: Here) -> None:
+    claim_path(here.run.path).unlink()
+    assert here.ended(75, state="interrupted", signal="SIGUSR2") == 75
+    assert here.requeues == 0
+
+
+def test_a_refused_requeue_leaves_it_interrupted(here: Here) -> None:
+    here.refuses = True
+    assert here.ended(75, state="interrupted", signal="SIGUSR2") == 75
+    assert here.state == "interrupted"
+
+
+def test_a_slurm_that_does_not_answer_is_asked_for_a_requeue_all_the_same(here: Here) -> None:
+    here.job = SILENT
+    here.ended(75, state="interrupted", signal="SIGUSR2")
+    assert here.requeues == 1
