@@ -6,15 +6,13 @@ import importlib.metadata
 import logging
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from crisscross.code_version import CODE_ROOT, git_state, uncommitted_changes
 from crisscross.files import read_json, write_atomically, write_json
-from crisscross.run_directory import CODE, CODE_ROOT, RunDirectory, git, git_state
+from crisscross.run_directory import RunDirectory
 from crisscross.training.interruption import INTERRUPTION
 
 logger = logging.getLogger(__name__)
@@ -26,9 +24,6 @@ SLURM_VARIABLES = (
     "SLURM_JOB_NODELIST",
     "SLURM_CLUSTER_NAME",
 )
-
-MAX_DIFF_BYTES = 2**20
-"""What a run from a working tree keeps of uncommitted changes (chosen by us); a snapshot has its diff anyway."""
 
 
 def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
@@ -91,55 +86,10 @@ def _note_launch(directory: RunDirectory) -> None:
 def _note_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
     """Keep what the code that runs now adds to its commit as ``code.diff``."""
     path = directory.path / "code.diff"
-    diff = _changes(root)
+    diff = uncommitted_changes(root)
     # Emptied rather than removed where an earlier start left one: MLflow may have it, and is sent this one instead.
     if diff or path.is_file():
         write_atomically(path, lambda file: file.write(diff))
-
-
-def _changes(root: Path) -> bytes:
-    state = git_state(root)
-    if not state.get("dirty"):
-        return b""
-    try:
-        if "snapshot" in state:
-            return (root / "code.diff").read_bytes()
-        diff = code_diff(root, state["commit"])
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("uncommitted changes of the code are not recorded: %s", error)
-        return b""
-    if len(diff) > MAX_DIFF_BYTES:
-        size, limit = len(diff) / 2**20, MAX_DIFF_BYTES / 2**20
-        logger.warning("uncommitted changes of the code are not recorded: %.1f MiB, at most %.0f MiB", size, limit)
-        return b""
-    return diff
-
-
-def code_diff(root: Path, commit: str) -> bytes:
-    """Return what the code in a checkout adds to a commit, files that git does not know yet included.
-
-    Args:
-        root: where the packages are.
-        commit: what to compare with.
-
-    Returns:
-        What ``git apply`` takes, binary files included; empty when there is no difference. Ignored files are left out.
-
-    Raises:
-        OSError, SubprocessError: when git is not there or fails.
-    """
-    own_index = root / os.fsdecode(git(root, "rev-parse", "--git-path", "index")).removesuffix("\n")
-    new = os.fsdecode(git(root, "ls-files", "-o", "--exclude-standard", "-z", "--", *CODE)).split("\0")[:-1]
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"  # a copy: what somebody is about to commit there is not ours to change
-        if own_index.is_file():
-            shutil.copyfile(own_index, index)
-        if new:
-            git(root, "--literal-pathspecs", "add", "--intent-to-add", "--", *new, index=index)
-        # Spelled out, because a user's settings could make it something that git apply does not take.
-        style = ["--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"]
-        style += ["--src-prefix=a/", "--dst-prefix=b/"]
-        return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, index=index)
 
 
 def _slurm_job() -> str | None:

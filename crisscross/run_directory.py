@@ -21,13 +21,11 @@ A job is handed only this path. Starting it once, or ten times after ten kills, 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,17 +35,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from crisscross.code_version import git_state
 from crisscross.files import read_json, write_json, write_text
 from crisscross.identity import identity
 
 logger = logging.getLogger(__name__)
-
-CODE_ROOT = Path(__file__).resolve().parents[1]
-"""Where this code is: a checkout, a snapshot (launch/snapshot.py) or an installation."""
-
-CODE = ("crisscross", "experiments", "launch", "analysis", "pyproject.toml")
-"""What of the project a result can depend on; tests and documents do not make a checkout dirty."""
-
 
 # The text of safe_dump and the values of safe_load, in a fifth of the time, where PyYAML was built with libyaml.
 _YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -278,52 +270,3 @@ def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = (
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "_", str(text)).strip("_") or "unnamed"
-
-
-def git_state(root: Path = CODE_ROOT) -> dict[str, Any]:
-    """Return which code this is: ``commit``, ``dirty`` (code differs from it), ``snapshot`` where it is one.
-
-    Empty where it is neither a checkout nor a snapshot. Asked once a process, which goes on with the code that it has
-    imported, whatever becomes of the checkout.
-    """
-    return dict(_git_state(root))
-
-
-@functools.cache
-def _git_state(root: Path) -> dict[str, Any]:
-    about = read_json(root / "snapshot.json")
-    if about is not None:  # the repository around it, if any, has moved on
-        known = {"commit": about["commit"], "dirty": about["dirty"]} if about["commit"] else {}
-        return {**known, "snapshot": about["snapshot"]}
-    try:
-        if not git(root, "ls-files", "-co", "--exclude-standard", "--", CODE[0]):
-            return {}  # an installation that a repository around it ignores
-        # The last option because a user may have set it to "no".
-        status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    lines = status.decode(errors="replace").splitlines()
-    commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid "))
-    return {} if commit == "(initial)" else {"commit": commit, "dirty": any(line[0] != "#" for line in lines)}
-
-
-def git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
-    """Ask git about the checkout in a folder, without locking it for those who work there.
-
-    Args:
-        root: where git is called.
-        *arguments: of git.
-        index: index to use and change instead of the checkout's own.
-
-    Raises:
-        OSError: when there is no git.
-        SubprocessError: when it fails, or takes more than 10 seconds.
-    """
-    # Whoever calls us from a hook of another repository has these set.
-    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-    variables = {name: value for name, value in os.environ.items() if name not in elsewhere}
-    variables |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    if index is not None:
-        variables["GIT_INDEX_FILE"] = str(index)
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=root, env=variables, capture_output=True, check=True, timeout=10).stdout

@@ -21,9 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from crisscross.experiment import code_diff
+from crisscross.code_version import CODE, CODE_ROOT, code_diff, git
 from crisscross.files import fsync_directory, read_json, write_json
-from crisscross.run_directory import CODE, CODE_ROOT, git
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import run_directory
+from crisscross import code_version
+from crisscross.code_version import git_state
 from crisscross.files import write_atomically, write_json, write_text
 from crisscross.journal import Journal, read_journal
-from crisscross.run_directory import AlreadyRunningError, RunDirectory, git_state
+from crisscross.run_directory import AlreadyRunningError, RunDirectory
 
 CONFIG = {
     "method": {"name": "crisscross"},
@@ -74,7 +75,7 @@ def test_the_state_of_the_code_is_that_of_the_start(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
 
     def ask_anew() -> dict:
-        run_directory._git_state.cache_clear()
+        code_version._git_state.cache_clear()
         return git_state(tmp_path)
 
     assert ask_anew() == {}

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 JOIN_TIMEOUT = timedelta(minutes=30)
 """How long processes wait for each other, when they meet and in any exchange (chosen by us: for slow shared disks)."""
@@ -105,6 +107,24 @@ def join_world(device: str) -> Iterator[World]:
         yield World(rank=dist.get_rank(), size=size, device=chosen, _control=control)
     finally:
         dist.destroy_process_group()
+
+
+def data_parallel(network: nn.Module, world: World, *, uses_all_parameters: bool) -> DistributedDataParallel:
+    """Return a network whose gradients are averaged over the processes.
+
+    Args:
+        network: on the world's device.
+        world: of more than one process.
+        uses_all_parameters: whether every parameter gets a gradient in every pass.
+    """
+    on_gpu = world.device.type == "cuda"
+    return DistributedDataParallel(
+        network,
+        device_ids=[world.device.index] if on_gpu else None,
+        # Else PyTorch lays gradients out anew after the first step of every start. From three ranks on they are then
+        # summed in another order, and a resumed run is no longer the same to the last bit.
+        find_unused_parameters=not uses_all_parameters or not on_gpu,
+    )
 
 
 def _check_address(host: str) -> None:

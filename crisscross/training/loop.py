@@ -39,7 +39,7 @@ from crisscross.training.checkpoint import (
     load_checkpoint,
     load_newest,
 )
-from crisscross.training.distributed import World, join_world
+from crisscross.training.distributed import World, data_parallel, join_world
 from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.meter import Meter
 from crisscross.training.views import augmented_views
@@ -385,14 +385,7 @@ class Pretraining:
             else:
                 logger.warning("training.compile=true is for GPUs: ignored on %s", self.world.device)
         if self.world.size > 1:
-            on_gpu = self.world.device.type == "cuda"
-            network = DistributedDataParallel(
-                network,
-                device_ids=[self.world.device.index] if on_gpu else None,
-                # Else PyTorch lays gradients out anew after the first step of every start. From three ranks on they are
-                # then summed in another order, and a resumed run is no longer the same to the last bit.
-                find_unused_parameters=not self.method.uses_all_parameters or not on_gpu,
-            )
+            network = data_parallel(network, self.world, uses_all_parameters=self.method.uses_all_parameters)
         return network
 
     def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager:

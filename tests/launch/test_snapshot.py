@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import experiment, run_directory
+from crisscross import code_version, experiment
+from crisscross.code_version import CODE, CODE_ROOT, git_state
 from crisscross.files import read_json
-from crisscross.run_directory import CODE, CODE_ROOT, RunDirectory, git_state
+from crisscross.run_directory import RunDirectory
 from launch import snapshot as module
 from launch.snapshot import Snapshot, snapshot_environment, take_snapshot
 from tests.launch.support import config_of
@@ -128,7 +129,7 @@ def test_a_job_keeps_the_diff_of_its_code(checkout: Path, tmp_path: Path, monkey
 
     def start(root: Path) -> bytes | None:
         experiment._note_changes(run, root)
-        run_directory._git_state.cache_clear()
+        code_version._git_state.cache_clear()
         return kept.read_bytes() if kept.is_file() else None
 
     assert start(checkout) is None
@@ -141,7 +142,7 @@ def test_a_job_keeps_the_diff_of_its_code(checkout: Path, tmp_path: Path, monkey
     assert b"+# edited\n" in here
     assert b"+# moved on\n" in here
     assert caplog.text == ""
-    monkeypatch.setattr(experiment, "MAX_DIFF_BYTES", 10)
+    monkeypatch.setattr(code_version, "MAX_DIFF_BYTES", 10)
     assert start(checkout) == b""  # not the one of an earlier start
     assert "uncommitted changes of the code are not recorded: 0.0 MiB, at most" in caplog.text
     git(checkout, "add", "-A")
