@@ -125,7 +125,8 @@ def _states(study: Study) -> dict[str, str]:
     lines = study.script("launch/status.py").stdout.splitlines()
     head = next(line for line in lines if line.startswith("experiment "))
     begin, end = head.index("state"), head.index("restarts")
-    rows = [line for line in lines if line.startswith(("crisscross-", "untrained-"))]
+    is_row = (line.startswith(("crisscross-", "untrained-")) and "its log ends" not in line for line in lines)
+    rows = [line for line, wanted in zip(lines, is_row, strict=True) if wanted]
     return {line.split()[0]: " ".join(line[begin:end].split()) for line in rows}
 
 
