@@ -76,7 +76,7 @@ class Study:
         found = [RunDirectory.open(path.parent) for path in (self.folder / "runs").glob("*/*/run.json")]
         return {run.label: run for run in found}
 
-    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = 120.0) -> None:
+    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = 180.0) -> None:
         """Wait, and tell all there is to know where it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not reached():
@@ -84,7 +84,7 @@ class Study:
                 raise TimeoutError(f"{what}: not within {timeout_s:.0f} s\n{self.explain()}")
             time.sleep(0.3)
 
-    def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = 90.0) -> None:
+    def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = 180.0) -> None:
         """Wait until a run says that it has done so many steps."""
         self.wait_until(
             lambda: (run.progress or {}).get("state") == "running" and (run.progress.get("step") or 0) >= step,
@@ -92,7 +92,7 @@ class Study:
             timeout_s=timeout_s,
         )
 
-    def wait_until_idle(self, *, timeout_s: float = 240.0) -> None:
+    def wait_until_idle(self, *, timeout_s: float = 400.0) -> None:
         """Wait until the queue is empty."""
         self.wait_until(lambda: not self.cluster.squeue(), what="an empty queue", timeout_s=timeout_s)
 

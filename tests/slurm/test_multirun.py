@@ -34,7 +34,7 @@ def test_a_sweep_whose_job_is_sent_away_and_comes_back(tmp_path: Path, idle_slur
     study.wait_until_at_step(run, 20)
     array = next(row["array_job_id"] for row in idle_slurm.squeue())
     idle_slurm.must("scancel", "--signal=USR2", f"{array}_0")
-    printed, _ = sweep.communicate(timeout=240)
+    printed, _ = sweep.communicate(timeout=400)
     assert sweep.returncode == 0, printed + study.explain()
     assert len(read_json(run.path / "launches.json")) == 2
     assert lost_steps(run) == [0]
