@@ -65,7 +65,9 @@ def print_tables(
     try:
         runs = read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
     except (NoRunsError, TrackingError) as error:
-        print(f"no table: {error}; `{COMMANDS[study]}` runs the study", file=sys.stderr)
+        is_away = uri.startswith("http") and isinstance(error, TrackingError)
+        hint = "is the server up?" if is_away else f"`{COMMANDS[study]}` runs the study"
+        print(f"no table: {error}; {hint}", file=sys.stderr)
         return 1
     except ValueError as error:
         print(f"no table: {error}", file=sys.stderr)
@@ -85,15 +87,15 @@ def print_tables(
             f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: "
             f"{command_line(uri, experiment=experiment, fingerprint=runs.others[0])}"
         )
-    folder = Path(out)
+    folder, stem = Path(out), f"{table.name}-{runs.fingerprint}"  # a variant never overwrites another one's table
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in formats:
-            write_text(folder / f"{table.name}.{name}", texts[name](table))
+            write_text(folder / f"{stem}.{name}", texts[name](table))
     except OSError as error:
         print(f"the table is not written: {folder}: {error.strerror}: give a folder you can write", file=sys.stderr)
         return 1
-    print(f"Written: {', '.join(str(folder / f'{table.name}.{name}') for name in formats)}")
+    print(f"Written: {', '.join(str(folder / f'{stem}.{name}') for name in formats)}")
     return 0
 
 

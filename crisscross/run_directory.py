@@ -204,9 +204,15 @@ class RunDirectory:
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 
-    def say_queued(self) -> None:
-        """Say that the experiment waits for its turn (again), keeping what is known of how far it is."""
+    def say_queued(self, *, step: int | None = None) -> None:
+        """Say that the experiment waits for its turn (again), keeping what is known of how far it is.
+
+        Args:
+            step: from where a training goes on, when that is known better.
+        """
         known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
+        if step is not None and "step" in known and self.kind == "pretrain":
+            known["step"] = step
         self.write_progress(**known, state="queued")
 
     @contextlib.contextmanager

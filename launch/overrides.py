@@ -25,6 +25,7 @@ from crisscross.identity import plain_copy
 
 CONF = Path(__file__).resolve().parents[1] / "experiments" / "conf"
 KINDS = ("pretrain", "downstream")
+LAUNCH_KEYS = ("seeds", "dry_run", "max_parallel", "study.floor", "study.downstream")
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,14 @@ def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str
             raise ValueError(f"{lonely[0]}: only a cluster has such a setting: add hydra/launcher=slurm") from None
         unknown = [item for item in overrides if f"'{item.key_or_group}'" in str(error)]
         if unknown and not isinstance(error, MissingConfigException):
-            raise ValueError(
-                _unknown(unknown[0], ["seeds", "dry_run", "max_parallel", "study.floor", "study.downstream"])
-            ) from None
+            raise ValueError(_unknown(unknown[0], [*LAUNCH_KEYS, *_cluster_keys()])) from None
         raise ValueError(_one_line(error)) from None
+
+
+def _cluster_keys() -> list[str]:
+    """All keys of a cluster."""
+    described = yaml.safe_load((CONF / "hydra/launcher/slurm.yaml").read_text())
+    return _keys({"cluster": described["cluster"]})
 
 
 def _as_list(item: Override) -> str:

@@ -50,6 +50,11 @@ def table_claim_path(record: Path) -> Path:
     return record.with_name(f".{record.stem}.table.json")
 
 
+def table_result_path(record: Path) -> Path:
+    """Where the job of a study's table says how it ended."""
+    return record.with_name(f".{record.stem}.table-result.json")
+
+
 def record_path(runs_root: Path, name: str) -> Path:
     """Where a study's record is; ``name`` is ``<study>.<fingerprint>``."""
     return runs_root / "studies" / f"{name.replace('.', '-')}.json"

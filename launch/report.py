@@ -91,6 +91,9 @@ def help_text(study: str) -> str:
             "",
             "Settings are key=value: those of experiments/conf/launch.yaml (seeds, dry_run, max_parallel), the axes",
             f"of experiments/conf/study/{study}.yaml, and all keys of its pretrain.yaml and downstream.yaml.",
+            "",
+            "On a Slurm cluster: hydra/launcher=slurm cluster.partition=NAME cluster.account=NAME, or your own file.",
+            "experiments/conf/hydra/launcher/template.yaml explains what can be set below `cluster`.",
         ]
     )
 

@@ -11,6 +11,7 @@ further since the kill before; ``MAX_KILLS`` times in a row without is a failure
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     if was_killed and job.is_running and not job.is_preempted and is_hopeless(run, code):
         return code
     signal_name = "SIGUSR2" if was_killed and not job.is_preempted else said.get("signal")
-    run.say_queued()
+    if was_killed:
+        write_log(run, f"killed (exit code {code}): goes on from {where_from(run)}")
+    run.say_queued(step=(read_json(run.path / "durable.json") or {"history_step": 0})["history_step"])
     if not inside_slurm.go_on_later(job, signal_name):
         run.write_progress(**{**said, "state": "interrupted"})
     return code
@@ -65,6 +68,18 @@ def is_hopeless(run: RunDirectory, code: int) -> bool:
         run.write_progress(**{**(run.progress or {}), "state": "failed", "error": reason})
         print(reason, file=sys.stderr)
     return hopeless
+
+
+def where_from(run: RunDirectory) -> str:
+    """Return from where a killed experiment goes on."""
+    step = (read_json(run.path / "durable.json") or {}).get("history_step")
+    return f"the checkpoint at step {step}" if step else "the start: there is no checkpoint yet"
+
+
+def write_log(run: RunDirectory, line: str) -> None:
+    """Add a line to the log of a run."""
+    with contextlib.suppress(OSError), run.log_path.open("a") as log:  # the disk may be full
+        print(time.strftime("%H:%M:%S"), line, file=log)
 
 
 def note_leaving(run: RunDirectory, why: str) -> None:

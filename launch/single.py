@@ -51,6 +51,8 @@ def run_entry_point(kind: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         sys.exit(130)
+    if {"-m", "--multirun"} & set(sys.argv[1:]) and not _CODES:
+        print("the sweep is done: uv run launch/status.py shows its experiments")
     if _CODES:
         sys.exit(min(_CODES))  # of a failure (1), a wrong setting (2), an interruption (75): the worst
 
@@ -91,6 +93,8 @@ def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -
         from crisscross.data.catalogue import prepare
 
         prepare(chosen["data"])
+        print(f"giving the sweep to Slurm and waiting for its jobs; what they print is below {folder}/.submitit")
+        print("uv run launch/status.py, in another shell, shows how they stand", flush=True)
 
 
 def run_here(kind: str, config: dict[str, Any]) -> None:

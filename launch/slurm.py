@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +97,6 @@ class Submitter:
             missing = self._reconcile(graph, runs, queue, done)
             planner = Planner(resource_kind, self._max_array_size(), done.kept)
             arrays = planner.plan(missing)
-            self._check_all(arrays)
             for position, array in enumerate(arrays):
                 try:
                     self._submit_array(array, runs)
@@ -127,9 +126,10 @@ class Submitter:
                 told = True
             time.sleep(1)
 
-    def _check_all(self, arrays: Sequence[Array]) -> None:
+    def check_all(self, kinds: Iterable[str]) -> None:
         """Show Slurm one job of each kind before any is submitted: a mistake shall not leave half of a graph behind."""
-        for kind in dict.fromkeys([*(array.kind for array in arrays), "cpu"] if arrays else []):
+        needed = dict.fromkeys(kinds)
+        for kind in dict.fromkeys([*needed, "cpu"] if needed else []):
             try:
                 self.check(kind)
             except SlurmError as error:

@@ -27,7 +27,7 @@ from launch.report import (
 )
 from launch.sbatch import SlurmError, site_facts
 from launch.slurm import Submission, Submitter
-from launch.snapshot import snapshot_environment, take_snapshot
+from launch.snapshot import Snapshot, snapshot_environment, take_snapshot
 from launch.study import Plan
 
 SHOWN = 5
@@ -43,19 +43,15 @@ def launch(plan: Plan, *, console: Console) -> int:
     Raises:
         ValueError, OSError: one line, when nothing could be submitted.
     """
-    print_header(plan, console, how="submitted to Slurm")
+    print_header(plan, console, how="on Slurm")
     make_writable(plan.runs_root)
     check_space(plan)
-    code = take_snapshot(plan.runs_root)
-    submitter = Submitter(
-        study=plan.name,
-        cluster=plan.launch.cluster,
-        runs_root=plan.runs_root,
-        code=snapshot_environment(code),
-        say=lambda text: say(console, text),
-    )
     if plan.launch.dry_run:
-        return _dry_run(plan, submitter, console)
+        code = Snapshot(plan.runs_root.resolve() / "code" / "SNAPSHOT", "", None, False)
+        return _dry_run(plan, _submitter(plan, code, console), console)
+    submitter = _submitter(plan, take_snapshot(plan.runs_root), console)
+    missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
+    submitter.check_all(resource_kind(item) for item in missing)
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
         runs = register(plan, where="slurm")
         if all(run.result is not None for run in runs.values()):
@@ -65,6 +61,16 @@ def launch(plan: Plan, *, console: Console) -> int:
         done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
     _report(plan, done, console)
     return 1 if done.error else 0
+
+
+def _submitter(plan: Plan, code: Snapshot, console: Console) -> Submitter:
+    return Submitter(
+        study=plan.name,
+        cluster=plan.launch.cluster,
+        runs_root=plan.runs_root,
+        code=snapshot_environment(code),
+        say=lambda text: say(console, text),
+    )
 
 
 def check_space(plan: Plan) -> None:

@@ -53,6 +53,7 @@ class Standing:
         job: the Slurm job; empty without one.
         nodes: where it runs; empty when it does not.
         preemptions: how often its present job had to make room for another one.
+        left: how that job's last start ended, as launch/revive.py has noted it.
     """
 
     state: str
@@ -62,6 +63,7 @@ class Standing:
     job: str = ""
     nodes: str = ""
     preemptions: int = 0
+    left: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def standing_of(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView | 
     if claim is not None:
         standing = _on_slurm(claim, slurm, path, parents, progress, restarts)
         left = [launch.get("left") for launch in launches if launch.get("slurm_job") == standing.job]
-        return replace(standing, preemptions=left.count("preempted"))
+        return replace(standing, preemptions=left.count("preempted"), left=str((left or [""])[-1] or ""))
     if RunDirectory(path).is_running:
         return Standing("running", progress, restarts)
     return _here(path, parents, progress, restarts, slurm)
@@ -175,7 +177,8 @@ def _on_slurm(
     task, job_id = slurm.task(claim), claim.batch.job_id
     name = "" if job_id is None else job_id if claim.index is None else f"{job_id}_{claim.index}"
     if task is not None and task.is_running:
-        return Standing("running", progress, restarts, "ends" if task.state == "COMPLETING" else "", name, task.nodes)
+        why = "is just ending" if task.state == "COMPLETING" else ""
+        return Standing("running", progress, restarts, why, name, task.nodes)
     if task is not None:
         waits = task.reason == "Dependency"
         blocked = _blocked_by(parents, slurm) if waits else ""

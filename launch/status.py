@@ -21,9 +21,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.files import read_json
 from crisscross.record import mask_passwords
 from launch.display import clock, describe
-from launch.records import last_lines, read_records, read_single_runs, split_arguments, study_holder
+from launch.records import (
+    last_lines,
+    read_records,
+    read_single_runs,
+    record_path,
+    split_arguments,
+    study_holder,
+    table_result_path,
+)
 from launch.sbatch import SlurmError
 from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
 from launch.sync import deliver_behind
@@ -127,9 +136,16 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, co
 def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> str:
     """Return how the job of the study's table stands, as the end of a line."""
     claim = table_claim(runs_root, record)
-    task = slurm.task(claim) if claim is not None else None
-    if task is None:
+    if claim is None:
         return ""
+    task = slurm.task(claim)
+    if task is None:
+        name = f"{record['study']}.{record['fingerprint']}"
+        ended = read_json(table_result_path(record_path(runs_root, name))) or {}
+        is_its_own = ended.get("time", 0) > claim.batch.about.get("created", 0)
+        if not is_its_own or not ended["error"]:
+            return ""
+        return f"; table: failed ({ended['error']}): uv run analysis/make_tables.py makes it"
     return f"; table: job {task.job_id} {'runs' if task.is_running else 'waits for the others'}"
 
 
@@ -196,6 +212,8 @@ def _detail(standing: Standing, *, waits_for: Sequence[str], log: Path) -> str:
     if standing.state == "failed":
         lines = last_lines(log, num_lines=1)
         return str(standing.progress.get("error") or standing.why or (lines[0] if lines else ""))
+    if standing.state == "running" and standing.why:  # what it said before it was told to stop is of no interest
+        return standing.why
     parts = [standing.why] if standing.why else []
     if standing.state in ("waiting", "parent failed", "parent cancelled") and waits_for:
         parts.insert(0, f"needs {', '.join(waits_for)}")
@@ -206,6 +224,8 @@ def _detail(standing: Standing, *, waits_for: Sequence[str], log: Path) -> str:
             parts.append(f"silent for {clock(silent_s)}")
     if standing.state in ("interrupted", "cancelled", "queued") and standing.progress.get("total"):
         parts.insert(0, f"at {standing.progress.get('step') or 0}/{standing.progress['total']}")
+    if standing.state == "queued" and standing.left.startswith("exit code"):
+        parts.append(f"its process was killed ({standing.left})")
     if standing.preemptions:
         parts.append(f"preempted {standing.preemptions} time{'s' if standing.preemptions > 1 else ''}")
     return "; ".join(parts)

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from crisscross.catch_up import catch_up
 from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
+from crisscross.store_address import TrackingError, check_port
 from crisscross.tracking import pending
 from launch.delivery import note_latest
 from launch.records import read_records, read_single_runs, split_arguments
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         while True:
             with lock:
-                sync(runs_root, names)
+                is_complete = sync(runs_root, names)
             if not chosen.watch:
-                return 0
+                return 0 if is_complete else 1
             time.sleep(WATCH_SECONDS)
     except Timeout:
         return 0
@@ -63,16 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def sync(runs_root: Path, names: Sequence[str]) -> None:
-    """Deliver once and say what was delivered.
+def sync(runs_root: Path, names: Sequence[str]) -> bool:
+    """Deliver once, say what was delivered, and return whether that is everything.
 
     Raises:
         ValueError: when there is no study of a name.
     """
     records = read_records(runs_root, names)
     singles = [] if names else [read_single_runs(runs_root)]
-    for line in bring_up_to_date(runs_root, [*records, *singles]):
+    lines = bring_up_to_date(runs_root, [*records, *singles])
+    for line in dict.fromkeys(lines):
         print(line, flush=True)
+    return not any(" wait: " in line for line in lines)
 
 
 def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,12 +110,18 @@ def deliver_behind(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> lis
     for (uri, experiment), runs in stores(runs_root, records).items():
         num_due = sum(bool(pending(run, uri=uri, experiment=experiment, stale_s=0.0)) for run in runs.values())
         store = f"MLflow ({mask_passwords(uri)})"
+        if not num_due:
+            lines.append(f"{store} is up to date")
+            continue
+        try:
+            check_port(uri)
+        except TrackingError as error:
+            lines.append(f"{num_due} run(s) wait for {error}")
+            continue
+        is_due = True
         lines.append(
             f"{store}: {num_due} run(s) are being brought up to date in the background (launch/sync.py waits for it)"
-            if num_due
-            else f"{store} is up to date"
         )
-        is_due = is_due or num_due > 0
     if is_due:
         subprocess.Popen(
             [sys.executable, "-m", "launch.sync", "--unless-running", f"runs_root={runs_root}"],

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from crisscross.files import read_json
+from crisscross.files import read_json, write_json
 from crisscross.record import mask_passwords
 from crisscross.tracking import TrackingError
+from launch.records import table_result_path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,6 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     if record is None:
         print(f"{path}: there is no such study", file=sys.stderr)
         return 1
+    code, reason = make(path, record)
+    write_json(table_result_path(path), {"time": time.time(), "error": reason if code else ""})
+    return code
+
+
+def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
+    """Bring MLflow up to date and make the table; return the exit code and, where there is none, the reason."""
     from launch.sync import bring_up_to_date
 
     runs_root, tracking = path.parents[1], record["tracking"]
@@ -37,11 +47,11 @@ def main(arguments: Sequence[str]) -> int:
         print(line, flush=True)
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
-        return 0
+        return 0, ""
     from analysis.make_tables import print_tables
 
     try:
-        return print_tables(
+        code = print_tables(
             tracking["uri"],
             experiment=tracking["experiment"],
             study=record["study"],
@@ -49,8 +59,10 @@ def main(arguments: Sequence[str]) -> int:
             out=runs_root.parent / "tables",
         )
     except (TrackingError, ValueError, OSError) as error:
-        print(f"no table: {mask_passwords(str(error))}: uv run analysis/make_tables.py makes it", file=sys.stderr)
-        return 1
+        reason = mask_passwords(str(error))
+        print(f"no table: {reason}: uv run analysis/make_tables.py makes it", file=sys.stderr)
+        return 1, reason
+    return code, "its log says why"
 
 
 if __name__ == "__main__":

@@ -44,6 +44,12 @@ def filled(empty_store, tmp_path_factory) -> Study:
     return study
 
 
+def _written(folder: Path, extension: str) -> Path:
+    """Return the table of that kind, whatever the variant."""
+    (path,) = folder.glob(f"table3-????????.{extension}")
+    return path
+
+
 def test_the_table_of_a_study(filled, tmp_path, capsys):
     assert main(["--uri", filled.uri, "--out", str(tmp_path / "tables")]) == 0
     printed = capsys.readouterr().out
@@ -73,12 +79,12 @@ def test_the_table_of_a_study(filled, tmp_path, capsys):
     assert "- mixed, seed 0: parent failed: the disk is full" in printed
     for part in ("demo scale", "linear SVM", "up to 3", "no published number", "not comparable"):
         assert part in printed
-    assert (tmp_path / "tables" / "table3.md").read_text() in printed
+    assert _written(tmp_path / "tables", "md").read_text() in printed
 
 
 def test_every_number_leads_back_to_its_runs(filled, tmp_path):
     print_tables(filled.uri, out=tmp_path / "tables")
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "table3.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO(_written(tmp_path / "tables", "csv").read_text())))
     assert len(rows) == 7 * 3
     known = {run["run_id"]: run for run in tracking.search_runs("", uri=filled.uri, experiment="crisscross")}
     for row in rows:
@@ -100,7 +106,7 @@ def test_the_same_runs_give_the_same_bytes(filled, tmp_path):
     for out in ("first", "second"):
         print_tables(filled.uri, out=tmp_path / out)
         filled.deliver()  # nothing new
-        files.append([(tmp_path / out / f"table3.{name}").read_bytes() for name in ("md", "csv", "tex")])
+        files.append([_written(tmp_path / out, name).read_bytes() for name in ("md", "csv", "tex")])
     assert files[0] == files[1]
 
 
@@ -111,7 +117,7 @@ def test_one_seed_has_no_spread(study, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert cells(printed)["mild"] == ["**50.0**", "**70.0**", "**90.0**"]
     assert "One seed a cell (n = 1), so there is no ±." in printed
-    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["table3.csv"]
+    assert [path.suffix for path in (tmp_path / "tables").iterdir()] == [".csv"]
 
 
 def test_results_of_different_protocols_or_data_never_share_a_column(study, tmp_path, capsys):
@@ -147,7 +153,7 @@ def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path
     assert "paper scale" in printed
     assert "not comparable" not in printed
     assert "uv run analysis/make_tables.py --fingerprint 0123abcd" in printed
-    assert "0123abcd" not in (tmp_path / "tables" / "table3.md").read_text()
+    assert "0123abcd" not in _written(tmp_path / "tables", "md").read_text()
     tracking.mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
     assert main(out) == 0
     assert cells(capsys.readouterr().out)["mild"] == ["**50.0**"] * 3
@@ -174,7 +180,7 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
         assert main(["--uri", uri, *out]) == 1
         line = one_line(capsys)
         assert what in line
-        assert "`uv run launch/sweep_relaxation.py`" in line
+        assert ("is the server up?" if what == "refused" else "`uv run launch/sweep_relaxation.py`") in line
     assert main(["--uri", "mlruns", *out]) == 1
     assert "is no MLflow store" in one_line(capsys)
     Study(tmp_path, fingerprint="89abcdef").studies.clear()

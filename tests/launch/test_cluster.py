@@ -71,7 +71,7 @@ def test_relative_folders_begin_at_scratch(monkeypatch: pytest.MonkeyPatch, tmp_
         (["hydra/launcher=mars"], "hydra/launcher/mars: no such choice: use one of"),
         (
             ["hydra/launcher=slurm", "cluster.partitoin=gpu"],
-            "cluster.partitoin=gpu: there is no setting cluster.partitoin",
+            "cluster.partitoin=gpu: there is no setting cluster.partitoin: did you mean cluster.partition",
         ),
         (
             ["hydra/launcher=slurm", "cluster.signal_seconds=1"],

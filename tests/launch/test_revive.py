@@ -63,6 +63,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
 
 
 def test_told_that_the_walltime_is_near(here: Here) -> None:
+    write_json(here.run.path / "durable.json", {"history_step": 5, "metrics_bytes": 0})
     assert here.ended(75, state="interrupted", signal="SIGUSR2", step=5, total=9) == 75
     assert (here.requeues, here.state, here.left) == (1, "queued", "SIGUSR2")
     assert here.run.progress["step"] == 5
@@ -102,8 +103,13 @@ def test_somebodys_sigterm_ends_it(here: Here) -> None:
 
 @pytest.mark.parametrize("code", [137, 139, 140, 76])
 def test_killed_it_goes_on_from_its_checkpoint(here: Here, code: int) -> None:
-    assert here.ended(code, state="running") == code
-    assert (here.requeues, here.state) == (1, "queued")
+    assert here.ended(code, state="running", step=51, total=90) == code
+    assert (here.requeues, here.state, here.run.progress["step"]) == (1, "queued", 0)
+    assert f"killed (exit code {code}): goes on from the start" in here.run.log_path.read_text()
+    write_json(here.run.path / "durable.json", {"history_step": 40, "metrics_bytes": 0})
+    here.ended(code, state="running", step=51, total=90)
+    assert here.run.progress["step"] == 40
+    assert "goes on from the checkpoint at step 40" in here.run.log_path.read_text()
 
 
 def test_killed_again_and_again_at_the_same_place_it_has_failed(here: Here) -> None:

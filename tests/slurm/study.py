@@ -105,7 +105,8 @@ class Study:
 
     def table(self) -> str:
         """Return the table that was written."""
-        return (self.folder / "tables" / "table3.md").read_text()
+        (path,) = (self.folder / "tables").glob("table3-*.md")
+        return path.read_text()
 
     def jobs_of(self, run: RunDirectory) -> str:
         """Return the Slurm job of a run, such as ``8_0``."""
