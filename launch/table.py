@@ -43,7 +43,8 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     from launch.sync import bring_up_to_date
 
     runs_root, tracking = path.parents[1], record["tracking"]
-    for line in bring_up_to_date(runs_root, [record]):
+    lines = bring_up_to_date(runs_root, [record])
+    for line in lines:
         print(line, flush=True)
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
@@ -62,7 +63,8 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
         reason = mask_passwords(str(error))
         print(f"no table: {reason}: uv run analysis/make_tables.py makes it", file=sys.stderr)
         return 1, reason
-    return code, "its log says why"
+    waiting = [line for line in lines if " wait: " in line]
+    return code, waiting[0] if waiting else "its log says why"
 
 
 if __name__ == "__main__":
