@@ -21,7 +21,7 @@ from launch.claims import Batch, Claim, queue_of, read_claim, submitting, withdr
 from launch.cluster import ClusterSettings, resource_kind
 from launch.graph import Experiment, Graph
 from launch.records import claim_path, table_claim_path
-from launch.sbatch import SlurmError, SlurmSilentError, check, script_text, site_facts, slurm, submit
+from launch.sbatch import NoSlurmError, SlurmError, SlurmSilentError, check, script_text, site_facts, slurm, submit
 from launch.slurm_queue import Queue
 
 Say = Callable[[str], None]
@@ -132,6 +132,8 @@ class Submitter:
         for kind in dict.fromkeys([*needed, "cpu"] if needed else []):
             try:
                 self.check(kind)
+            except NoSlurmError:
+                raise
             except SlurmError as error:
                 raise SlurmError(f"Slurm refuses {kind} jobs: {error}; nothing was submitted") from None
 

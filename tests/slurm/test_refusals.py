@@ -129,7 +129,7 @@ def test_no_slurm_here(tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: py
     here = Study(tmp_path, ("hydra/launcher=slurm", *SMALL))
     done = here.launch()
     assert done.returncode == 2
-    assert "error: there is no Slurm on this machine (no squeue): launch from a login node" in done.stderr
+    assert "error: there is no Slurm on this machine (no sbatch): launch from a login node" in done.stderr
     dry = here.launch("dry_run=true")
     assert dry.returncode == 0
     assert "no Slurm on this machine: the scripts were not shown to it" in dry.stdout
