@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
-
 from crisscross import record
 from crisscross.delivery_notes import Notes, Sent, batches, durable_bytes
+from crisscross.locks import file_lock
 from crisscross.run_directory import RunDirectory
 
 LOCK_TIMEOUT_S = 120.0  # chosen by us; another delivery of the same run, or to the same SQLite file, takes less
@@ -83,10 +82,10 @@ def deliver_run(run: RunDirectory, store: Store, *, stale_s: float = record.STAL
 
     Raises:
         FileNotFoundError: when the folder is no run directory.
-        Timeout: when another delivery of this run does not come to an end.
+        TimeoutError: when another delivery of this run does not come to an end.
     """
     RunDirectory.open(run.path)
-    with FileLock(run.path / ".tracking.lock", timeout=LOCK_TIMEOUT_S):
+    with file_lock(run.path / ".tracking.lock", timeout_s=LOCK_TIMEOUT_S):
         notes = Notes(run, store.key)
         _ensure_run(run, store, notes)
         sent = notes.sent

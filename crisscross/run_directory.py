@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from crisscross.code_version import git_state
 from crisscross.files import read_json, write_json, write_text
 from crisscross.identity import identity
+from crisscross.locks import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RunDirectory:
                 f"runs_root={config['runs_root']}: {error.strerror}: choose a folder you can write"
             ) from error
         run = cls(path)
-        with FileLock(run.path / ".create.lock"):
+        with file_lock(run.path / ".create.lock"):
             known = read_json(run.path / "run.json")
             if known is None:
                 run._write_config(config)
@@ -226,10 +226,10 @@ class RunDirectory:
         Raises:
             AlreadyRunningError: when another process holds it, naming that process.
         """
-        lock = FileLock(self.path / ".run.lock", timeout=patience_s)
+        lock = file_lock(self.path / ".run.lock", timeout_s=patience_s)
         try:
             lock.acquire()
-        except Timeout:
+        except TimeoutError:
             holder = read_json(self.path / "holder.json") or {}
             raise AlreadyRunningError(
                 f"{self.label} is already running (process {holder.get('pid', '?')} on {holder.get('host', '?')}):"
@@ -245,11 +245,11 @@ class RunDirectory:
     @property
     def is_locked(self) -> bool:
         """Whether a process works here now. Asking takes the lock for an instant."""
-        lock = FileLock(self.path / ".run.lock", timeout=0)
+        lock = file_lock(self.path / ".run.lock", timeout_s=0)
         try:
             with lock:
                 return False
-        except Timeout:
+        except TimeoutError:
             return True
 
     @property

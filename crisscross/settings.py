@@ -23,7 +23,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 class Settings(BaseModel):
     """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class VideoViewSettings(Settings):

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from crisscross import record
 from crisscross.courier import Courier
 from crisscross.delivery import LOCK_TIMEOUT_S, Delivery, Point, deliver_run
 from crisscross.delivery_notes import POINTS_PER_BATCH, Notes, durable_bytes
+from crisscross.locks import file_lock
 from crisscross.run_directory import RunDirectory
 from crisscross.store_address import (
     TrackingError,
@@ -239,7 +238,7 @@ class _Store:
         with _as_tracking_error(self.uri), contextlib.ExitStack() as stack:
             if self._file and not (self._read_only and not os.access(self._file.parent, os.W_OK)):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(f"{self._file}.lock", timeout=LOCK_TIMEOUT_S))
+                stack.enter_context(file_lock(f"{self._file}.lock", timeout_s=LOCK_TIMEOUT_S))
             yield
 
     def _open_experiment(self) -> None:

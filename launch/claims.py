@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from crisscross.files import read_json, write_json
+from crisscross.locks import file_lock
 from crisscross.run_directory import RunDirectory
 from launch.records import claim_path
 from launch.slurm_queue import Queue, read_queue
@@ -196,14 +195,14 @@ def submitting(runs_root: Path, *, say: Callable[[str], None]) -> Iterator[None]
     """
     folder = slurm_folder(runs_root)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(folder / ".lock")
+    lock = file_lock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except TimeoutError:
         say("another launch is submitting: waiting for it")
         try:
             lock.acquire(timeout=LOCK_TIMEOUT_S)
-        except Timeout:
+        except TimeoutError:
             raise OSError(
                 f"{folder}: another launch has been submitting for {LOCK_TIMEOUT_S:.0f} s: try later"
             ) from None

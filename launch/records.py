@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from crisscross.files import read_json, write_json
+from crisscross.locks import file_lock
 from launch.graph import Experiment
 
 
@@ -162,10 +161,10 @@ def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterat
     """
     path = record_path(runs_root, name).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(path, timeout=patience_s)
+    lock = file_lock(path, timeout_s=patience_s)
     try:
         lock.acquire()
-    except Timeout:
+    except TimeoutError:
         holder = study_holder(runs_root, name) or {}
         since = time.strftime("%H:%M:%S", time.localtime(holder.get("since", time.time())))
         raise StudyRunningError(
@@ -187,9 +186,9 @@ def study_holder(runs_root: Path, name: str) -> dict[str, Any] | None:
     if holder is None:
         return None
     try:
-        with FileLock(record_path(runs_root, name).with_suffix(".lock"), timeout=0):
+        with file_lock(record_path(runs_root, name).with_suffix(".lock"), timeout_s=0):
             return None
-    except Timeout:
+    except TimeoutError:
         return holder
 
 

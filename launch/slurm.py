@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,9 +130,12 @@ class Submitter:
     def check_all(self, kinds: Iterable[str]) -> None:
         """Show Slurm one job of each kind before any is submitted: a mistake shall not leave half of a graph behind."""
         needed = dict.fromkeys(kinds)
-        for kind in dict.fromkeys([*needed, "cpu"] if needed else []):
+        asked = list(dict.fromkeys([*needed, "cpu"] if needed else []))
+        with ThreadPoolExecutor(max(1, len(asked))) as pool:  # each waits for Slurm to answer
+            answers = [pool.submit(self.check, kind) for kind in asked]
+        for kind, answer in zip(asked, answers, strict=True):
             try:
-                self.check(kind)
+                answer.result()
             except NoSlurmError:
                 raise
             except SlurmError as error:

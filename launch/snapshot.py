@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from crisscross.code_version import CODE, CODE_ROOT, code_diff, git
 from crisscross.files import fsync_directory, read_json, write_json
+from crisscross.locks import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +248,7 @@ def _write(path: Path, files: _Files, *, commit: str | None, diff: bytes) -> dic
             _write_readonly(temporary / "code.diff", diff)
         write_json(temporary / "snapshot.json", about)
         (temporary / "snapshot.json").chmod(0o444)
-        with FileLock(path.parent / ".lock"):
+        with file_lock(path.parent / ".lock"):
             return _put(temporary, path, files) or about
     except OSError as error:
         raise OSError(

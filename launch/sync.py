@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from crisscross.catch_up import catch_up
+from crisscross.locks import file_lock
 from crisscross.record import mask_passwords
 from crisscross.run_directory import RunDirectory
 from crisscross.store_address import TrackingError, check_port
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not runs_root.is_dir():
         print(f"no study in {runs_root} yet")
         return 0
-    lock = FileLock(runs_root / ".sync.lock", timeout=0 if chosen.unless_running else -1)
+    lock = file_lock(runs_root / ".sync.lock", timeout_s=0 if chosen.unless_running else -1)
     try:
         while True:
             with lock:
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not chosen.watch:
                 return 0 if is_complete else 1
             time.sleep(WATCH_SECONDS)
-    except Timeout:
+    except TimeoutError:
         return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from crisscross.data.listing import Listed, assign_splits
 from crisscross.data.source import NO_FILE, STREAMS, Source, Stamp
 from crisscross.files import write_atomically, write_text
+from crisscross.locks import file_lock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +128,6 @@ def build_manifest(
         FileNotFoundError: the root or the CSV is missing.
         ValueError: a setting or the list is wrong, or no clip is usable.
     """
-    from filelock import FileLock
 
     from crisscross.data.probing import probe_files  # and with it the decoder
 
@@ -144,7 +144,7 @@ def build_manifest(
     )
     listed = source.list_clips()
     directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / "manifest.lock"):
+    with file_lock(directory / "manifest.lock"):
         to_probe = [row.path for row in listed if not row.problem]
         probed = probe_files(
             directory / "probed.parquet",

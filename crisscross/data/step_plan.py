@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from crisscross.randomness import generator
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class StepPlan:
@@ -31,7 +31,9 @@ class StepPlan:
 
     def batches(self, start_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (epoch, sample ids) for the steps from ``start_step`` up to ``end_step``."""
-        epoch, order = -1, np.empty(0, np.int64)
+        from crisscross.randomness import generator  # and with it numpy
+
+        epoch = -1
         for step in range(start_step, end_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch

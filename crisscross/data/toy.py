@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -22,19 +21,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
-
-import numpy as np
-
-from crisscross.data import toy_scenes
-from crisscross.data.toy_scenes import CLASSES, SAMPLE_RATE_HZ
-from crisscross.randomness import generator
 
 TOY_VERSION = 3  # raise when the same settings would give other clips
 SPLITS = ("train", "test")
+CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
 
-_KEYFRAME_EVERY = 8  # a short group of pictures makes seeking, hence training, fast
 _STALE_AFTER_S = 3600.0  # clips take well under a second: an older working folder belongs to a killed process
 
 
@@ -96,10 +88,6 @@ class ToyClip:
         name = CLASSES[self.class_index]
         return Path(self.split, name, f"{name}_{self.split}_{self.index:04d}.mp4")
 
-    def random(self, seed: int, purpose: str) -> np.random.Generator:
-        """The clip's own generator for one purpose; no two clips of any split or class share one."""
-        return generator(seed, f"toy/{self.split}/{purpose}", self.class_index, self.index)
-
 
 def list_clips(settings: ToySettings) -> list[ToyClip]:
     """All clips of the dataset, class after class within split after split."""
@@ -110,27 +98,6 @@ def list_clips(settings: ToySettings) -> list[ToyClip]:
         for class_index in range(settings.num_classes)
         for index in range(counts[split])
     ]
-
-
-def render_clip(clip: ToyClip, settings: ToySettings) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a clip's picture and sound, a function of the clip's name and the settings alone.
-
-    Returns:
-        Frames, ``uint8`` of shape (T, H, W, 3), and waveform, ``float32`` of shape (S,) at 16 kHz within [-1, 1].
-    """
-    kind = CLASSES[clip.class_index]
-    clock = toy_scenes.draw_clock(clip.random(settings.seed, "clock"))
-    frames = toy_scenes.render_frames(
-        kind,
-        clock,
-        num_frames=round(settings.seconds * settings.frame_rate_hz),
-        frame_rate_hz=settings.frame_rate_hz,
-        size_px=settings.frame_size_px,
-        rng=clip.random(settings.seed, "picture"),
-    )
-    num_samples = round(settings.seconds * SAMPLE_RATE_HZ)
-    wave = toy_scenes.render_sound(kind, clock, num_samples=num_samples, rng=clip.random(settings.seed, "sound"))
-    return frames, wave
 
 
 def generate(
@@ -254,6 +221,8 @@ def _make_task(task: tuple[Path, Path, ToyClip, ToySettings]) -> None:
     target = root / clip.path
     if target.exists():  # another process was faster
         return
+    from crisscross.data.toy_clips import encode_mp4, render_clip  # a launch that finds all clips needs no numpy
+
     frames, wave = render_clip(clip, settings)
     content = encode_mp4(frames, wave, frame_rate_hz=settings.frame_rate_hz)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -271,48 +240,6 @@ def _write_whole(target: Path, content: bytes, *, beside: Path) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> bytes:
-    """Encode a clip as an mp4 file with H.264 video and mono AAC audio.
-
-    Args:
-        frames: ``uint8``, shape (T, H, W, 3), RGB, even H and W.
-        wave: ``float32``, shape (S,), at 16 kHz within [-1, 1].
-        frame_rate_hz: frames a second.
-
-    Returns:
-        The file's content.
-    """
-    import av  # here, not above: the launch side reads ToySettings and needs no codec
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=frame_rate_hz)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        video.options = {
-            "preset": "veryfast",
-            "crf": "20",
-            "g": str(_KEYFRAME_EVERY),
-            "bf": "0",
-            # x264's macroblock tree reads memory that nobody wrote: one of 50 clips came out different each time.
-            "x264-params": "mbtree=0:rc-lookahead=0",
-        }
-        video.thread_count = 1
-        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
-        audio.bit_rate = 64_000
-        audio.options = {"aac_coder": "fast"}  # a third of the time, as true at this rate
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, frame_rate_hz)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        sound = av.AudioFrame.from_ndarray(wave[None, :], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = SAMPLE_RATE_HZ, 0, Fraction(1, SAMPLE_RATE_HZ)
-        container.mux(audio.encode(sound))
-        container.mux(audio.encode())
-    return buffer.getvalue()
 
 
 def _usable_cores() -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
+from crisscross.data.toy import CLASSES
 
 SAMPLE_RATE_HZ = 16_000  # the paper's rate, so that nothing is resampled
 TEMPO_HZ = (2.0, 2.8)  # a beat fits into a video segment of 0.5 s, several into an audio segment of 2 s

@@ -14,8 +14,9 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data import toy, toy_scenes
-from crisscross.data.toy import SPLITS, ToyClip, ToySettings, generate, list_clips, render_clip
+from crisscross.data import toy, toy_clips, toy_scenes
+from crisscross.data.toy import CLASSES, SPLITS, ToyClip, ToySettings, generate, list_clips
+from crisscross.data.toy_clips import render_clip
 from crisscross.randomness import derive_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,9 +107,9 @@ def test_files_are_real_clips_and_hold_what_was_drawn(tmp_path):
 
 def test_picture_and_sound_keep_the_same_clock():
     settings = ToySettings(frame_rate_hz=50, seconds=3.0)
-    clip = ToyClip("train", toy_scenes.CLASSES.index("bounce"), 0)
+    clip = ToyClip("train", CLASSES.index("bounce"), 0)
     _, sound = render_clip(clip, settings)
-    clock = toy_scenes.draw_clock(clip.random(settings.seed, "clock"))
+    clock = toy_scenes.draw_clock(toy_clips._random(clip, settings.seed, "clock"))
     first = int(np.ceil(clock.phase))
     contacts_s = (np.arange(first, first + 5) - clock.phase) / clock.tempo_hz
     loud_s = np.flatnonzero(np.abs(sound) > 0.25 * np.abs(sound).max()) / 16_000
@@ -140,9 +141,9 @@ def test_a_clip_depends_on_its_name_and_the_settings_alone():
     assert np.abs(sound).max() <= 1
 
 
-@pytest.mark.parametrize("kind", toy_scenes.CLASSES)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_every_kind_moves_and_sounds_at_odd_sizes_and_lengths(kind):
-    clip = ToyClip("train", toy_scenes.CLASSES.index(kind), 0)
+    clip = ToyClip("train", CLASSES.index(kind), 0)
     frames, sound = render_clip(clip, ToySettings(seconds=1.3, frame_size_px=34, frame_rate_hz=25))
     assert len(frames) == 32
     assert (np.abs(np.diff(frames.astype(int), axis=0)).mean(axis=(1, 2, 3)) > 0).any()
@@ -157,11 +158,11 @@ def test_no_two_clips_share_a_nuisance_seed(monkeypatch):
         keys.append(derive_key(seed, purpose, *counters))
         return np.random.default_rng(0)
 
-    monkeypatch.setattr(toy, "generator", record)
+    monkeypatch.setattr(toy_clips, "generator", record)
     clips = list_clips(ToySettings())
     for clip in clips:
         for purpose in ("clock", "picture", "sound"):
-            clip.random(0, purpose)
+            toy_clips._random(clip, 0, purpose)
     assert len(clips) == 10 * (32 + 16)
     assert len(set(keys)) == len(keys) == 3 * len(clips)
 
@@ -377,6 +378,6 @@ def test_the_same_clip_is_the_same_file_whatever_lies_in_memory() -> None:
         litter = [rng.integers(0, 255, rng.integers(100, 400_000)).astype(np.uint8) for _ in range(8)]
         kept = litter[::2]
         del litter
-        files.add(toy.encode_mp4(frames.copy(), wave, frame_rate_hz=settings.frame_rate_hz))
+        files.add(toy_clips.encode_mp4(frames.copy(), wave, frame_rate_hz=settings.frame_rate_hz))
         del kept
     assert len(files) == 1

@@ -150,6 +150,33 @@ def assert_told_once(study: Study, *, uri: str | None = None) -> None:
             assert points == [(step, values[name]) for step, values in expected if name in values]
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How far a run was, and how fast, just before something happened to it.
+
+    Attributes:
+        step: the step that it last spoke of; it speaks twice a second.
+        steps_per_second: over the last second or more.
+    """
+
+    step: int
+    steps_per_second: float
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Pace:
+        """Measure it, which takes two seconds."""
+        first = run.progress
+        time.sleep(2)
+        last = run.progress
+        return cls(last["step"], (last["step"] - first["step"]) / (last["time"] - first["time"]))
+
+
+def steps_done_again(run: RunDirectory, before: Pace) -> int:
+    """Return how many of the steps of which a run had spoken it did again, when it went on for the first time."""
+    resumed = re.search(r"going on from step (\d+)", run.log_path.read_text())
+    return before.step - (int(resumed[1]) if resumed else 0)
+
+
 def lost_steps(run: RunDirectory) -> list[int]:
     """Return for every resumption how many steps had to be done again, as the run's log tells it."""
     stopped, lost = 0, []
