@@ -6,24 +6,17 @@ imported here, so that a login node can check a thousand configs in a moment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
+from crisscross.data.settings import DataSettings
+from crisscross.evaluation.settings import SvmSettings
 from crisscross.methods import available_methods
 from crisscross.optim.schedules import build_schedules
+from crisscross.settings_base import Rate, Settings, build
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
-
-Rate = Annotated[float, Field(ge=0, lt=1)]
-"""A number from 0 up to, but not, 1."""
-
-
-class Settings(BaseModel):
-    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class VideoViewSettings(Settings):
@@ -36,7 +29,7 @@ class VideoViewSettings(Settings):
 
     @model_validator(mode="after")
     def _transform_is_possible(self) -> VideoViewSettings:
-        _build("views.video.transform", VideoTransformSettings, self.transform)
+        build("views.video.transform", VideoTransformSettings, self.transform)
         return self
 
     @property
@@ -54,7 +47,7 @@ class AudioViewSettings(Settings):
 
     @model_validator(mode="after")
     def _transform_is_possible(self) -> AudioViewSettings:
-        transform = _build("views.audio.transform", AudioTransformSettings, self.transform)
+        transform = build("views.audio.transform", AudioTransformSettings, self.transform)
         if transform.sample_rate_hz != self.sample_rate_hz:
             raise ValueError(
                 f"views.audio.transform.sample_rate_hz={transform.sample_rate_hz} is not"
@@ -172,31 +165,6 @@ class TrainingSettings(Settings):
         return self
 
 
-class DataSettings(Settings):
-    """Which clips. Keys that only one kind of source has are optional."""
-
-    name: str
-    kind: Literal["toy", "folder"]
-    root: str | None
-    train_split: str
-    test_split: str
-    fingerprint: str | None
-    toy: dict[str, Any] = {}
-    csv: str | None = None
-    file_column: str = "file"
-    label_column: str = "label"
-    split_column: str | None = "split"
-    test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    thorough: bool = False
-    manifest_root: str = "data/manifests"
-
-    @model_validator(mode="after")
-    def _has_source(self) -> DataSettings:
-        if self.kind == "folder" and not (self.root or self.csv):
-            raise ValueError("data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE")
-        return self
-
-
 class TrackingSettings(Settings):
     """Where runs are recorded."""
 
@@ -283,15 +251,6 @@ class WeightsSettings(Settings):
         return self
 
 
-class SvmSettings(Settings):
-    """The linear SVM on frozen features (crisscross/evaluation/svm.py)."""
-
-    name: Literal["svm"]
-    modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
-    c_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
-    num_folds: int = Field(ge=2)
-
-
 class DownstreamSettings(ExperimentSettings):
     """One evaluation."""
 
@@ -300,47 +259,3 @@ class DownstreamSettings(ExperimentSettings):
 
 
 KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "downstream": DownstreamSettings}
-
-Built = TypeVar("Built")
-
-
-def _build(key: str, kind: type[Built], numbers: Mapping[str, Any]) -> Built:
-    """Build a dataclass from a config node; whatever is wrong with a number becomes a line that names the node."""
-    try:
-        return kind(**numbers)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: {str(error).removeprefix(kind.__name__).removeprefix('.__init__() ')}") from None
-
-
-AnySettings = TypeVar("AnySettings", bound=BaseModel)
-
-
-def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
-    """Check a resolved config.
-
-    Args:
-        kind: the settings class, such as ``PretrainSettings``.
-        config: plain dicts, lists and scalars.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ValueError: one line that names every wrong key, its value and what was expected.
-    """
-    try:
-        return kind.model_validate(dict(config))
-    except ValidationError as error:
-        raise ValueError("; ".join(_complaint(item) for item in error.errors())) from None
-
-
-def _complaint(item: Mapping[str, Any]) -> str:
-    """Turn one of pydantic's findings into `key=value: what was expected`."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "value_error":  # our own sentences say it all
-        return str(item["ctx"]["error"])
-    if item["type"] == "missing":
-        return f"{key} is missing: set it"
-    if item["type"] == "extra_forbidden":
-        return f"{key} is not a setting: check its spelling"
-    return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"

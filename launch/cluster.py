@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from crisscross.settings import Settings
+from crisscross.settings_base import Settings
 from launch.graph import Experiment
 
 Count = Annotated[int, Field(gt=0)]

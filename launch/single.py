@@ -25,7 +25,8 @@ from rich.text import Text
 
 from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS, parse
+from crisscross.settings import KINDS
+from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 from launch import inside_slurm
 from launch.capacity import num_processes

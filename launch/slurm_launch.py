@@ -10,7 +10,8 @@ from rich.console import Console
 
 from crisscross.catch_up import catch_up
 from crisscross.models.sizes import checkpoints_bytes
-from crisscross.settings import PretrainSettings, parse
+from crisscross.settings import PretrainSettings
+from crisscross.settings_base import parse
 from launch.arrays import Array, Planner
 from launch.cluster import resource_kind
 from launch.graph import Experiment

@@ -21,7 +21,7 @@ from rich.console import Console
 from crisscross.identity import canonical_json, family, plain_copy
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
-from crisscross.settings import Settings, parse
+from crisscross.settings_base import Settings, parse
 from launch.cluster import ClusterSettings, resource_kind_of
 from launch.delivery import resolve
 from launch.graph import Experiment, Graph

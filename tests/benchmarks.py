@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from crisscross.data.catalogue import open_manifest, prepare
 from crisscross.data.loader import Clips, ViewDataset, collate
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings, parse
+from crisscross.settings import PretrainSettings
+from crisscross.settings_base import parse
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 from tests.support import full_history

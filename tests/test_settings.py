@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.settings import KINDS, parse
+from crisscross.settings import KINDS
+from crisscross.settings_base import parse
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisscross.data.settings import DataSettings
 from crisscross.data.step_plan import StepPlan
 from crisscross.data.toy import ToySettings, generate
-from crisscross.settings import DataSettings, parse
+from crisscross.settings_base import parse
 
 if TYPE_CHECKING:
     from crisscross.data.manifest import Manifest

@@ -23,7 +23,8 @@ from crisscross.journal import Journal
 from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, parse
+from crisscross.settings import DownstreamSettings
+from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device
 from crisscross.training.interruption import INTERRUPTION
 

@@ -31,7 +31,8 @@ from crisscross.optim.build import build_optimizer, set_learning_rates
 from crisscross.optim.schedules import build_schedules
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings, parse
+from crisscross.settings import PretrainSettings
+from crisscross.settings_base import parse
 from crisscross.training.checkpoint import (
     CheckpointError,
     CheckpointWriter,

@@ -9,7 +9,8 @@ import torch
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips, EvaluationDataset, ViewDataset, batch_loader
 from crisscross.data.step_plan import PassRequests, StepPlan
-from crisscross.settings import PretrainSettings, parse
+from crisscross.settings import PretrainSettings
+from crisscross.settings_base import parse
 from tests.support import tiny_config
 
 

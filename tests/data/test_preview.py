@@ -6,7 +6,8 @@ from pathlib import Path
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.preview import draw_preview
-from crisscross.settings import DataSettings, parse
+from crisscross.data.settings import DataSettings
+from crisscross.settings_base import parse
 from tests.support import tiny_config
 
 

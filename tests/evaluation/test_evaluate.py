@@ -16,7 +16,8 @@ from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, parse
+from crisscross.settings import DownstreamSettings
+from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.views import evaluation_views
 from tests.support import history, tiny_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from crisscross.settings import parse
+from crisscross.settings_base import parse
 from launch import sbatch
 from launch.cluster import ClusterSettings
 from launch.overrides import compose_config, hydra_configs

@@ -18,7 +18,8 @@ from crisscross.methods.crisscross import Method
 from crisscross.models.released import export_backbone
 from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, num_parameters
 from crisscross.optim.build import build_optimizer
-from crisscross.settings import PretrainSettings, parse
+from crisscross.settings import PretrainSettings
+from crisscross.settings_base import parse
 from crisscross.training.checkpoint import CheckpointWriter, checkpoint_path
 
 ODD = (

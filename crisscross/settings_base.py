@@ -1,0 +1,62 @@
+"""What typed settings have in common: strictness, and complaints that name the key. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""A number from 0 up to, but not, 1."""
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
+
+
+Built = TypeVar("Built")
+
+
+def build(key: str, kind: type[Built], numbers: Mapping[str, Any]) -> Built:
+    """Build a dataclass from a config node; whatever is wrong with a number becomes a line that names the node."""
+    try:
+        return kind(**numbers)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key}: {str(error).removeprefix(kind.__name__).removeprefix('.__init__() ')}") from None
+
+
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+
+def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
+    """Check a resolved config.
+
+    Args:
+        kind: the settings class, such as ``PretrainSettings``.
+        config: plain dicts, lists and scalars.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: one line that names every wrong key, its value and what was expected.
+    """
+    try:
+        return kind.model_validate(dict(config))
+    except ValidationError as error:
+        raise ValueError("; ".join(_complaint(item) for item in error.errors())) from None
+
+
+def _complaint(item: Mapping[str, Any]) -> str:
+    """Turn one of pydantic's findings into `key=value: what was expected`."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "value_error":  # our own sentences say it all
+        return str(item["ctx"]["error"])
+    if item["type"] == "missing":
+        return f"{key} is missing: set it"
+    if item["type"] == "extra_forbidden":
+        return f"{key} is not a setting: check its spelling"
+    return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"
