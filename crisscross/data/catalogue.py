@@ -64,7 +64,10 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
     for split in (settings.train_split, settings.test_split):
         check_split(directory, split, found["num_by_split"])
     fingerprint = found["fingerprint"] if settings.kind == "folder" else toy_settings(settings).fingerprint()
-    return {**data, **_absolute_paths(settings), "fingerprint": fingerprint}
+    places = _absolute_paths(settings)
+    if settings.shards:  # not in there, as it has no say in where the manifest lies
+        places["shards"] = str(Path(settings.shards).absolute())
+    return {**data, **places, "fingerprint": fingerprint}
 
 
 def _damaged_toys(directory: Path, *, root: Path) -> str:

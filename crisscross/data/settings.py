@@ -26,9 +26,20 @@ class DataSettings(Settings):
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
     thorough: bool = False
     manifest_root: str = "data/manifests"
+    stage: str | None = "off"
+    shards: str | None = None
 
     @model_validator(mode="after")
     def _has_source(self) -> DataSettings:
         if self.kind == "folder" and not (self.root or self.csv):
             raise ValueError("data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE")
+        return self
+
+    @model_validator(mode="after")
+    def _stage_is_a_place(self) -> DataSettings:
+        if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):
+            raise ValueError(
+                f"data.stage={self.stage}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
+                " on the node's own disk, which may begin with a variable"
+            )
         return self

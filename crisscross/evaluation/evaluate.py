@@ -14,7 +14,8 @@ import torch
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Features, Interrupted, Parts, cached_features, extract_features
+from crisscross.data.staging import staged
+from crisscross.evaluation.features import Features, Parts, cached_features, extract_features
 from crisscross.evaluation.memo import Memo
 from crisscross.evaluation.svm import evaluate_svm, top_k
 from crisscross.files import write_text
@@ -26,7 +27,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def evaluate(run: RunDirectory) -> bool:
     device = choose_device(settings.execution.device)
     backbones = _backbones(run, settings).to(device)
     try:
+        manifest = staged(manifest, settings.data, report=run.say_phase)
         train, test = (
             _features(run, settings, manifest, backbones, split=split, device=device)
             for split in (settings.data.train_split, settings.data.test_split)

@@ -18,7 +18,7 @@ from crisscross.data.loader import Clips, EvaluationDataset, batch_loader
 from crisscross.files import write_atomically
 from crisscross.models.backbones import Backbones
 from crisscross.settings import ExecutionSettings, ViewSettings
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.views import evaluation_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
@@ -26,10 +26,6 @@ logger = logging.getLogger(__name__)
 
 VIDEOS_PER_BATCH = 16
 ARRAYS = ("video", "audio", "labels")
-
-
-class Interrupted(Exception):
-    """Raised between two batches when a signal asked the job to leave."""
 
 
 @dataclass(frozen=True)

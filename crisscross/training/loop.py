@@ -22,6 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.decode import DecodeError
 from crisscross.data.loader import Batch, Clips, ViewDataset, batch_loader
+from crisscross.data.manifest import Manifest
+from crisscross.data.staging import staged
 from crisscross.data.step_plan import PassRequests, StepPlan
 from crisscross.files import read_json
 from crisscross.journal import Journal, read_journal
@@ -41,7 +43,7 @@ from crisscross.training.checkpoint import (
     load_newest,
 )
 from crisscross.training.distributed import World, data_parallel, join_world
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.meter import Meter
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
@@ -73,7 +75,13 @@ def pretrain(run: RunDirectory) -> bool:
     settings = parse(PretrainSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     with join_world(settings.execution.device) as world:
-        return Pretraining(run, settings, world).run_to_end()
+        try:
+            training = Pretraining(run, settings, world)
+        except Interrupted as signal_name:
+            INTERRUPTION.note(str(signal_name))  # whichever rank was told
+            logger.info("%s: stopped while clips were brought to this node; what is there is kept", signal_name)
+            return False
+        return training.run_to_end()
 
 
 class Pretraining:
@@ -87,7 +95,7 @@ class Pretraining:
                 " choose a number of devices that divides training.micro_batch_size"
             )
         self.run, self.settings, self.world = run, settings, world
-        manifest = open_manifest(settings.data)
+        manifest = self._staged(open_manifest(settings.data))
         self.clips = Clips(manifest.split(settings.data.train_split), manifest.root)
         self.plan = StepPlan(
             num_clips=len(self.clips),
@@ -120,6 +128,18 @@ class Pretraining:
         self._open_run_directory(self._resume())
         self.network = self._wrapped()
         self._meter = Meter(settings.training.global_batch_size)
+
+    def _staged(self, manifest: Manifest) -> Manifest:
+        """Bring the clips to each node's own disk, if the settings say so; all processes go on, or none."""
+        error = None
+        data = self.settings.data
+        report = self.run.say_phase if self.world.is_main else None
+        try:
+            manifest = staged(manifest, data, splits=[data.train_split], report=report)
+        except (OSError, ValueError, Interrupted) as problem:
+            error = problem
+        self._raise_together(error)
+        return manifest
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave."""
