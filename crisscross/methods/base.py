@@ -26,15 +26,15 @@ class Views:
     """A batch of augmented views, ready for the networks.
 
     Attributes:
-        video: (V, B, 3, T, H, W), normalised.
-        audio: (V, B, 1, F, T), normalised log-mel.
+        video: (V, B, 3, T, H, W), normalised; None where nothing but sound is used.
+        audio: (V, B, 1, F, T), normalised log-mel; None where nothing but pictures are used.
         clip_ids: (B,), rows of the manifest.
         labels: (B,), class indices; self-supervised methods leave them alone.
         epoch: epoch of the batch.
     """
 
-    video: torch.Tensor
-    audio: torch.Tensor
+    video: torch.Tensor | None
+    audio: torch.Tensor | None
     clip_ids: torch.Tensor
     labels: torch.Tensor
     epoch: int
