@@ -108,9 +108,7 @@ def test_kinetics_lists(tmp_path: Path) -> None:
     rows = list_official("kinetics400", tmp_path, None, allow_missing=True)
     assert missing_by_split(rows) == {"train": (400, 400), "val": (399, 400)}
     assert {row.label for row in rows} == read_classes("kinetics400")
-    with pytest.raises(
-        ValueError, match="799 of the 800 clips of kinetics400 are missing"
-    ):
+    with pytest.raises(ValueError, match="799 of the 800 clips of kinetics400 are missing"):
         list_official("kinetics400", tmp_path, None, allow_missing=False)
     rows = list_official("kinetics_sound", tmp_path, None, allow_missing=True)
     assert {row.label for row in rows} == read_classes("kinetics_sound")
