@@ -18,6 +18,7 @@ class DataSettings(Settings):
     train_split: str
     test_split: str
     fingerprint: str | None
+    folds: tuple[int, ...] = ()
     toy: dict[str, Any] = Field(default_factory=dict)
     csv: str | None = None
     file_column: str = "file"
