@@ -59,9 +59,12 @@ def _trains_on(run: RunDirectory, *, seconds: float) -> None:
 def _told(run: RunDirectory, server: Server) -> dict[int, float]:
     """Return what the server knows of the loss, by step; no step may stand twice."""
     try:
-        (found,) = search_runs("", uri=server.uri, experiment="crisscross")
-    except TrackingError:  # nothing was told yet
+        known = search_runs("", uri=server.uri, experiment="crisscross")
+    except TrackingError:  # not even an experiment yet
+        known = []
+    if not known:
         return {}
+    (found,) = known
     points = MlflowClient(tracking_uri=server.uri).get_metric_history(found["run_id"], "loss/total")
     assert len({point.step for point in points}) == len(points)
     assert found["tags"]["crisscross.identity"] == run.identity
