@@ -63,7 +63,7 @@ def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
 def _dispatch(directory: RunDirectory) -> bool:
     # Imported here: the login node imports this package to print a graph and must not wait for torch.
     if directory.kind == "pretrain":
-        from crisscross.training.loop import pretrain
+        from crisscross.training.pretrain import pretrain
 
         return pretrain(directory)
     from crisscross.evaluation.evaluate import evaluate

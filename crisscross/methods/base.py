@@ -40,8 +40,8 @@ class Views:
     epoch: int
 
 
-class BaseMethod(Backbones, ABC):
-    """A pair of backbones, which stay when training is over, and a way of training them.
+class Trainable(nn.Module, ABC):
+    """What the training loop trains: views in, a loss out.
 
     Attributes:
         num_views: views of a clip that ``forward`` wants, 1 or 2.
@@ -58,6 +58,10 @@ class BaseMethod(Backbones, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
+
+
+class BaseMethod(Backbones, Trainable):
+    """A pair of backbones, which stay when training is over, and a way of training them."""
 
 
 def build_method(settings: Mapping[str, Any], model: ModelSettings, *, seed: int) -> BaseMethod:
