@@ -6,16 +6,17 @@ imported here, so that a login node can check a thousand configs in a moment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
-from crisscross.evaluation.settings import SvmSettings
+from crisscross.evaluation.settings import FinetuneSettings, SvmSettings
 from crisscross.methods import available_methods
-from crisscross.optim.schedules import build_schedules
-from crisscross.settings_base import Rate, Settings, build
+from crisscross.settings_base import Settings, build
+from crisscross.training.settings import OptimSettings, TrainingSettings, check_training
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 
@@ -110,61 +111,6 @@ class ModelSettings(Settings):
     predictor: PredictorSettings
 
 
-class LarcSettings(Settings):
-    """Layer-wise adaptive rate clipping."""
-
-    enabled: bool
-    trust: float = Field(gt=0)
-    eps: float = Field(ge=0)
-
-
-class OptimSettings(Settings):
-    """The optimiser, and one schedule for each group of parameters that the method names (crisscross/optim)."""
-
-    name: Literal["adam", "sgd"]
-    betas: tuple[Rate, Rate] = (0.9, 0.999)
-    momentum: Rate = 0.9
-    weight_decay: float = Field(ge=0)
-    larc: LarcSettings
-    groups: dict[str, dict[str, Any]]
-
-    @model_validator(mode="after")
-    def _schedules_are_possible(self) -> OptimSettings:
-        build_schedules(self.groups, total_steps=10**9, steps_per_epoch=1)
-        return self
-
-
-class TrainingSettings(Settings):
-    """How long, how much at a time, how precisely."""
-
-    epochs: int = Field(ge=0)
-    draws_per_clip: int = Field(gt=0)
-    global_batch_size: int = Field(gt=1)
-    micro_batch_size: int | None = Field(default=None, gt=1)
-    precision: Literal["fp32", "bf16", "fp16"]
-    compile: bool
-    keep_epochs: tuple[int, ...]
-
-    @property
-    def samples_per_pass(self) -> int:
-        """Samples in one forward pass, over all devices."""
-        return self.micro_batch_size or self.global_batch_size
-
-    @property
-    def accumulation_passes(self) -> int:
-        """Forward passes in one optimiser step."""
-        return self.global_batch_size // self.samples_per_pass
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> TrainingSettings:
-        if self.global_batch_size % self.samples_per_pass:
-            raise ValueError(
-                f"training.micro_batch_size={self.micro_batch_size} does not divide"
-                f" training.global_batch_size={self.global_batch_size}: choose a divisor"
-            )
-        return self
-
-
 class TrackingSettings(Settings):
     """Where runs are recorded."""
 
@@ -219,20 +165,7 @@ class PretrainSettings(ExperimentSettings):
         if self.method.get("name") not in available_methods():
             known = ", ".join(available_methods())
             raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
-        for name, schedule in self.optim.groups.items():
-            warmup = schedule.get("warmup_epochs", 0)
-            if self.training.epochs and warmup >= self.training.epochs:
-                raise ValueError(
-                    f"optim.groups.{name}.warmup_epochs={warmup} leaves nothing of"
-                    f" training.epochs={self.training.epochs}: lower the one or raise the other"
-                )
-        if self.training.samples_per_pass % self.execution.num_devices:
-            raise ValueError(
-                f"a pass of {self.training.samples_per_pass} samples cannot be shared by"
-                f" execution.num_devices={self.execution.num_devices}: choose a divisor"
-            )
-        if self.training.samples_per_pass // self.execution.num_devices < 2:
-            raise ValueError("batch normalisation needs 2 samples a device: lower execution.num_devices")
+        check_training(self.training, self.optim, num_devices=self.execution.num_devices)
         return self
 
 
@@ -240,6 +173,7 @@ class WeightsSettings(Settings):
     """Which backbones are evaluated; all empty = untrained ones."""
 
     run: str | None
+    epoch: int | None = Field(default=None, ge=0)
     video: str | None
     audio: str | None
     fingerprint: str | None = None
@@ -254,8 +188,30 @@ class WeightsSettings(Settings):
 class DownstreamSettings(ExperimentSettings):
     """One evaluation."""
 
-    downstream: SvmSettings
+    downstream: Annotated[SvmSettings | FinetuneSettings, Field(discriminator="name")]
     weights: WeightsSettings
+
+    @model_validator(mode="after")
+    def _fine_tuning_is_possible(self) -> DownstreamSettings:
+        protocol = self.downstream
+        if isinstance(protocol, FinetuneSettings):
+            if len(self.data.folds) > 1:
+                raise ValueError(
+                    f"data.folds={[*self.data.folds]}: fine-tuning takes one fold an experiment:"
+                    f" data.folds=[{self.data.folds[0]}], then the others (the table has their mean)"
+                )
+            if self.views.video.num_frames != protocol.frames:
+                raise ValueError(
+                    f"views.video.num_frames={self.views.video.num_frames} is not downstream.frames={protocol.frames}:"
+                    " set downstream.frames alone"
+                )
+            check_training(protocol.training, protocol.optim, num_devices=self.execution.num_devices)
+        return self
 
 
 KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "downstream": DownstreamSettings}
+
+
+def trains(config: Mapping[str, Any]) -> bool:
+    """Whether an experiment goes through the training loop: a pretraining, or an evaluation by fine-tuning."""
+    return "method" in config or "training" in config["downstream"]

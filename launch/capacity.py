@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crisscross.settings import trains
 from launch.graph import Experiment
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -67,8 +68,8 @@ def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None =
 
 
 def num_processes(config: Mapping[str, Any]) -> int:
-    """Processes, one a device, of an experiment: a pretraining shares its batches out, an evaluation is one process."""
-    return config["execution"]["num_devices"] if "method" in config else 1
+    """Processes, one a device, of an experiment: a training shares its batches out, any other evaluation is one."""
+    return config["execution"]["num_devices"] if trains(config) else 1
 
 
 def num_cores() -> int:

@@ -150,9 +150,8 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
 def groups_of(kind: str) -> frozenset[str]:
     """Names of the config groups that a kind of experiment chooses from."""
     defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text())["defaults"]
-    return frozenset(
-        name for entry in defaults if isinstance(entry, dict) for name in entry if not name.startswith("override")
-    )
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
+    return frozenset(name for name in names if not name.startswith(("override", "optional")))
 
 
 def has_key(config: Mapping[str, Any], dotted: str) -> bool:

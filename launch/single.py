@@ -23,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.evaluation.finetune_table import complete
 from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS
@@ -175,10 +176,12 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     """Check a config, prepare its data, make or find its run directory."""
     from crisscross.data.catalogue import prepare
 
-    parse(KINDS[kind], config)
     parents = []
     if kind == "downstream":
         parents = _parents_of(config["weights"])
+        config = complete(config, pretrained_on=parents[0].config["data"]["name"] if parents else None)
+    parse(KINDS[kind], config)
+    if kind == "downstream":
         fingerprint = weights_fingerprint(config["weights"]["video"], config["weights"]["audio"])
         if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
             config["weights"] = {**config["weights"], "fingerprint": fingerprint}
@@ -192,10 +195,16 @@ def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
         if weights[name] == "":
             raise ValueError(f"weights.{name} is empty: give a path, or leave it out")
     if weights["run"] is None:
+        if weights["epoch"] is not None:
+            raise ValueError(f"weights.epoch={weights['epoch']} is an epoch of a pretraining: set weights.run, too")
         return []
     parent = RunDirectory.open(weights["run"])
     if parent.result is None:
         raise ValueError(f"weights.run={weights['run']}: not finished: run it first")
+    if weights["epoch"] is not None:
+        from crisscross.evaluation.weights import check_epoch
+
+        check_epoch(parent, weights["epoch"])
     return [parent]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crisscross.data.decode import DecodeError, decode_windows
-from crisscross.data.sampling import Extent, draw_view_starts, even_starts
+from crisscross.data.sampling import Extent, ViewStarts, draw_view_starts, even_starts
 from crisscross.randomness import generator
 from crisscross.settings import ViewSettings
 from crisscross.training.interruption import outlive_signals
@@ -30,9 +31,9 @@ class Batch:
     """Decoded samples on the host.
 
     Attributes:
-        video: (B, V, T, H, W, 3) uint8, on the canvas.
+        video: (B, V, T, H, W, 3) uint8, on the canvas; None where only sound was asked for.
         aspect: (B,) float32, displayed width / height of the source.
-        audio: (B, V, S) float32 waveforms.
+        audio: (B, V, S) float32 waveforms; None where only pictures were asked for.
         sample_ids: (B,) int64, ids in the epoch.
         clip_ids: (B,) int64, rows of the manifest's split.
         labels: (B,) int64.
@@ -40,9 +41,9 @@ class Batch:
         epoch: the epoch they belong to.
     """
 
-    video: torch.Tensor
+    video: torch.Tensor | None
     aspect: torch.Tensor
-    audio: torch.Tensor
+    audio: torch.Tensor | None
     sample_ids: torch.Tensor
     clip_ids: torch.Tensor
     labels: torch.Tensor
@@ -61,6 +62,7 @@ class Clips:
     def __init__(self, frame: pd.DataFrame, root: Path) -> None:
         self.root = root
         self.paths = np.array([os.fsencode(path) for path in frame["path"]])
+        self.ids = frame["clip_id"].to_numpy(np.int64)
         self.labels = frame["label_id"].to_numpy(np.int64)
         extents = ["video_start_s", "video_end_s", "audio_start_s", "audio_end_s"]
         self.extents = frame[extents].to_numpy(np.float64)
@@ -77,80 +79,137 @@ class Clips:
         """Return what a batch holds of a clip beside its segments."""
         return {"clip_ids": index, "labels": self.labels[index], "aspect": self.aspects[index]}
 
-    def extent(self, index: int) -> Extent:
-        """Return where a clip's streams begin and end."""
-        return Extent(*self.extents[index])
+    def extent(self, index: int, modalities: str = "av") -> Extent:
+        """Return where a clip's streams begin and end; a stream that is not asked for is as long as the other."""
+        video, audio = self.extents[index][:2], self.extents[index][2:]
+        return Extent(*(video if "v" in modalities else audio), *(audio if "a" in modalities else video))
 
 
 class ViewDataset(Dataset):
     """Decodes the views of one sample; indexed by (epoch, sample id)."""
 
-    def __init__(self, clips: Clips, views: ViewSettings, *, relaxation: str, seed: int, num_views: int) -> None:
+    def __init__(
+        self,
+        clips: Clips,
+        views: ViewSettings,
+        *,
+        relaxation: str,
+        seed: int,
+        num_views: int,
+        modalities: str = "av",
+    ) -> None:
+        """Describe what a sample is.
+
+        Args:
+            clips: where samples come from.
+            views: how long segments are.
+            relaxation: where the two views start.
+            seed: of the draws.
+            num_views: how many of them are decoded, 1 or 2.
+            modalities: ``v``, ``a`` or ``av``: what is decoded.
+        """
         self.clips = clips
         self._views = views
         self._relaxation = relaxation
         self._seed = seed
         self._num_views = num_views
+        self._modalities = modalities
 
     def __getitem__(self, request: tuple[int, int]) -> dict | DecodeError:
         """Return the sample's arrays, or the error: the loop raises it, so that its one line stays one line."""
         epoch, sample_id = request
         index = sample_id % len(self.clips)
-        starts = draw_view_starts(
-            self._relaxation,
-            self.clips.extent(index),
-            video_seconds=self._views.video.seconds,
-            audio_seconds=self._views.audio.seconds,
-            rng=generator(self._seed, "views", epoch, sample_id),
-        )
-        try:
-            video, audio = decode_segments(
-                self.clips.path(index),
-                self._views,
-                video_starts_s=starts.video_s[: self._num_views],
-                audio_starts_s=starts.audio_s[: self._num_views],
-            )
-        except (DecodeError, OSError) as error:
-            return _named(error, self.clips.path(index))
+        rng = generator(self._seed, "views", epoch, sample_id)
+        starts = draw_starts(self.clips.extent(index, self._modalities), self._views, self._relaxation, rng=rng)
         about = {"sample_ids": sample_id, "fallback": bool(starts.fallback), "epoch": epoch}
-        return {"video": video, "audio": audio, **self.clips.facts(index), **about}
+        wanted = (starts.video_s[: self._num_views], starts.audio_s[: self._num_views])
+        return _decoded(self.clips, index, self._views, *wanted, modalities=self._modalities, about=about)
 
 
-class EvaluationDataset(Dataset):
-    """Decodes evenly spaced segments of one clip; indexed by the clip's row. One video stands for V = clips a video."""
+class SegmentDataset(Dataset):
+    """Decodes several segments of one clip; indexed by the clip's row.
 
-    def __init__(self, clips: Clips, views: ViewSettings) -> None:
+    They are evenly spaced, the same for everyone, or drawn at random, one after the other.
+    """
+
+    def __init__(
+        self, clips: Clips, views: ViewSettings, *, modalities: str = "av", num_draws: int = 0, seed: int = 0
+    ) -> None:
+        """Describe what is decoded.
+
+        Args:
+            clips: one split, or several.
+            views: how long segments are, and how many evenly spaced ones a clip has (``evaluation_clips``).
+            modalities: ``v``, ``a`` or ``av``: what is decoded.
+            num_draws: segments that are drawn at random; 0 = evenly spaced ones.
+            seed: of the draws.
+        """
         self.clips = clips
         self._views = views
+        self._modalities = modalities
+        self._num_draws = num_draws
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict | DecodeError:
         """Return the clip's arrays, or the error."""
-        extent = self.clips.extent(index)
-        num = self._views.evaluation_clips
-        try:
-            video, audio = decode_segments(
-                self.clips.path(index),
-                self._views,
-                video_starts_s=even_starts(
-                    extent.video_start_s, extent.video_end_s, seconds=self._views.video.seconds, num=num
-                ),
-                audio_starts_s=even_starts(
-                    extent.audio_start_s, extent.audio_end_s, seconds=self._views.audio.seconds, num=num
-                ),
-            )
-        except (DecodeError, OSError) as error:
-            return _named(error, self.clips.path(index))
-        about = {"sample_ids": index, "fallback": False, "epoch": 0}
-        return {"video": video, "audio": audio, **self.clips.facts(index), **about}
+        extent = self.clips.extent(index, self._modalities)
+        starts = self._drawn(extent, index) if self._num_draws else self._evenly_spaced(extent)
+        about = {"sample_ids": self.clips.ids[index], "fallback": False, "epoch": 0}
+        return _decoded(self.clips, index, self._views, *starts, modalities=self._modalities, about=about)
+
+    def _evenly_spaced(self, extent: Extent) -> tuple[list[float], list[float]]:
+        views, num = self._views, self._views.evaluation_clips
+        return (
+            even_starts(extent.video_start_s, extent.video_end_s, seconds=views.video.seconds, num=num),
+            even_starts(extent.audio_start_s, extent.audio_end_s, seconds=views.audio.seconds, num=num),
+        )
+
+    def _drawn(self, extent: Extent, index: int) -> tuple[list[float], list[float]]:
+        clip_id = int(self.clips.ids[index])
+        starts = [
+            draw_starts(extent, self._views, "none", rng=generator(self._seed, "segments", draw, clip_id))
+            for draw in range(self._num_draws)
+        ]
+        return [start.video_s[0] for start in starts], [start.audio_s[0] for start in starts]
+
+
+def draw_starts(extent: Extent, views: ViewSettings, relaxation: str, *, rng: np.random.Generator) -> ViewStarts:
+    """Draw where the two views of a clip start, of the lengths in the settings."""
+    return draw_view_starts(
+        relaxation, extent, video_seconds=views.video.seconds, audio_seconds=views.audio.seconds, rng=rng
+    )
+
+
+def _decoded(
+    clips: Clips,
+    index: int,
+    views: ViewSettings,
+    video_starts_s: Sequence[float],
+    audio_starts_s: Sequence[float],
+    *,
+    modalities: str,
+    about: Mapping[str, Any],
+) -> dict | DecodeError:
+    """Decode what is asked for of one clip; return it with what is known of the clip, or the error."""
+    try:
+        video, audio = decode_segments(
+            clips.path(index),
+            views,
+            video_starts_s=video_starts_s if "v" in modalities else (),
+            audio_starts_s=audio_starts_s if "a" in modalities else (),
+        )
+    except (DecodeError, OSError) as error:
+        return _named(error, clips.path(index))
+    return {"video": video, "audio": audio, **clips.facts(index), **about}
 
 
 def decode_segments(
-    path: Path, views: ViewSettings, *, video_starts_s: list[float], audio_starts_s: list[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Decode video segments (V, T, H, W, 3) and audio segments (A, S) as the settings describe them."""
+    path: Path, views: ViewSettings, *, video_starts_s: Sequence[float], audio_starts_s: Sequence[float]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Decode video segments (V, T, H, W, 3) and audio segments (A, S) as the settings describe them; None for none."""
     return decode_windows(
         path,
         video_starts_s=video_starts_s,
@@ -174,11 +233,13 @@ def collate(samples: list[dict | DecodeError]) -> Batch | DecodeError:
         if isinstance(sample, DecodeError):
             return sample
     stacked = {
-        name: torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
-        for name in samples[0]
-        if name != "epoch"
+        name: None if samples[0][name] is None else _stacked(samples, name) for name in samples[0] if name != "epoch"
     }
     return Batch(**stacked, epoch=samples[0]["epoch"])
+
+
+def _stacked(samples: list[dict], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
 
 
 def _set_up_worker(worker_id: int) -> None:

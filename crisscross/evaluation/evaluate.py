@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,13 @@ from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import staged
 from crisscross.evaluation.features import Features, Parts, cached_features, extract_features
+from crisscross.evaluation.finetune import finetune
 from crisscross.evaluation.memo import Memo
 from crisscross.evaluation.svm import evaluate_svm, top_k
+from crisscross.evaluation.weights import backbones_of
 from crisscross.files import write_text
-from crisscross.identity import weights_fingerprint
 from crisscross.journal import Journal
-from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
+from crisscross.models.backbones import Backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
@@ -46,12 +46,13 @@ def evaluate(run: RunDirectory) -> bool:
         DecodeError: when a clip cannot be read any more, naming it.
     """
     settings = parse(DownstreamSettings, run.config)
+    if settings.downstream.name == "finetune":
+        return finetune(run)
     torch.set_num_threads(settings.execution.num_threads)
-    manifest = open_manifest(settings.data)
+    manifest = staged(open_manifest(settings.data), settings.data, report=run.say_phase)
     device = choose_device(settings.execution.device)
-    backbones = _backbones(run, settings).to(device)
+    backbones = backbones_of(run, settings).to(device)
     try:
-        manifest = staged(manifest, settings.data, report=run.say_phase)
         train, test = (
             _features(run, settings, manifest, backbones, split=split, device=device)
             for split in (settings.data.train_split, settings.data.test_split)
@@ -61,26 +62,6 @@ def evaluate(run: RunDirectory) -> bool:
         logger.info("%s: stopped; features and accuracies so far are kept", signal_name)
         return False
     return True
-
-
-def _backbones(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
-    """Return the backbones of the parent, of released files, or untrained ones."""
-    if run.parents:
-        (parent,) = run.parents
-        if parent.result is None:
-            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
-        files = parent.result["backbones"]
-        return load_backbones(settings.model, video=parent.path / files["video"], audio=parent.path / files["audio"])
-    weights = settings.weights
-    if weights.video or weights.audio:
-        if weights_fingerprint(weights.video, weights.audio) != weights.fingerprint:
-            raise ValueError("the weight files have changed since this evaluation was made: run the command again")
-        return load_backbones(
-            settings.model,
-            video=Path(weights.video) if weights.video else None,
-            audio=Path(weights.audio) if weights.audio else None,
-        )
-    return untrained_backbones(settings.model, seed=settings.seed)
 
 
 def _features(

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from crisscross.data.decode import DecodeError
-from crisscross.data.loader import Clips, EvaluationDataset, batch_loader
+from crisscross.data.loader import Clips, SegmentDataset, batch_loader
 from crisscross.files import write_atomically
 from crisscross.models.backbones import Backbones
 from crisscross.settings import ExecutionSettings, ViewSettings
 from crisscross.training.interruption import INTERRUPTION, Interrupted
-from crisscross.training.views import evaluation_views
+from crisscross.training.views import segment_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def extract_features(
         for first in range(begin, len(clips), VIDEOS_PER_BATCH)
     ]
     loader = batch_loader(
-        EvaluationDataset(clips, views),
+        SegmentDataset(clips, views),
         requests,
         num_workers=execution.num_workers,
         pin_memory=device.type == "cuda",
@@ -169,7 +169,7 @@ def extract_features(
     for batch in loader:
         if isinstance(batch, DecodeError):
             raise batch
-        frames, spectrograms = evaluation_views(batch, device=device, video=video_transform, audio=audio_transform)
+        frames, spectrograms = segment_views(batch, device=device, video=video_transform, audio=audio_transform)
         shape = (batch.video.shape[0], views.evaluation_clips, -1)
         video = backbones.video_backbone(frames).float().cpu().numpy().reshape(shape)
         audio = backbones.audio_backbone(spectrograms).float().cpu().numpy().reshape(shape)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from crisscross.settings_base import Settings
+from crisscross.settings_base import Rate, Settings
+from crisscross.training.settings import OptimSettings, TrainingSettings
 
 
 class SvmSettings(Settings):
@@ -16,3 +17,24 @@ class SvmSettings(Settings):
     modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
     c_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     num_folds: int = Field(ge=2)
+
+
+class ClassifierSettings(Settings):
+    """The head of fine-tuning (crisscross/models/heads.py) and the pooling before it."""
+
+    pool: Literal["max", "avg"]
+    hidden_dim: int | None = Field(gt=0)
+    batch_norm: bool
+    dropout: Rate
+
+
+class FinetuneSettings(Settings):
+    """Fine-tuning of the video network (crisscross/evaluation/finetune.py), completed by the table."""
+
+    name: Literal["finetune"]
+    frames: int = Field(gt=0)
+    pretrained_on: str
+    head: ClassifierSettings
+    freeze_backbone_epochs: int = Field(ge=0)
+    optim: OptimSettings
+    training: TrainingSettings

@@ -26,22 +26,22 @@ class Views:
     """A batch of augmented views, ready for the networks.
 
     Attributes:
-        video: (V, B, 3, T, H, W), normalised.
-        audio: (V, B, 1, F, T), normalised log-mel.
+        video: (V, B, 3, T, H, W), normalised; None where nothing but sound is used.
+        audio: (V, B, 1, F, T), normalised log-mel; None where nothing but pictures are used.
         clip_ids: (B,), rows of the manifest.
         labels: (B,), class indices; self-supervised methods leave them alone.
         epoch: epoch of the batch.
     """
 
-    video: torch.Tensor
-    audio: torch.Tensor
+    video: torch.Tensor | None
+    audio: torch.Tensor | None
     clip_ids: torch.Tensor
     labels: torch.Tensor
     epoch: int
 
 
-class BaseMethod(Backbones, ABC):
-    """A pair of backbones, which stay when training is over, and a way of training them.
+class Trainable(nn.Module, ABC):
+    """What the training loop trains: views in, a loss out.
 
     Attributes:
         num_views: views of a clip that ``forward`` wants, 1 or 2.
@@ -58,6 +58,10 @@ class BaseMethod(Backbones, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
+
+
+class BaseMethod(Backbones, Trainable):
+    """A pair of backbones, which stay when training is over, and a way of training them."""
 
 
 def build_method(settings: Mapping[str, Any], model: ModelSettings, *, seed: int) -> BaseMethod:

@@ -1,4 +1,4 @@
-"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md).
+"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md), and the classifier.
 
 Every linear layer has a bias, also those before batch normalisation, where it changes nothing. That is what
 reproduces the paper's 49.66 M for the whole model:
@@ -18,6 +18,7 @@ print as 49.65 M. The predictors' first bias is too small to show (49.66 M eithe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
@@ -61,6 +62,39 @@ def predictor(dim: int, *, hidden_dim: int = 512) -> nn.Sequential:
     """
     _check_positive(dim=dim, hidden_dim=hidden_dim)
     return nn.Sequential(nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+
+
+def classifier(
+    input_dim: int, num_classes: int, *, hidden_dim: int | None = None, batch_norm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    """Build the head of fine-tuning (section 5 of PAPER.md): one linear layer, and what others put before it.
+
+    Args:
+        input_dim: the backbone's ``feature_dim``.
+        num_classes: number of scores.
+        hidden_dim: width of a linear layer with batch normalisation and ReLU before the last one; None = there is none.
+        batch_norm: whether what goes into the last layer is normalised.
+        dropout: probability, applied right before the last layer; 0 = off.
+
+    Returns:
+        A module that maps (B, input_dim) to logits (B, num_classes).
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+    _check_positive(input_dim=input_dim, num_classes=num_classes, hidden_dim=1 if hidden_dim is None else hidden_dim)
+    layers: dict[str, nn.Module] = {}
+    width = input_dim
+    if hidden_dim is not None:
+        width = hidden_dim
+        hidden = [nn.Linear(input_dim, width), nn.BatchNorm1d(width), nn.ReLU()]
+        layers["hidden"] = nn.Sequential(*hidden)
+    if batch_norm:
+        layers["norm"] = nn.BatchNorm1d(width)
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
+    layers["linear"] = nn.Linear(width, num_classes)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _check_positive(**values: int) -> None:

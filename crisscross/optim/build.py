@@ -9,7 +9,7 @@ from torch import nn
 
 from crisscross.optim.larc import LARC
 from crisscross.optim.schedules import LearningRateSchedule
-from crisscross.settings import OptimSettings
+from crisscross.training.settings import OptimSettings
 
 
 def build_optimizer(
@@ -26,7 +26,7 @@ def build_optimizer(
     """
     for name in groups:
         if name not in settings.groups:
-            raise ValueError(f"optim.groups.{name} is missing: the method trains such a group, give it a schedule")
+            raise ValueError(f"optim.groups.{name} is missing: the network trains such a group, give it a schedule")
     named = [{"params": list(parameters), "name": name, "lr": 0.0} for name, parameters in groups.items()]
     optimizer: torch.optim.Optimizer
     if settings.name == "adam":

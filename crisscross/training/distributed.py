@@ -63,6 +63,12 @@ class World:
         dist.all_gather_object(errors, error, group=self._control)
         return next(item for item in errors if item is not None)
 
+    def raise_first(self, error: Exception | None) -> None:
+        """Raise the first error that any process has, on all of them; do nothing when there is none."""
+        error = self.first_error(error)
+        if error is not None:
+            raise error
+
     def from_main(self, value: Any) -> Any:
         """Return what rank 0 gave, on every process."""
         if self._control is None:

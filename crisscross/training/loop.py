@@ -19,32 +19,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from crisscross.data.catalogue import open_manifest
 from crisscross.data.decode import DecodeError
-from crisscross.data.loader import Batch, Clips, ViewDataset, batch_loader
-from crisscross.data.manifest import Manifest
-from crisscross.data.staging import staged
+from crisscross.data.loader import Batch, ViewDataset, batch_loader
 from crisscross.data.step_plan import PassRequests, StepPlan
-from crisscross.files import read_json
-from crisscross.journal import Journal, read_journal
-from crisscross.methods.base import build_method
-from crisscross.models.released import export_backbone
 from crisscross.optim.build import build_optimizer, set_learning_rates
 from crisscross.optim.schedules import build_schedules
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
-from crisscross.training.checkpoint import (
-    CheckpointError,
-    CheckpointWriter,
-    checkpoint_path,
-    load_checkpoint,
-    load_newest,
-)
-from crisscross.training.distributed import World, data_parallel, join_world
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.training.books import Books
+from crisscross.training.distributed import World, data_parallel
+from crisscross.training.interruption import INTERRUPTION
 from crisscross.training.meter import Meter
+from crisscross.training.task import Task
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
@@ -57,104 +43,80 @@ class NonFiniteLossError(RuntimeError):
     """The loss is not a number any more."""
 
 
-def pretrain(run: RunDirectory) -> bool:
-    """Pretrain from wherever the run directory stands.
+class Trainer:
+    """One process's part in a training."""
 
-    Args:
-        run: the experiment's run directory.
+    def __init__(self, run: RunDirectory, task: Task, world: World) -> None:
+        """Build everything and take the newest valid checkpoint, if there is one.
 
-    Returns:
-        True when training is done and ``result.json`` written; False when it was interrupted after a checkpoint.
+        Args:
+            run: where checkpoints and history go.
+            task: what to train; its network is moved to the world's device.
+            world: this process among its fellows.
 
-    Raises:
-        ValueError: when a setting is impossible for this data or machine.
-        DecodeError: when a clip cannot be read any more, naming it.
-        NonFiniteLossError: when the loss is not finite, naming the step and the clips.
-        CheckpointError: when a checkpoint could not be written.
-    """
-    settings = parse(PretrainSettings, run.config)
-    torch.set_num_threads(settings.execution.num_threads)
-    with join_world(settings.execution.device) as world:
-        try:
-            training = Pretraining(run, settings, world)
-        except Interrupted as signal_name:
-            INTERRUPTION.note(str(signal_name))  # whichever rank was told
-            logger.info("%s: stopped while clips were brought to this node; what is there is kept", signal_name)
-            return False
-        return training.run_to_end()
-
-
-class Pretraining:
-    """One process's part in a pretraining."""
-
-    def __init__(self, run: RunDirectory, settings: PretrainSettings, world: World) -> None:
-        """Build everything and take the newest valid checkpoint, if there is one."""
-        if settings.training.samples_per_pass % world.size:
+        Raises:
+            ValueError: when a setting is impossible for this data or number of processes.
+            OSError: when a checkpoint cannot be read.
+        """
+        if task.training.samples_per_pass % world.size:
             raise ValueError(
-                f"a pass of {settings.training.samples_per_pass} samples cannot be shared by {world.size} processes:"
+                f"a pass of {task.training.samples_per_pass} samples cannot be shared by {world.size} processes:"
                 " choose a number of devices that divides training.micro_batch_size"
             )
-        self.run, self.settings, self.world = run, settings, world
-        manifest = self._staged(open_manifest(settings.data))
-        self.clips = Clips(manifest.split(settings.data.train_split), manifest.root)
+        self.run, self.task, self.world = run, task, world
         self.plan = StepPlan(
-            num_clips=len(self.clips),
-            draws_per_clip=settings.training.draws_per_clip,
-            batch_size=settings.training.global_batch_size,
-            seed=settings.seed,
+            num_clips=len(task.clips),
+            draws_per_clip=task.training.draws_per_clip,
+            batch_size=task.training.global_batch_size,
+            seed=task.seed,
         )
-        self.total_steps = settings.training.epochs * self.plan.steps_per_epoch
-        self.video_transform = VideoTransformSettings(**settings.views.video.transform)
-        self.audio_transform = AudioTransformSettings(**settings.views.audio.transform)
-        self.method = build_method(settings.method, settings.model, seed=settings.seed)
+        self.total_steps = task.training.epochs * self.plan.steps_per_epoch
+        self.video_transform = VideoTransformSettings(**task.views.video.transform)
+        self.audio_transform = AudioTransformSettings(**task.views.audio.transform)
+        self.network = task.network
         if world.device.type == "cuda" and world.size > 1:
-            self.method = nn.SyncBatchNorm.convert_sync_batchnorm(self.method)
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         elif world.size > 1:
             logger.warning("on CPUs each process normalises by its own share of the batch, unlike a single process")
-        self.method.to(world.device).train()
-        self.optimizer = build_optimizer(settings.optim, self.method.parameter_groups())
-        self.schedules = (
-            build_schedules(
-                settings.optim.groups,
-                total_steps=max(self.total_steps, 1),
-                steps_per_epoch=self.plan.steps_per_epoch,
+        self.network.to(world.device).train()
+        self.optimizer = build_optimizer(task.optim, self.network.parameter_groups())
+        self.schedules = {}
+        if self.total_steps:
+            self.schedules = build_schedules(
+                task.optim.groups, total_steps=self.total_steps, steps_per_epoch=self.plan.steps_per_epoch
             )
-            if self.total_steps
-            else {}
-        )
-        fp16 = settings.training.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=task.training.precision == "fp16")
         self.step = 0
-        self._open_run_directory(self._resume())
-        self.network = self._wrapped()
-        self._meter = Meter(settings.training.global_batch_size)
-
-    def _staged(self, manifest: Manifest) -> Manifest:
-        """Bring the clips to each node's own disk, if the settings say so; all processes go on, or none."""
-        error = None
-        data = self.settings.data
-        report = self.run.say_phase if self.world.is_main else None
-        try:
-            manifest = staged(manifest, data, splits=[data.train_split], report=report)
-        except (OSError, ValueError, Interrupted) as problem:
-            error = problem
-        self._raise_together(error)
-        return manifest
+        self.books = Books(run, world)
+        about = self._resume()
+        kept = [epoch * self.plan.steps_per_epoch for epoch in task.training.keep_epochs]
+        self.books.open(about, keep_steps=[*kept, self.total_steps])
+        self._loss_of = self._wrapped()
+        self._meter = Meter(task.training.global_batch_size)
 
     def run_to_end(self) -> bool:
-        """Train until the last step, or until asked to leave."""
+        """Train until the last step, or until asked to leave; either way everything is on disk afterwards.
+
+        Returns:
+            Whether the training is done.
+        """
         batches = self._batches()
         try:
             done = self.step >= self.total_steps or self._train(batches)
-            if done:
-                self._finish()
+            if self.total_steps == 0:
+                self._save()
+            self.books.make_durable()
             return done
         finally:
             batches.close()
-            self._close()
+            self.books.close()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``result.json`` says of a training that is done; for rank 0."""
+        return self.books.summary(self.total_steps)
 
     def _train(self, batches: Iterator[Batch]) -> bool:
-        execution = self.settings.execution
+        execution = self.task.execution
         last_save = time.monotonic()
         stop_at = self.step + (execution.max_steps_this_launch or self.total_steps)
         while self.step < self.total_steps:
@@ -171,13 +133,14 @@ class Pretraining:
                 self._save()
                 last_save = time.monotonic()
             if leave and self.step < self.total_steps:
-                self._leave()
+                why = INTERRUPTION.signal_name or "told"
+                logger.info("%s: stopped after step %d of %d", why, self.step, self.total_steps)
                 return False
         return True
 
     def _one_step(self, batches: Iterator[Batch]) -> dict[str, float]:
         """Do one optimiser step, over as many passes as the global batch needs, and return its metrics."""
-        passes = self.settings.training.accumulation_passes
+        passes = self.task.training.accumulation_passes
         rates = set_learning_rates(self.optimizer, self.schedules, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
@@ -203,25 +166,25 @@ class Pretraining:
     def _one_pass(self, batch: Batch, index: int, passes: int) -> dict[str, torch.Tensor]:
         """Augment, go forward and backward once."""
         # Whatever a network draws by itself (dropout, say) is keyed by the step as well.
-        torch.manual_seed(derive_key(self.settings.seed, "network", self.step, index, self.world.rank))
+        torch.manual_seed(derive_key(self.task.seed, "network", self.step, index, self.world.rank))
         device = self.world.device
         views = augmented_views(
             batch,
-            seed=self.settings.seed,
+            seed=self.task.seed,
             device=device,
             video=self.video_transform,
             audio=self.audio_transform,
         )
-        precision = self.settings.training.precision
+        precision = self.task.training.precision
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
-            loss, metrics = self.network(views)
+            loss, metrics = self._loss_of(views)
         self.scaler.scale(loss / passes).backward()
         return {"loss/total": loss.detach(), **metrics}
 
     def _gradient_norm(self) -> torch.Tensor:
         """Return the norm of the whole gradient; fp16's may overflow, and the scaler then skips the step."""
         self.scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.method.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
     def _check_finite(self, metrics: dict[str, float], batches: list[Batch]) -> None:
@@ -235,55 +198,48 @@ class Pretraining:
         error = None
         for name, value in watched.items():
             if error is None and not math.isfinite(value):
-                clips = [str(self.clips.path(index)) for batch in batches for index in batch.clip_ids.tolist()]
+                clips = [str(self.task.clips.path(index)) for batch in batches for index in batch.clip_ids.tolist()]
                 shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
                 error = NonFiniteLossError(
                     f"the {name} is {value} at step {self.step} (of {self.total_steps}): no step was taken, the last"
                     " checkpoint is good; lower the learning rate or use training.precision=fp32."
                     f" Clips of this step: {shown}"
                 )
-        self._raise_together(error)
-
-    def _raise_together(self, error: Exception | None) -> None:
-        error = self.world.first_error(error)
-        if error is not None:
-            raise error
+        self.world.raise_first(error)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this process's batch of every pass from the current step on."""
-        share = self.settings.training.samples_per_pass // self.world.size
+        share = self.task.training.samples_per_pass // self.world.size
         requests = PassRequests(
             self.plan, self.step, self.total_steps, share=share, rank=self.world.rank, num_ranks=self.world.size
         )
         dataset = ViewDataset(
-            self.clips,
-            self.settings.views,
-            relaxation=self.settings.relaxation,
-            seed=self.settings.seed,
-            num_views=self.method.num_views,
+            self.task.clips,
+            self.task.views,
+            relaxation=self.task.relaxation,
+            seed=self.task.seed,
+            num_views=self.network.num_views,
+            modalities=self.task.modalities,
         )
         loader = batch_loader(
             dataset,
             requests,
-            num_workers=self.settings.execution.num_workers,
+            num_workers=self.task.execution.num_workers,
             pin_memory=self.world.device.type == "cuda",
         )
         for batch in loader:
-            self._raise_together(batch if isinstance(batch, DecodeError) else None)
+            self.world.raise_first(batch if isinstance(batch, DecodeError) else None)
             yield batch
 
     def _record(self, metrics: dict[str, float]) -> None:
         """Write the history and say where we are. ``time/`` metrics are the only ones a resumed run does not repeat."""
-        every = self.settings.tracking.log_every_steps
         times = self._meter.tick()
-        if self.step % every == 0 or self.step == self.total_steps:
-            metrics = self.world.mean(metrics)
-            if self.world.is_main:
-                self.journal.write(self.step, {**metrics, **times})
+        if self.step % self.task.tracking.log_every_steps == 0 or self.step == self.total_steps:
+            metrics = self.books.record(self.step, metrics, times=times)
         if self.world.is_main and self._meter.report_due():
             self.run.write_progress(
                 state="running",
-                phase="pretraining",
+                phase=self.task.phase,
                 step=self.step,
                 total=self.total_steps,
                 loss=metrics["loss/total"],
@@ -294,126 +250,41 @@ class Pretraining:
 
     def _save(self) -> None:
         """Begin to write a checkpoint; every process comes here at the same step."""
-        error = None
-        if self.world.is_main:
-            started = time.monotonic()
-            state = {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            try:
-                self.writer.save(self.step, state, metrics_bytes=self.journal.sync())
-            except (CheckpointError, OSError) as problem:
-                error = problem
-            held_up_ms = 1e3 * (time.monotonic() - started)
-            logger.info("checkpoint at step %d held training up for %.0f ms", self.step, held_up_ms)
-        self._raise_together(error)
-
-    def _make_durable(self) -> None:
-        """Wait until the last checkpoint is on disk."""
-        error = None
-        if self.world.is_main:
-            try:
-                self.writer.wait()
-            except CheckpointError as problem:
-                error = problem
-        self._raise_together(error)
-
-    def _leave(self) -> None:
-        self._make_durable()
-        why = INTERRUPTION.signal_name or "told"
-        logger.info("%s: stopped after step %d of %d, checkpoint written", why, self.step, self.total_steps)
-
-    def _close(self) -> None:
-        """Let go of the run directory, whatever happened: no thread may write there once the lock is gone."""
-        if self.world.is_main:
-            try:
-                self.writer.wait()
-            except CheckpointError as error:
-                logger.error("%s", error)
-            self.journal.close()
-
-    def _finish(self) -> None:
-        """Make the end durable, put the backbones beside it, and declare success."""
-        if self.total_steps == 0:
-            self._save()
-        self._make_durable()
-        if self.world.is_main:
-            for modality in ("video", "audio"):
-                backbone = self.method.get_submodule(f"{modality}_backbone")
-                export_backbone(backbone, self.run.path / f"{modality}_backbone.pt")
-            self.run.write_result(
-                {
-                    "steps": self.total_steps,
-                    "checkpoint": f"checkpoints/{checkpoint_path(self.run.checkpoints, self.total_steps).name}",
-                    "backbones": {"video": "video_backbone.pt", "audio": "audio_backbone.pt"},
-                    "metrics": self._last_metrics(),
-                }
-            )
-        self.world.barrier()
-
-    def _last_metrics(self) -> dict[str, float]:
-        last: dict[str, float] = {}
-        for line in read_journal(self.run.metrics_path):
-            last = line["metrics"]
-        return last
+        state = {
+            "method": self.network.state_dict(),  # the name that checkpoints have had from the beginning
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        self.books.save(self.step, state)
 
     def _resume(self) -> dict[str, Any]:
         """Take the newest valid checkpoint, the same on every process; return what is known of it."""
-        loaded, error = None, None
-        if self.world.is_main:
-            try:
-                loaded = load_newest(self.run.checkpoints, discard_damaged=True)
-            except OSError as problem:
-                error = problem
-        self._raise_together(error)
-        about = self.world.from_main(None if loaded is None else loaded[1])
-        if about is None:
-            return {"step": 0, "history_step": 0, "metrics_bytes": 0}
-        state, _ = loaded or load_checkpoint(checkpoint_path(self.run.checkpoints, about["step"]))
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step = about["step"]
-        logger.info("going on from step %d of %d", self.step, self.total_steps)
+        state, about = self.books.newest()
+        if state is not None:
+            self.network.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = about["step"]
+            logger.info("going on from step %d of %d", self.step, self.total_steps)
         return about
 
-    def _open_run_directory(self, about: dict[str, Any]) -> None:
-        """Cut the history to what is durable and keep what was perhaps told already; get ready to write."""
-        error = None
-        if self.world.is_main:
-            declared = read_json(self.run.path / "durable.json") or about
-            history = max(about, declared, key=lambda entry: entry["history_step"])
-            keep = [epoch * self.plan.steps_per_epoch for epoch in self.settings.training.keep_epochs]
-            try:
-                self.journal = Journal(
-                    self.run.metrics_path, resume_at=history["metrics_bytes"], durable_step=history["history_step"]
-                )
-                self.writer = CheckpointWriter(
-                    self.run.checkpoints, keep_steps=[*keep, self.total_steps], history_step=history["history_step"]
-                )
-            except (ValueError, OSError) as problem:
-                error = problem
-        self._raise_together(error)
-
     def _wrapped(self) -> nn.Module:
-        """Return the method as the loop calls it: compiled, distributed, or as it is."""
-        network: nn.Module = self.method
-        if self.settings.training.compile:
+        """Return the network as the loop calls it: compiled, distributed, or as it is."""
+        network: nn.Module = self.network
+        if self.task.training.compile:
             if self.world.device.type == "cuda":
                 network = torch.compile(network)
             else:
                 logger.warning("training.compile=true is for GPUs: ignored on %s", self.world.device)
         if self.world.size > 1:
-            network = data_parallel(network, self.world, uses_all_parameters=self.method.uses_all_parameters)
+            network = data_parallel(network, self.world, uses_all_parameters=self.network.uses_all_parameters)
         return network
 
     def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager:
-        if last_pass or not isinstance(self.network, DistributedDataParallel):
+        if last_pass or not isinstance(self._loss_of, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.network.no_sync()
+        return self._loss_of.no_sync()
 
     def _epoch_to_keep(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        return rest == 0 and epoch in self.settings.training.keep_epochs
+        return rest == 0 and epoch in self.task.training.keep_epochs

@@ -31,38 +31,72 @@ def augmented_views(
         audio: what is done to waveforms and spectrograms.
 
     Returns:
-        Views of shapes (V, B, 3, T, H, W) and (V, B, 1, F, T), on the device.
+        Views of shapes (V, B, 3, T, H, W) and (V, B, 1, F, T), on the device; None for what was not decoded.
     """
-    size, num_views = batch.video.shape[:2]
-    ids = batch.sample_ids.numpy()
+    num_views, ids = _num_views(batch), batch.sample_ids.numpy()
 
     def keys(modality: str) -> np.ndarray:
         views = [sample_keys(seed, f"{modality}/view{view}", batch.epoch, ids) for view in range(num_views)]
         return np.concatenate(views)
 
     # To the device first: the batch is in pinned memory, a rearranged copy of it would not be.
-    frames = batch.video.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-    waves = batch.audio.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-    aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
+    frames = waves = None
+    if batch.video is not None:
+        frames = batch.video.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+        aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
+        frames = augment_video(frames, aspect, keys("video"), video).unflatten(0, (num_views, len(ids)))
+    if batch.audio is not None:
+        waves = batch.audio.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+        waves = augment_audio(waves, keys("audio"), audio).unflatten(0, (num_views, len(ids)))
     return Views(
-        video=augment_video(frames, aspect, keys("video"), video).unflatten(0, (num_views, size)),
-        audio=augment_audio(waves, keys("audio"), audio).unflatten(0, (num_views, size)),
+        video=frames,
+        audio=waves,
         clip_ids=batch.clip_ids.to(device, non_blocking=True),
         labels=batch.labels.to(device, non_blocking=True),
         epoch=batch.epoch,
     )
 
 
-def evaluation_views(
-    batch: Batch, *, device: torch.device, video: VideoTransformSettings, audio: AudioTransformSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre-crop the frames and take plain spectrograms of all segments of a batch of videos.
+def segment_views(
+    batch: Batch,
+    *,
+    device: torch.device,
+    video: VideoTransformSettings,
+    audio: AudioTransformSettings,
+    seed: int | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Make all segments of a batch of clips ready for frozen networks.
+
+    Args:
+        batch: decoded clips, V segments each.
+        device: where to compute.
+        video: what is done to frames.
+        audio: what is done to waveforms and spectrograms.
+        seed: of augmentations, keyed by (clip, segment); None = centre crops and plain spectrograms.
 
     Returns:
-        (B * V, 3, T, H, W) and (B * V, 1, F, T); the V segments of a video follow one another.
+        (B * V, 3, T, H, W) and (B * V, 1, F, T), the V segments of a clip one after the other; None for what was not
+        decoded.
     """
-    num_segments = batch.video.shape[1]
-    frames = batch.video.flatten(0, 1).to(device, non_blocking=True)
-    waves = batch.audio.flatten(0, 1).to(device, non_blocking=True)
-    aspect = batch.aspect.repeat_interleave(num_segments)
-    return evaluate_video(frames, aspect, video), evaluate_audio(waves, audio)
+    num_segments, ids = _num_views(batch), batch.sample_ids.numpy()
+
+    def keys(modality: str) -> np.ndarray:
+        draws = [sample_keys(seed, f"{modality}/segment", draw, ids) for draw in range(num_segments)]
+        return np.stack(draws, axis=1).reshape(-1)
+
+    frames = waves = None
+    if batch.video is not None:
+        frames = batch.video.flatten(0, 1).to(device, non_blocking=True)
+        aspect = batch.aspect.repeat_interleave(num_segments)
+        if seed is None:
+            frames = evaluate_video(frames, aspect, video)
+        else:
+            frames = augment_video(frames, aspect, keys("video"), video)
+    if batch.audio is not None:
+        waves = batch.audio.flatten(0, 1).to(device, non_blocking=True)
+        waves = evaluate_audio(waves, audio) if seed is None else augment_audio(waves, keys("audio"), audio)
+    return frames, waves
+
+
+def _num_views(batch: Batch) -> int:
+    return (batch.video if batch.video is not None else batch.audio).shape[1]

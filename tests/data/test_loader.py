@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crisscross.data.catalogue import open_manifest
-from crisscross.data.loader import Clips, EvaluationDataset, ViewDataset, batch_loader
+from crisscross.data.loader import Clips, SegmentDataset, ViewDataset, batch_loader
 from crisscross.data.step_plan import PassRequests, StepPlan
 from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
@@ -105,7 +105,7 @@ def test_without_relaxation_both_views_are_one_segment(clips: Clips, settings: P
 
 
 def test_evaluation_takes_evenly_spaced_segments(clips: Clips, settings: PretrainSettings) -> None:
-    dataset = EvaluationDataset(clips, settings.views)
+    dataset = SegmentDataset(clips, settings.views)
     sample = dataset[1]
     assert sample["video"].shape[0] == sample["audio"].shape[0] == settings.views.evaluation_clips
     assert np.array_equal(sample["video"], dataset[1]["video"])

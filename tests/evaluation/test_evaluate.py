@@ -19,7 +19,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTION
-from crisscross.training.views import evaluation_views
+from crisscross.training.views import segment_views
 from tests.support import history, tiny_config
 
 
@@ -90,18 +90,18 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
             looked.extend(batch.clip_ids.tolist())
             if last in batch.clip_ids:
                 monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
-            return evaluation_views(batch, **settings)
+            return segment_views(batch, **settings)
 
         return views
 
     for last in (5, 10):  # in the second batch of the training clips, and in their last
-        monkeypatch.setattr(features, "evaluation_views", views_until(last))
+        monkeypatch.setattr(features, "segment_views", views_until(last))
         assert not run_experiment(run)
         assert run.progress["state"] == "interrupted"
         assert run.progress["signal"] == "SIGTERM"
         monkeypatch.setattr(INTERRUPTION, "signal_name", None)
     assert looked == list(range(12))  # each clip once
-    monkeypatch.setattr(features, "evaluation_views", evaluation_views)
+    monkeypatch.setattr(features, "segment_views", segment_views)
     assert run_experiment(run)
     assert [path.name for path in sorted((run.path / "features").glob("*.npz"))] == ["test.npz", "train.npz"]
     monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 16)

@@ -53,7 +53,7 @@ def _kill() -> None:
 
 
 def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
-    original = loop.Pretraining._one_pass
+    original = loop.Trainer._one_pass
 
     def struck(self, *arguments):
         result = original(self, *arguments)
@@ -61,7 +61,7 @@ def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
             act()
         return result
 
-    loop.Pretraining._one_pass = struck
+    loop.Trainer._one_pass = struck
 
 
 def _in_the_middle_of_a_step(at_step: int) -> None:
@@ -109,15 +109,15 @@ def _before_durable_is_told(at_step: int) -> None:
 
 
 def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
-    original = loop.Pretraining._save
+    original = loop.Trainer._save
 
     def struck(self):
         if self.step >= at_step:
-            self.journal.sync()
+            self.books.journal.sync()
             _kill()
         original(self)
 
-    loop.Pretraining._save = struck
+    loop.Trainer._save = struck
 
 
 def _before_the_result(at_step: int) -> None:

@@ -78,13 +78,13 @@ def test_no_epochs_leave_the_initial_weights(folder: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _make(folder, runs="broken")
-    original = loop.Pretraining._one_pass
+    original = loop.Trainer._one_pass
 
     def broken(self, batch, index, passes):
         metrics = original(self, batch, index, passes)
         return {**metrics, "loss/total": torch.tensor(math.nan)} if self.step == 4 else metrics
 
-    monkeypatch.setattr(loop.Pretraining, "_one_pass", broken)
+    monkeypatch.setattr(loop.Trainer, "_one_pass", broken)
     with pytest.raises(loop.NonFiniteLossError, match=r"the loss is nan at step 4 \(of 9\).*Clips of this step: .*mp4"):
         run_experiment(run)
     assert run.progress["state"] == "failed"

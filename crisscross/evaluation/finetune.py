@@ -1,0 +1,256 @@
+"""Fine-tuning (PAPER section 5): the video network and a new head learn the labels; then every test clip is looked at
+ten times.
+
+Training goes through the one loop, the test through the one feature extractor, with the logits for features: both go
+on where they were stopped.
+
+While it is fine-tuned, the backbone's batch normalisation works as in any training: by the statistics of the batch,
+which move the running ones (the paper is silent; batches of 32 and 64 are large enough, and the pretraining's
+statistics are those of other clips, of another size). While it is frozen, it is left alone altogether.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from torch import nn
+from torch.nn import functional as F
+
+from crisscross.data.loader import Clips
+from crisscross.data.manifest import Manifest
+from crisscross.evaluation.features import Parts, cached_features, extract_features
+from crisscross.evaluation.svm import top_k
+from crisscross.evaluation.weights import backbones_of
+from crisscross.files import read_json, write_atomically, write_text
+from crisscross.journal import Journal
+from crisscross.methods.base import Trainable, Views
+from crisscross.models.heads import classifier
+from crisscross.models.initialisation import initialise
+from crisscross.models.r2plus1d import VideoBackbone
+from crisscross.randomness import derive_key
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings, ViewSettings
+from crisscross.settings_base import parse
+from crisscross.training.distributed import choose_device, join_world
+from crisscross.training.interruption import Interrupted
+from crisscross.training.loop import Trainer
+from crisscross.training.opening import open_clips
+from crisscross.training.task import Task
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIER_FILE = "classifier.pt"
+
+
+class Finetuning(Trainable):
+    """A video backbone and a head that learn labels by cross-entropy."""
+
+    num_views = 1
+
+    def __init__(self, backbone: VideoBackbone, head: nn.Module, *, freeze_backbone_epochs: int = 0) -> None:
+        """Put the two together.
+
+        Args:
+            backbone: (B, 3, T, H, W) -> (B, D).
+            head: (B, D) -> (B, K).
+            freeze_backbone_epochs: epochs in which the head alone learns.
+        """
+        super().__init__()
+        self.video_backbone = backbone
+        self.head = head
+        self.freeze_backbone_epochs = freeze_backbone_epochs
+        self.uses_all_parameters = freeze_backbone_epochs == 0
+
+    def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the cross-entropy of a batch, and its top-1."""
+        frozen = views.epoch < self.freeze_backbone_epochs
+        self.video_backbone.train(not frozen)
+        with torch.set_grad_enabled(not frozen):
+            features = self.video_backbone(views.video[0])
+        logits = self.head(features).float()
+        hits = logits.detach().argmax(dim=1) == views.labels
+        return F.cross_entropy(logits, views.labels), {"train/top1": hits.float().mean()}
+
+
+def build_network(settings: DownstreamSettings, backbone: VideoBackbone, *, num_classes: int) -> Finetuning:
+    """Return the network before its first step: a backbone as it is and a head drawn from the seed."""
+    chosen = settings.downstream.head
+    backbone.pool = chosen.pool
+    head = classifier(
+        backbone.feature_dim,
+        num_classes,
+        hidden_dim=chosen.hidden_dim,
+        batch_norm=chosen.batch_norm,
+        dropout=chosen.dropout,
+    )
+    initialise(head, seed_key=derive_key(settings.seed, "head"))
+    return Finetuning(backbone, head, freeze_backbone_epochs=settings.downstream.freeze_backbone_epochs)
+
+
+def finetune(run: RunDirectory) -> bool:
+    """Fine-tune and test from wherever the run directory stands.
+
+    Args:
+        run: the experiment's run directory.
+
+    Returns:
+        True when ``result.json`` is written (on rank 0), False when the job was asked to leave.
+
+    Raises:
+        ValueError: when a setting, a weights file or the split is unfit, in one line.
+        DecodeError: when a clip cannot be read any more, naming it.
+        NonFiniteLossError: when the loss is not finite, naming the step and the clips.
+        CheckpointError: when a checkpoint could not be written.
+    """
+    settings = parse(DownstreamSettings, run.config)
+    torch.set_num_threads(settings.execution.num_threads)
+    train_split, test_split = splits_of(settings)
+    with join_world(settings.execution.device) as world:
+        manifest = open_clips(run, settings.data, world, splits=[train_split, test_split])
+        clips = Clips(manifest.split(train_split), manifest.root)
+        task = _task(run, settings, clips, num_classes=len(manifest.classes))
+        trainer = Trainer(run, task, world)
+        if not trainer.run_to_end():
+            return False
+        if not world.is_main:  # the test is the main process's alone
+            return True
+        trained = trainer.summary()
+    network = trainer.network
+    _export(network, run.path / CLASSIFIER_FILE)
+    try:
+        scores = dense_scores(run, settings, network, Clips(manifest.split(test_split), manifest.root))
+    except Interrupted as signal_name:
+        logger.info("%s: stopped in the test; the training and the scores so far are kept", signal_name)
+        return False
+    _write(run, manifest, test_split, scores, trained=trained, num_train=len(task.clips))
+    return True
+
+
+def splits_of(settings: DownstreamSettings) -> tuple[str, str]:
+    """Return the names of the training and the test split of the fold that is fine-tuned on."""
+    fold = "".join(str(fold) for fold in settings.data.folds)
+    return f"{settings.data.train_split}{fold}", f"{settings.data.test_split}{fold}"
+
+
+def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_classes: int) -> Task:
+    if settings.weights.audio and not settings.weights.video:
+        raise ValueError("weights.audio: fine-tuning trains the video network: set weights.video")
+    protocol = settings.downstream
+    backbone = backbones_of(run, settings).video_backbone
+    return Task(
+        phase="fine-tuning",
+        network=build_network(settings, backbone, num_classes=num_classes),
+        clips=clips,
+        views=_of_video_alone(settings.views),
+        relaxation="none",
+        modalities="v",
+        optim=protocol.optim,
+        training=protocol.training,
+        execution=settings.execution,
+        tracking=settings.tracking,
+        seed=settings.seed,
+    )
+
+
+def _of_video_alone(views: ViewSettings) -> ViewSettings:
+    """Return views whose sound is as long as their pictures: it is not there, and must not keep clips from edges."""
+    audio = views.audio.model_copy(update={"seconds": views.video.seconds})
+    return views.model_copy(update={"audio": audio})
+
+
+def _export(network: Finetuning, path: Path) -> None:
+    """Write the fine-tuned weights: a plain state dict, ``video_backbone.*`` and ``head.*``."""
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finetuning, clips: Clips) -> np.ndarray:
+    """Look at evenly spaced segments of every test clip and average the probabilities.
+
+    Args:
+        run: where logits are kept, so that nothing is computed twice.
+        settings: how many segments (``views.evaluation_clips``), how they are cropped.
+        network: fine-tuned.
+        clips: the test split, N clips.
+
+    Returns:
+        (N, K) float64 probabilities.
+
+    Raises:
+        Interrupted: when a signal asked the job to leave.
+    """
+
+    def report(done: int, rate: float) -> None:
+        run.write_progress(
+            state="running",
+            phase="test",
+            step=done,
+            total=len(clips),
+            rate=rate,
+            rate_unit="clips/s",
+            eta_s=(len(clips) - done) / rate,
+        )
+
+    device = choose_device(settings.execution.device)
+    scorer = _Scorer(network).to(device)
+
+    def extract(parts: Parts) -> Any:
+        return extract_features(
+            scorer, clips, settings.views, execution=settings.execution, device=device, report=report, parts=parts
+        )
+
+    logits = cached_features(run.path / "features" / "logits.npz", extract).video
+    return softmax(logits.astype(np.float64), axis=-1).mean(axis=1)
+
+
+class _Scorer(nn.Module):
+    """The network as the feature extractor sees it: logits for video features."""
+
+    def __init__(self, network: Finetuning) -> None:
+        super().__init__()
+        self.video_backbone = nn.Sequential(network.video_backbone, network.head)
+        self.audio_backbone = nn.Flatten()
+
+
+def _write(
+    run: RunDirectory,
+    manifest: Manifest,
+    test_split: str,
+    scores: np.ndarray,
+    *,
+    trained: Mapping[str, Any],
+    num_train: int,
+) -> None:
+    """Write predictions, the end of the history, and the result."""
+    frame = manifest.split(test_split)
+    labels = frame["label_id"].to_numpy()
+    chosen = scores.argmax(axis=1)
+    table = pd.DataFrame({"path": frame["path"].to_numpy(), "label": frame["label"].to_numpy()})
+    table["predicted_v"] = [manifest.classes[index] for index in chosen]
+    table["probability_v"] = scores.max(axis=1)
+    table["probability_of_label"] = scores[np.arange(len(scores)), labels]
+    write_text(run.path / "predictions.csv", table.to_csv(index=False))
+    metrics = {f"eval/top{k}_v": top_k(scores, labels, k) for k in (1, 5)}
+    # After the last step of the training: an earlier start may have come as far as this, and is overwritten.
+    journal = Journal(run.metrics_path, resume_at=read_json(run.path / "durable.json")["metrics_bytes"])
+    journal.write(trained["steps"] + 1, metrics)
+    journal.sync()
+    journal.close()
+    run.write_result(
+        {
+            **trained,
+            "metrics": {**trained["metrics"], **metrics},
+            "classifier": CLASSIFIER_FILE,
+            "num_train_clips": num_train,
+            "num_test_clips": len(frame),
+            "num_classes": len(manifest.classes),
+            "artifacts": ["predictions.csv"],
+        }
+    )

@@ -1,0 +1,128 @@
+"""The numbers of the paper's fine-tuning (PAPER section 5): what each pretraining set, dataset and clip length takes.
+
+``complete`` writes them into a config before it has an identity, so that the resolved config says everything. A number
+that is set there already stays. Nothing heavy is imported: a launch completes every config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.identity import plain_copy
+
+NOTHING = "nothing"
+"""``downstream.pretrained_on`` of untrained backbones; they take the Kinetics rows, so that the floor of a Kinetics
+pretraining differs from it in the weights alone (chosen by us)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is fine-tuned.
+
+    Attributes:
+        batch_size: clips a step.
+        learning_rate: before the first milestone.
+        dropout: probability, before the last layer.
+        milestone_epochs: epochs at which the learning rate is multiplied by 0.3.
+        epochs: epochs in all.
+    """
+
+    batch_size: int
+    learning_rate: float
+    dropout: float
+    milestone_epochs: tuple[int, ...]
+    epochs: int = 20
+
+
+PRETRAINED_ON = {"kinetics_sound": "kinetics", "kinetics400": "kinetics", "audioset": "audioset", NOTHING: "kinetics"}
+"""Which rows of the table belong to which pretraining set."""
+
+_AT_8, _AT_32 = (6, 10, 14), (8, 12, 16)
+
+TABLE: dict[tuple[str, str, int], Recipe] = {
+    ("kinetics", "ucf101", 8): Recipe(64, 5e-4, 0.0, _AT_8),
+    ("kinetics", "ucf101", 32): Recipe(32, 7e-5, 0.0, _AT_32),
+    ("kinetics", "hmdb51", 8): Recipe(64, 5e-4, 0.0, _AT_8),
+    ("kinetics", "hmdb51", 32): Recipe(32, 1e-4, 0.0, _AT_32),
+    ("audioset", "ucf101", 8): Recipe(64, 7e-5, 0.1, _AT_8),
+    ("audioset", "ucf101", 32): Recipe(32, 7e-5, 0.0, _AT_32),
+    ("audioset", "hmdb51", 8): Recipe(64, 1e-4, 0.1, _AT_8),
+    ("audioset", "hmdb51", 32): Recipe(32, 1e-4, 0.1, _AT_32),
+}
+"""By pretraining set, dataset and frames: the paper's eight rows, whose first four stand for both Kinetics sets."""
+
+DEMO = Recipe(16, 2e-2, 0.0, (4, 6), epochs=7)
+"""The generated clips, whatever the backbone was pretrained on. Chosen by us: 140 steps, a minute on two cores."""
+
+OPEN = {
+    "downstream.training.global_batch_size": "batch_size",
+    "downstream.training.epochs": "epochs",
+    "downstream.head.dropout": "dropout",
+    "downstream.optim.groups.base.initial": "learning_rate",
+    "downstream.optim.groups.base.milestone_epochs": "milestone_epochs",
+}
+"""Keys of the config that the table fills where they are null."""
+
+
+def complete(config: Mapping[str, Any], *, pretrained_on: str | None) -> dict[str, Any]:
+    """Return a downstream config with nothing left open; any other protocol's is returned as it is.
+
+    Args:
+        config: the resolved config.
+        pretrained_on: ``data.name`` of the pretraining that is evaluated; None where there is none.
+
+    Raises:
+        ValueError: one line, when a number is open and the table has no such row.
+    """
+    if config["downstream"]["name"] != "finetune":
+        return dict(config)
+    completed = plain_copy(dict(config))
+    downstream, weights = completed["downstream"], completed["weights"]
+    if downstream["pretrained_on"] is None:
+        if pretrained_on is None and (weights["video"] or weights["audio"]):
+            raise ValueError(
+                "downstream.pretrained_on is null: released weights do not say what they were pretrained on: set it to"
+                f" {', '.join(name for name in PRETRAINED_ON if name != NOTHING)}, or to any name of yours"
+            )
+        downstream["pretrained_on"] = pretrained_on or NOTHING
+    for node, key, name in _left_open(completed):
+        recipe = recipe_of(downstream["pretrained_on"], completed["data"]["name"], downstream["frames"])
+        value = getattr(recipe, name)
+        node[key] = list(value) if isinstance(value, tuple) else value
+    return completed
+
+
+def recipe_of(pretrained_on: str, dataset: str, frames: int) -> Recipe:
+    """Return a row of the table.
+
+    Args:
+        pretrained_on: ``kinetics_sound``, ``kinetics400``, ``audioset`` or ``nothing``.
+        dataset: ``data.name`` of the clips to fine-tune on.
+        frames: of a clip, 8 or 32.
+
+    Raises:
+        ValueError: one line, when there is no such row.
+    """
+    if dataset == "demo":
+        return DEMO
+    recipe = TABLE.get((PRETRAINED_ON.get(pretrained_on, ""), dataset, frames))
+    if recipe is None:
+        raise ValueError(
+            f"downstream.pretrained_on={pretrained_on}, data.name={dataset}, downstream.frames={frames}: the paper says"
+            f" how to fine-tune what was pretrained on {', '.join(PRETRAINED_ON)} on ucf101 or hmdb51 at 8 or 32"
+            f" frames: choose of these, or set {', '.join(OPEN)}"
+        )
+    return recipe
+
+
+def _left_open(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield the node, the key and the recipe's name of each number that is there and null."""
+    for dotted, name in OPEN.items():
+        *path, key = dotted.split(".")
+        node: Any = config
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and key in node and node[key] is None:
+            yield node, key, name

@@ -1,0 +1,89 @@
+"""Which backbones an evaluation starts from: a pretraining's, at its end or on the way, released ones, or untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from crisscross.identity import weights_fingerprint
+from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings
+from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
+
+
+def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
+    """Return the backbones that an evaluation starts from, on the CPU.
+
+    Args:
+        run: the evaluation's run directory, which knows its parent.
+        settings: its settings.
+
+    Raises:
+        FileNotFoundError: when a file of weights is not there.
+        ValueError: one line, when the parent is not finished, the epoch was not kept, or a file is unfit.
+    """
+    weights = settings.weights
+    if run.parents:
+        (parent,) = run.parents
+        if parent.result is None:
+            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
+        if weights.epoch is not None:
+            return _on_the_way(parent, settings, weights.epoch)
+        files = parent.result["backbones"]
+        return load_backbones(settings.model, video=parent.path / files["video"], audio=parent.path / files["audio"])
+    if weights.epoch is not None:
+        raise ValueError(f"weights.epoch={weights.epoch} is an epoch of a pretraining: set weights.run, too")
+    if weights.video or weights.audio:
+        if weights_fingerprint(weights.video, weights.audio) != weights.fingerprint:
+            raise ValueError("the weight files have changed since this evaluation was made: run the command again")
+        return load_backbones(
+            settings.model,
+            video=Path(weights.video) if weights.video else None,
+            audio=Path(weights.audio) if weights.audio else None,
+        )
+    return untrained_backbones(settings.model, seed=settings.seed)
+
+
+def check_epoch(parent: RunDirectory, epoch: int) -> Path | None:
+    """Make sure that a finished pretraining has kept its weights of the end of an epoch.
+
+    Returns:
+        The checkpoint; None for epoch 0, which the seed alone makes.
+
+    Raises:
+        ValueError: one line that names the kept epochs, when it has not.
+    """
+    epochs, steps = parent.config["training"]["epochs"], parent.result["steps"]
+    kept = {
+        possible: path
+        for possible in range(1, epochs + 1)
+        if (path := checkpoint_path(parent.checkpoints, possible * steps // epochs)).is_file()
+    }
+    if epoch and epoch not in kept:
+        raise ValueError(
+            f"weights.epoch={epoch}: {parent.label} has kept epochs {', '.join(str(number) for number in [0, *kept])}:"
+            f" choose one of these, or pretrain again with training.keep_epochs=[{epoch}] and another runs_root"
+        )
+    return kept.get(epoch)
+
+
+def _on_the_way(parent: RunDirectory, settings: DownstreamSettings, epoch: int) -> Backbones:
+    """Return a pretraining's backbones as they were after an epoch; 0 = before its first step."""
+    backbones = untrained_backbones(settings.model, seed=parent.config["seed"])
+    checkpoint = check_epoch(parent, epoch)
+    if checkpoint is None:
+        return backbones
+    state, _ = load_checkpoint(checkpoint)
+    own = {
+        name: tensor
+        for name, tensor in state["method"].items()
+        if name.startswith(("video_backbone.", "audio_backbone."))
+    }
+    expected = backbones.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {n: tensor.shape for n, tensor in expected.items()}:
+        raise ValueError(
+            f"weights.run={parent.label} has backbones of another size than the config's model node:"
+            " set scale= or model= to that of the pretraining"
+        )
+    backbones.load_state_dict(own)
+    return backbones

@@ -1,0 +1,92 @@
+"""Settings of a training, whatever is trained: the optimiser, the schedules, how long and how much at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from crisscross.optim.schedules import build_schedules
+from crisscross.settings_base import Rate, Settings
+
+
+class LarcSettings(Settings):
+    """Layer-wise adaptive rate clipping."""
+
+    enabled: bool
+    trust: float = Field(gt=0)
+    eps: float = Field(ge=0)
+
+
+class OptimSettings(Settings):
+    """The optimiser, and one schedule for each group of parameters that the network names (crisscross/optim)."""
+
+    name: Literal["adam", "sgd"]
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    momentum: Rate = 0.9
+    weight_decay: float = Field(ge=0)
+    larc: LarcSettings
+    groups: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _schedules_are_possible(self) -> OptimSettings:
+        build_schedules(self.groups, total_steps=10**9, steps_per_epoch=1)
+        return self
+
+
+class TrainingSettings(Settings):
+    """How long, how much at a time, how precisely."""
+
+    epochs: int = Field(ge=0)
+    draws_per_clip: int = Field(gt=0)
+    global_batch_size: int = Field(gt=1)
+    micro_batch_size: int | None = Field(default=None, gt=1)
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    keep_epochs: tuple[int, ...]
+
+    @property
+    def samples_per_pass(self) -> int:
+        """Samples in one forward pass, over all devices."""
+        return self.micro_batch_size or self.global_batch_size
+
+    @property
+    def accumulation_passes(self) -> int:
+        """Forward passes in one optimiser step."""
+        return self.global_batch_size // self.samples_per_pass
+
+    @property
+    def kept_epochs(self) -> list[int]:
+        """Epochs after which the weights stay for good: those of ``keep_epochs`` that come, and the last."""
+        return sorted({epoch for epoch in self.keep_epochs if 0 < epoch < self.epochs} | {self.epochs})
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingSettings:
+        if self.global_batch_size % self.samples_per_pass:
+            raise ValueError(
+                f"training.micro_batch_size={self.micro_batch_size} does not divide"
+                f" training.global_batch_size={self.global_batch_size}: choose a divisor"
+            )
+        return self
+
+
+def check_training(training: TrainingSettings, optim: OptimSettings, *, num_devices: int) -> None:
+    """Check what the settings of a training say about each other.
+
+    Raises:
+        ValueError: one line, when a warm-up fills the whole training or the devices cannot share a batch.
+    """
+    for name, schedule in optim.groups.items():
+        warmup = schedule.get("warmup_epochs", 0)
+        if training.epochs and warmup >= training.epochs:
+            raise ValueError(
+                f"optim.groups.{name}.warmup_epochs={warmup} leaves nothing of"
+                f" training.epochs={training.epochs}: lower the one or raise the other"
+            )
+    if training.samples_per_pass % num_devices:
+        raise ValueError(
+            f"a pass of {training.samples_per_pass} samples cannot be shared by"
+            f" execution.num_devices={num_devices}: choose a divisor"
+        )
+    if training.samples_per_pass // num_devices < 2:
+        raise ValueError("batch normalisation needs 2 samples a device: lower execution.num_devices")
