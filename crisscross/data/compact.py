@@ -14,17 +14,15 @@ In the copy's folder:
 
 Call it again, from as many processes, nodes or array tasks as you like: what is missing is made.
 
-``python -m crisscross.data.compact MANIFEST COPY`` makes one by hand.
+``python -m crisscross.data.prepare DATASET --compact COPY`` makes one.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
 import os
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +33,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from crisscross.data.compact_settings import CompactSettings
-from crisscross.data.workers import check_work, num_usable_cores, parse_share, share_of, worker_pool, working_folder
+from crisscross.data.workers import check_work, num_usable_cores, share_of, worker_pool, working_folder
 from crisscross.files import fsync_directory, read_json, write_json, write_text
 from crisscross.locks import file_lock
 
@@ -316,31 +314,3 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a compact copy from the command line."""
-    from crisscross.data.manifest import read_manifest
-
-    parser = argparse.ArgumentParser(prog="python -m crisscross.data.compact", description="Make a compact copy.")
-    parser.add_argument("manifest", type=Path, help="the folder of a manifest (crisscross.data.manifest makes it)")
-    parser.add_argument("target", type=Path, help="the folder of the copy")
-    parser.add_argument("--short-side", type=int, default=CompactSettings.short_side_px, help="pixels, even")
-    parser.add_argument("--key-frame-every", type=int, default=CompactSettings.key_frame_every, help="pictures")
-    parser.add_argument("--crf", type=int, default=CompactSettings.crf, help="x264's quality, lower is better")
-    parser.add_argument("--jobs", type=int, help="processes; default: one a usable core")
-    parser.add_argument("--share", default="1/1", help="k/n: the k-th of n parts, such as one an array task")
-    asked = parser.parse_args(arguments)
-    try:
-        settings = CompactSettings(short_side_px=asked.short_side, key_frame_every=asked.key_frame_every, crf=asked.crf)
-        share = parse_share(asked.share)
-        report = run(read_manifest(asked.manifest), asked.target, settings, jobs=asked.jobs, share=share)
-    except (OSError, ValueError) as error:
-        print(f"error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
-        return 2
-    print(report)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -8,7 +8,8 @@ In the shards' folder, by default ``shards`` in the dataset's root:
 - ``.parts``: what each shard was packed from. Pack again after a kill or a change: a shard whose files are as they were
   is kept. Several processes or array tasks can share the work.
 
-``python -m crisscross.data.shards ROOT`` packs by hand, ``--verify`` reads every shard and compares.
+``python -m crisscross.data.prepare DATASET --shards`` packs; ``python -m crisscross.data.shards FOLDER`` reads every shard
+and compares it with the index.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from crisscross.data.source import Stamp, stamp_of
-from crisscross.data.workers import check_work, parse_share, share_of, working_folder
+from crisscross.data.workers import check_work, share_of, working_folder
 from crisscross.files import read_json, write_json, write_text
 from crisscross.locks import file_lock
 
@@ -316,25 +317,19 @@ def _tracked(items: Sequence[Any], description: str, *, progress: bool) -> Itera
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pack or verify shards from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m crisscross.data.shards", description="Pack a dataset into shards.")
-    parser.add_argument("root", type=Path, help="the dataset's folder")
-    parser.add_argument("--target", type=Path, help="the shards' folder; default: ROOT/shards")
-    parser.add_argument("--shard-mb", type=float, default=DEFAULT_SHARD_BYTES / 1e6, help="about the size of a shard")
-    parser.add_argument("--share", default="1/1", help="k/n: every n-th shard from the k-th on")
-    parser.add_argument("--verify", action="store_true", help="read every shard and compare it with the index")
-    asked = parser.parse_args(arguments)
+    """Verify shards from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m crisscross.data.shards",
+        description="Read every shard of a folder and compare it with the index.",
+    )
+    parser.add_argument("shards", type=Path, help="the folder that holds index.json")
     try:
-        if asked.verify:
-            problems = verify(asked.target or asked.root / DEFAULT_FOLDER)
-            print("\n".join(problems) or "all shards are as the index says")
-            return 1 if problems else 0
-        share = parse_share(asked.share)
-        print(pack(asked.root, asked.target, shard_bytes=int(asked.shard_mb * 1e6), share=share))
+        problems = verify(parser.parse_args(arguments).shards)
     except (OSError, ValueError) as error:
-        print(f"error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    print("\n".join(problems) or "all shards are as the index says")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

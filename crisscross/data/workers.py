@@ -77,18 +77,6 @@ def check_work(jobs: int | None, share: tuple[int, int]) -> None:
         raise ValueError(f"share={k}/{n}: give k/n with k from 1 to n, such as 1/4 to 4/4 for four array tasks")
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """Return the (k, n) that ``k/n`` stands for.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    k, slash, n = text.partition("/")
-    if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise ValueError(f"share={text}: give k/n with k from 1 to n, such as 1/4 to 4/4 for four array tasks")
-    return int(k), int(n)
-
-
 def share_of(items: Sequence[Item], share: tuple[int, int]) -> list[Item]:
     """Return every n-th item from the k-th on; the shares of all k make up the whole."""
     k, n = share

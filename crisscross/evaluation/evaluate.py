@@ -49,7 +49,7 @@ def evaluate(run: RunDirectory) -> bool:
     if settings.downstream.name == "finetune":
         return finetune(run)
     torch.set_num_threads(settings.execution.num_threads)
-    manifest = staged(open_manifest(settings.data), settings.data, report=run.say_phase)
+    manifest = staged(open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase)
     device = choose_device(settings.execution.device)
     backbones = backbones_of(run, settings).to(device)
     try:
