@@ -8,8 +8,8 @@ In the shards' folder, by default ``shards`` in the dataset's root:
 - ``.parts``: what each shard was packed from. Pack again after a kill or a change: a shard whose files are as they were
   is kept. Several processes or array tasks can share the work.
 
-``python -m crisscross.data.prepare DATASET --shards`` packs; ``python -m crisscross.data.shards FOLDER`` reads every shard
-and compares it with the index.
+``python -m crisscross.data.prepare DATASET --shards`` packs; ``python -m crisscross.data.shards FOLDER`` reads every
+shard and compares it with the index.
 """
 
 from __future__ import annotations
