@@ -133,9 +133,8 @@ def run(
             return _finish(target, settings, manifest, clips)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(
-            error.errno, f"cannot write the compact copy to {target} ({reason}): free space or choose another folder"
-        ) from error
+        text = f"cannot write the compact copy to {target} ({reason}): free space or choose another folder"
+        raise OSError(text) from error
 
 
 def _plan(manifest: Manifest) -> list[_Clip]:

@@ -125,9 +125,7 @@ def pack(
             return _finish(target, planned)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(
-            error.errno, f"cannot write shards to {target} ({reason}): free space or choose another folder"
-        ) from error
+        raise OSError(f"cannot write shards to {target} ({reason}): free space or choose another folder") from error
 
 
 def read_index(target: str | Path) -> Index | None:

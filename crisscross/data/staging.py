@@ -16,6 +16,7 @@ job; ``$SLURM_TMPDIR`` goes with the job.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -130,7 +131,7 @@ def _own_folder(disk: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         text = f"data.stage: cannot write {disk} ({error.strerror}): give a folder on the node's own disk, or off"
-        raise OSError(error.errno, text) from error
+        raise OSError(text) from error
     if folder.stat().st_uid != os.getuid():
         raise ValueError(f"data.stage: {folder} belongs to somebody else: give another folder")
     return folder
@@ -174,7 +175,6 @@ def _bring(
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
         raise OSError(
-            None,
             f"data.stage: {len(missing)} clips need {num_bytes / 1e6:.1f} MB in {folder}, which has {free / 1e6:.1f} MB"
             " free: free space, stage a compact copy, or set data.stage=off",
         )
@@ -183,8 +183,14 @@ def _bring(
         (folder / name).mkdir(parents=True, exist_ok=True)
     progress = _Progress(len(missing), num_bytes, report)
     shards = Path(settings.shards) if settings.shards else manifest.root / DEFAULT_FOLDER
-    left = _from_shards(shards, incoming, folder, missing, progress)
-    _from_root(manifest.root, incoming, folder, left, progress)
+    try:
+        left = _from_shards(shards, incoming, folder, missing, progress)
+        _from_root(manifest.root, incoming, folder, left, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free space, stage a compact copy, or set data.stage=off"
+        raise OSError(f"data.stage: {folder} is full ({error.strerror}): {remedy}") from error
     incoming.rmdir()
     return len(missing), num_bytes
 
