@@ -156,7 +156,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
     if about["kind"] == "downstream":
         found["downstream_data"] = config["data"]["name"]
         found["protocol"] = config["downstream"]["name"]
-        found["crisscross.family"] = family(config, axes=("seed", "weights"))[:8]
+        found["crisscross.family"] = family(config, axes=("seed", "weights.fingerprint"))[:8]
     found.update({f"study.{name}": "1" for name in about["studies"]})
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
 
