@@ -29,6 +29,9 @@ EXECUTION_ONLY = (
     # Where clips lie and how their list was read. What they are is `data.fingerprint`.
     "data.root",
     "data.csv",
+    "data.annotations",
+    "data.allow_missing",
+    "data.require",
     "data.manifest_root",
     "data.file_column",
     "data.label_column",
@@ -42,6 +45,7 @@ EXECUTION_ONLY = (
 NOT_IN_PRETRAINING = (
     "views.evaluation_clips",
     "data.test_split",
+    "data.folds",  # a pretraining names its split whole: data.train_split=train1
     "training.keep_epochs",  # which checkpoints stay on disk
 )
 """Keys that only an evaluation depends on: changing one must not ask for new pretrainings."""

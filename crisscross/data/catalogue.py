@@ -41,30 +41,33 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
 
     settings = parse(DataSettings, data)
     directory = manifest_directory(settings)
-    if settings.kind == "folder":
-        _make_writable(directory, key="data.manifest_root")
-        options = {
-            "root": settings.root,
-            "csv": settings.csv,
-            "file_column": settings.file_column,
-            "label_column": settings.label_column,
-            "split_column": settings.split_column,
-            "test_fraction": settings.test_fraction,
-            "thorough": settings.thorough,
-        }
+    if settings.kind != "toy":
+        make_writable(directory, key="data.manifest_root")
     else:
-        options = {"root": toy_root(settings)}
-        generate(options["root"], toy_settings(settings), progress=progress)
+        generate(toy_root(settings), toy_settings(settings), progress=progress)
+    options = source_options(settings)
     found = read_current(directory, **options)
     if found is None:
         build_manifest(directory, **options, progress=progress)
         found = read_summary(directory)
     if settings.kind == "toy" and found["num_rejected"]:
         raise ValueError(_damaged_toys(directory, root=options["root"]))
-    for split in (settings.train_split, settings.test_split):
+    for split in settings.splits:
         check_split(directory, split, found["num_by_split"])
-    fingerprint = found["fingerprint"] if settings.kind == "folder" else toy_settings(settings).fingerprint()
+    fingerprint = toy_settings(settings).fingerprint() if settings.kind == "toy" else found["fingerprint"]
     return {**data, **_absolute_paths(settings), "fingerprint": fingerprint}
+
+
+def source_options(settings: DataSettings) -> dict[str, Any]:
+    """Return how the clips of a dataset are listed: the arguments of ``source.Source.of``."""
+    if settings.kind == "toy":
+        return {"root": toy_root(settings)}
+    common = {"root": settings.root, "require": settings.require, "thorough": settings.thorough}
+    if settings.is_official:
+        official = {"annotations": settings.annotations, "allow_missing": settings.allow_missing}
+        return {**common, "official": settings.kind, **official}
+    keys = ("csv", "file_column", "label_column", "split_column", "test_fraction")
+    return {**common, **{key: getattr(settings, key) for key in keys}}
 
 
 def _damaged_toys(directory: Path, *, root: Path) -> str:
@@ -89,7 +92,7 @@ def open_manifest(settings: DataSettings) -> Manifest:
     from crisscross.data.manifest import read_manifest
 
     manifest = read_manifest(manifest_directory(settings))
-    if settings.kind == "folder" and manifest.fingerprint != settings.fingerprint:
+    if settings.kind != "toy" and manifest.fingerprint != settings.fingerprint:
         raise ValueError(
             f"the clips of {settings.name} have changed since this experiment was made (fingerprint"
             f" {manifest.fingerprint[:12]}, expected {str(settings.fingerprint)[:12]}): launch the study again"
@@ -98,7 +101,7 @@ def open_manifest(settings: DataSettings) -> Manifest:
 
 
 def check_batch(config: Mapping[str, Any]) -> None:
-    """Make sure that an epoch of a pretraining's clips fills a batch.
+    """Make sure that there are clips to pretrain on and that an epoch of them fills a batch.
 
     Args:
         config: a pretraining's resolved config, its data prepared.
@@ -106,11 +109,13 @@ def check_batch(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
     """
-    from crisscross.data.manifest import read_summary
+    from crisscross.data.manifest import check_split, read_summary
 
-    found = read_summary(manifest_directory(parse(DataSettings, config["data"])))
+    directory = manifest_directory(parse(DataSettings, config["data"]))
+    num_by_split = read_summary(directory)["num_by_split"]
+    check_split(directory, config["data"]["train_split"], num_by_split)
     StepPlan(
-        num_clips=found["num_by_split"].get(config["data"]["train_split"], 0),
+        num_clips=num_by_split[config["data"]["train_split"]],
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
         seed=0,
@@ -125,12 +130,15 @@ def describe_data(data: Mapping[str, Any]) -> str:
     """
     from crisscross.data.manifest import read_summary
 
-    directory = manifest_directory(parse(DataSettings, data))
+    settings = parse(DataSettings, data)
+    directory = manifest_directory(settings)
     try:
         found = read_summary(directory)
     except FileNotFoundError:
         return f"{data['name']}: not prepared yet"
-    splits = ", ".join(f"{count} {name}" for name, count in found["num_by_split"].items())
+    counts = found["num_by_split"]
+    names = settings.splits if settings.folds else counts
+    splits = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
     line = f"{data['name']}: {splits} clips of {len(found['classes'])} classes"
     if not found["num_rejected"]:
         return line
@@ -161,13 +169,18 @@ def manifest_directory(settings: DataSettings) -> Path:
     """Return the folder of a dataset's manifest: one for each way of listing the clips."""
     if settings.kind == "toy":
         return toy_root(settings) / "manifest"
-    keys = ("root", "csv", "file_column", "label_column", "split_column", "test_fraction", "thorough")
-    source = {**{key: getattr(settings, key) for key in keys}, **_absolute_paths(settings)}
+    options = {key: value for key, value in source_options(settings).items() if key != "allow_missing"}
+    source = {**options, **_absolute_paths(settings)}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     return Path(source["manifest_root"]) / f"{settings.name}-{digest[:8]}"
 
 
-def _make_writable(directory: Path, *, key: str) -> None:
+def make_writable(directory: Path, *, key: str) -> None:
+    """Make a folder that can be written.
+
+    Raises:
+        OSError: it cannot be, naming the setting.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -178,6 +191,8 @@ def _make_writable(directory: Path, *, key: str) -> None:
 
 def _absolute_paths(settings: DataSettings) -> dict[str, str | None]:
     """Jobs may start in another folder, so paths are made absolute once."""
-    paths = {"root": settings.root, "csv": settings.csv, "manifest_root": settings.manifest_root}
-    keys = ("root",) if settings.kind == "toy" else tuple(paths)
-    return {key: None if paths[key] is None else str(Path(paths[key]).absolute()) for key in keys}
+    keys = ("root",)
+    if settings.kind != "toy":
+        keys = ("root", "annotations" if settings.is_official else "csv", "manifest_root")
+    paths = {key: getattr(settings, key) for key in keys}
+    return {key: None if path is None else str(Path(path).absolute()) for key, path in paths.items()}

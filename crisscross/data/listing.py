@@ -1,4 +1,7 @@
-"""List the files of a dataset with their labels and splits, from a folder tree or a CSV. Nothing is opened here."""
+"""List the files of a dataset with their labels and splits, from a folder tree or a CSV. Nothing is opened here.
+
+Official datasets have readers of their own: ``crisscross/data/official``.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ class Listed:
     Attributes:
         path: relative to the dataset's root, with forward slashes.
         label: its class.
-        split: ``"train"``, ``"test"`` or another name; None where the dataset leaves it open.
+        split: ``"train"``, ``"test"`` or another name, several joined by ``+``; None where the dataset leaves it open.
         problem: why it cannot be used, as far as the list alone tells; "" when nothing speaks against it.
     """
 
@@ -71,7 +74,7 @@ def scan_tree(root: Path) -> list[Listed]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"the data folder {root} does not exist: give the folder that holds the clips")
-    files = sorted(_media_files(root))
+    files = sorted(media_files(root))
     if not files:
         what = "holds no media files" if any(root.iterdir()) else "is empty"
         raise ValueError(
@@ -88,7 +91,7 @@ def scan_tree(root: Path) -> list[Listed]:
             listed.append(Listed(file, "", None, f"not at {expected}"))
         else:
             listed.append(Listed(file, names[-2], names[0] if has_splits else None))
-    return [_checked_name(row) for row in listed]
+    return [checked_name(row) for row in listed]
 
 
 def read_csv(csv: Path, root: Path, *, file_column: str, label_column: str, split_column: str | None) -> list[Listed]:
@@ -162,7 +165,8 @@ def assign_splits(clips: Sequence[Listed], *, test_fraction: float) -> list[List
     ]
 
 
-def _media_files(root: Path) -> Iterator[str]:
+def media_files(root: Path) -> Iterator[str]:
+    """Yield the media files below a folder, relative to it, by one look into each folder; hidden ones are left out."""
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(root).as_posix()
@@ -186,7 +190,7 @@ def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) ->
         elif split == "":
             problem = "no split"
         seen.add(path)
-        yield _checked_name(Listed(path, label, split, problem))
+        yield checked_name(Listed(path, label, split, problem))
 
 
 def _resolve(file: str, folder: Path, root: Path) -> str:
@@ -204,7 +208,7 @@ def _relative(path: Path, root: Path) -> str:
     return PurePosixPath(os.path.relpath(path, root)).as_posix()
 
 
-def _checked_name(row: Listed) -> Listed:
+def checked_name(row: Listed) -> Listed:
     """Escape names that are not UTF-8: no table can hold them, so such a file is named and left out."""
     try:
         "".join((row.path, row.label, row.split or "")).encode()

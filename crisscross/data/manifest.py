@@ -5,28 +5,30 @@ Built once for a dataset, by decoding parts of every file; read by everything el
 - ``clips.parquet``: the good clips. ``rejected.parquet``: the others, with the reason.
 - ``manifest.json``: fingerprint, counts, classes, settings, and what it was built from; written last.
 - ``probed.parquet``: what probing found for each file, so that a rebuild probes only what is new or changed.
+  ``probed.<k>-of-<n>.parquet``: the same of one share of the files, until a build takes it over.
 
 A launch asks ``read_current`` first: where nothing has changed, nothing is built and neither pandas nor the decoder
 imported.
 
-``python -m crisscross.data.manifest DIRECTORY --root CLIPS`` builds one by hand.
+``python -m crisscross.data.prepare DATASET --root CLIPS`` builds one by hand (``crisscross/data/prepare.py``).
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import sys
+import os
 import time
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisscross.data.listing import Listed, assign_splits
-from crisscross.data.source import NO_FILE, STREAMS, Source, Stamp
+from crisscross.data.source import NO_FILE, Source, Stamp
 from crisscross.files import write_atomically, write_text
 from crisscross.locks import file_lock
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 PROBE_VERSION = 1  # raise it when probing changes its mind about files: old findings are then dropped
 MANIFEST_VERSION = 1  # raise it when the same findings would give another manifest: stored ones are then built again
+SHARE_NAMES = "probed.*-of-*.parquet"
 READ_ATTEMPTS = 10  # a reader may meet a rebuild half-way: it looks again after a fifth of a second
 
 CLIP_COLUMNS = [
@@ -59,6 +62,9 @@ REJECTED_COLUMNS = ["path", "label", "split", "reason"]
 FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio_end_s", "width", "height")
 
 
+Report = Callable[[int, float], None]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The clips of a dataset.
@@ -67,7 +73,8 @@ class Manifest:
         directory: where the manifest is stored.
         root: the folder to which the clips' paths are relative.
         clips: one row a good clip, sorted by path, with the columns of ``CLIP_COLUMNS``: ``clip_id`` counts from 0,
-            ``label_id`` is the place in ``classes``; times are seconds, NaN where a stream is absent.
+            ``label_id`` is the place in ``classes``, ``split`` holds the splits that it belongs to, joined by ``+``;
+            times are seconds, NaN where a stream is absent.
         rejected: one row a clip that is left out: path, label, split, reason.
         classes: the labels of the good clips, sorted.
         fingerprint: SHA-256 of the good clips' paths, sizes, labels, splits, times and picture sizes; the same
@@ -82,84 +89,122 @@ class Manifest:
     fingerprint: str
 
     def split(self, name: str) -> pd.DataFrame:
-        """Return the clips of one split, with rows numbered from 0.
+        """Return the clips that belong to a split, alone or among others, with rows numbered from 0.
 
         Raises:
             ValueError: there is no such split.
         """
-        check_split(self.directory, name, self.clips["split"].unique())
-        return self.clips[self.clips["split"] == name].reset_index(drop=True)
+        memberships = {joined: joined.split("+") for joined in self.clips["split"].unique()}
+        check_split(self.directory, name, set(chain.from_iterable(memberships.values())))
+        having = [joined for joined, names in memberships.items() if name in names]
+        return self.clips[self.clips["split"].isin(having)].reset_index(drop=True)
 
 
 def build_manifest(
     directory: str | Path,
     *,
-    root: str | Path | None,
-    csv: str | Path | None = None,
-    file_column: str = "file",
-    label_column: str = "label",
-    split_column: str | None = "split",
-    test_fraction: float = 0.3,
-    require: Sequence[str] = STREAMS,
     jobs: int | None = None,
     progress: bool = True,
-    thorough: bool = False,
+    report: Report | None = None,
+    **options: Any,
 ) -> Manifest:
     """Find the clips of a dataset, probe those that are new or changed, and store what was found.
 
     Two processes may build the same manifest at once: the second waits and finds the work done. A build that is
-    killed goes on where it was.
+    killed goes on where it was, and uses what ``probe_share`` has found.
 
     Args:
         directory: where to store the manifest.
-        root: the folder of the clips; None means the CSV's folder.
-        csv: a list of the clips; None means that the tree ``<split>/<class>/<file>`` or ``<class>/<file>`` is it.
-        file_column: the CSV's column of files, relative to the root or to the CSV's folder.
-        label_column: its column of classes.
-        split_column: its column of splits, whose values are used as they are; None, or ``"split"`` where there is
-            no such column, means that clips are split by the hash of their paths.
-        test_fraction: the part of each class that such a split makes the test.
-        require: the streams that a clip must have: ``"video"``, ``"audio"`` or both.
         jobs: processes; None means one a CPU that this process may use.
         progress: whether to show a progress bar on stderr.
-        thorough: decode files whole, so that one that is damaged anywhere is found now.
+        report: told how many files were probed, and in how many seconds.
+        **options: where the clips are listed and what is asked of them: the arguments of ``Source.of``.
 
     Raises:
-        FileNotFoundError: the root or the CSV is missing.
+        FileNotFoundError: the root, the CSV or an official list is missing.
         ValueError: a setting or the list is wrong, or no clip is usable.
     """
-
     from crisscross.data.probing import probe_files  # and with it the decoder
 
     directory = Path(directory).absolute()
-    source = Source.of(
-        root=root,
-        csv=csv,
-        file_column=file_column,
-        label_column=label_column,
-        split_column=split_column,
-        test_fraction=test_fraction,
-        require=require,
-        thorough=thorough,
-    )
+    source = Source.of(**options)
     listed = source.list_clips()
     directory.mkdir(parents=True, exist_ok=True)
     with file_lock(directory / "manifest.lock"):
-        to_probe = [row.path for row in listed if not row.problem]
+        shares = sorted(directory.glob(SHARE_NAMES))
         probed = probe_files(
             directory / "probed.parquet",
             source.root,
-            to_probe,
+            [row.path for row in listed if not row.problem],
             version=PROBE_VERSION,
-            thorough=thorough,
+            thorough=source.thorough,
             jobs=jobs,
             progress=progress,
+            others=shares,
+            report=report,
         )
-        good, rejected = _judge(listed, probed, require)
-        good = assign_splits(good, test_fraction=test_fraction)
+        for share in shares:  # whose findings are in probed.parquet now
+            share.unlink(missing_ok=True)
+        good, rejected = _judge(listed, probed, source.require)
+        good = assign_splits(good, test_fraction=source.test_fraction)
         stamps = [NO_FILE if row.problem else _stamp(probed[row.path]) for row in listed]  # as they were when probed
         built_from = source.digest(listed, stamps, version=[MANIFEST_VERSION, PROBE_VERSION])
         return _store(directory, source, good, rejected, probed, built_from)
+
+
+def probe_share(
+    directory: str | Path,
+    *,
+    share: tuple[int, int],
+    jobs: int | None = None,
+    progress: bool = True,
+    report: Report | None = None,
+    **options: Any,
+) -> int:
+    """Probe one share of a dataset's files into a table of its own; ``build_manifest`` then has nothing left to probe.
+
+    Which share a file belongs to depends on its path alone, so that any number of processes or array tasks work side
+    by side, and each may be killed and started again.
+
+    Args:
+        directory: where the manifest will be stored.
+        share: which share, from 1, and of how many.
+        jobs: as of ``build_manifest``.
+        progress: likewise.
+        report: likewise.
+        **options: likewise.
+
+    Returns:
+        How many files the share has.
+
+    Raises:
+        FileNotFoundError: the root, the CSV or an official list is missing.
+        ValueError: a setting or the list is wrong.
+    """
+    from crisscross.data.probing import probe_files
+
+    number, num_shares = share
+    if not 1 <= number <= num_shares:
+        raise ValueError(f"share {number}/{num_shares}: expected 1/{num_shares} to {num_shares}/{num_shares}")
+    directory = Path(directory).absolute()
+    source = Source.of(**options)
+    paths = [row.path for row in source.list_clips() if not row.problem]
+    mine = [path for path in paths if zlib.crc32(os.fsencode(path)) % num_shares == number - 1]
+    directory.mkdir(parents=True, exist_ok=True)
+    memory = directory / SHARE_NAMES.replace("*", "{}").format(number, num_shares)
+    with file_lock(memory.with_suffix(".lock")):
+        probe_files(
+            memory,
+            source.root,
+            mine,
+            version=PROBE_VERSION,
+            thorough=source.thorough,
+            jobs=jobs,
+            progress=progress,
+            others=[directory / "probed.parquet"],
+            report=report,
+        )
+    return len(mine)
 
 
 def read_current(directory: str | Path, **options: Any) -> dict[str, Any] | None:
@@ -303,7 +348,7 @@ def _store(
         "root": str(source.root),
         "num_clips": len(clips),
         "num_rejected": len(rejected),
-        "num_by_split": dict(sorted(Counter(clips["split"]).items())),
+        "num_by_split": dict(sorted(Counter(chain.from_iterable(clips["split"].str.split("+"))).items())),
         "reasons": dict(Counter(rejected["reason"]).most_common()),
         "classes": classes,
         "settings": source.settings,
@@ -343,7 +388,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        text = f"there is no manifest in {directory}: build one with python -m crisscross.data.manifest"
+        text = f"there is no manifest in {directory}: build one with python -m crisscross.data.prepare"
         raise FileNotFoundError(text) from None
 
 
@@ -366,34 +411,3 @@ def _check_files(directory: Path, root: Path, paths: Iterable[str]) -> None:
             f"{len(missing)} clips of the manifest {directory} are no longer under {root} ({first}):"
             f" put them back, or build the manifest again"
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Build a manifest from the command line and print what is in it."""
-    parser = argparse.ArgumentParser(prog="python -m crisscross.data.manifest", description="Build a manifest.")
-    parser.add_argument("directory", type=Path, help="where to store the manifest")
-    parser.add_argument("--root", type=Path, help="the folder of the clips")
-    parser.add_argument("--csv", type=Path, help="a list of the clips")
-    parser.add_argument("--file-column", default="file")
-    parser.add_argument("--label-column", default="label")
-    parser.add_argument("--split-column", default="split")
-    parser.add_argument("--test-fraction", type=float, default=0.3)
-    parser.add_argument("--require", nargs="+", choices=STREAMS, default=list(STREAMS))
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--thorough", action="store_true", help="decode every file whole")
-    options = vars(parser.parse_args(arguments))
-    try:
-        manifest = build_manifest(options.pop("directory"), **options)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    splits = ", ".join(f"{count} {name}" for name, count in sorted(Counter(manifest.clips["split"]).items()))
-    print(f"{len(manifest.clips)} clips of {len(manifest.classes)} classes ({splits}) in {manifest.directory}")
-    print(f"{len(manifest.rejected)} rejected")
-    for reason, count in Counter(manifest.rejected["reason"]).most_common():
-        print(f"  {count:6d}  {reason}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -33,42 +33,53 @@ def probe_files(
     thorough: bool,
     jobs: int | None,
     progress: bool,
+    others: Sequence[Path] = (),
+    report: Callable[[int, float], None] | None = None,
 ) -> dict[str, Found]:
     """Return what each file holds, probing only those that are new or whose size or time changed.
 
     Args:
-        memory: a Parquet file of earlier findings, brought up to date here.
+        memory: a Parquet file of earlier findings, brought up to date here, also when probing is stopped half-way.
         root: the folder to which the paths are relative.
         paths: the files.
         version: the version of probing; findings of another are dropped.
         thorough: decode files whole; findings made so serve both ways.
         jobs: processes; None means one a usable CPU.
         progress: whether to show a progress bar on stderr.
+        others: further such files, of other processes; only read.
+        report: told how many files were probed, and in how many seconds.
 
     Returns:
         For each path the fields of ``Probe``, ``size_bytes``, ``mtime_ns``, and ``problem``: why the file cannot be
         opened at all, "" when it can.
     """
     remembered = _recall(memory, version)
+    known = {path: old for other in others for path, old in _recall(other, version).items()} | remembered
     found: dict[str, Found] = {}
     changed = []
     for path in dict.fromkeys(paths):
         stamp = stamp_of(root, path)
-        old = remembered.get(path)
+        old = known.get(path)
         if stamp is None:
             found[path] = {"problem": "file missing", **_stamped(NO_FILE)}
         elif old and (old["size_bytes"], old["mtime_ns"]) == stamp and old["thorough"] >= thorough:
             found[path] = old
         else:
             changed.append(path)
-    saved_at = time.monotonic()
-    for path, result in _probe_all(root, changed, thorough=thorough, jobs=jobs, progress=progress):
-        found[path] = {**result, "version": version, "thorough": thorough}
-        if time.monotonic() - saved_at > SAVE_EVERY_S:
+    began = saved_at = time.monotonic()
+    num_new = 0
+    try:
+        for path, result in _probe_all(root, changed, thorough=thorough, jobs=jobs, progress=progress):
+            found[path] = {**result, "version": version, "thorough": thorough}
+            num_new += 1
+            if time.monotonic() - saved_at > SAVE_EVERY_S:
+                _remember(memory, remembered | found)
+                saved_at = time.monotonic()
+    finally:  # whoever stops us, with Ctrl-C or SIGTERM, loses nothing
+        if num_new or any("version" in result and path not in remembered for path, result in found.items()):
             _remember(memory, remembered | found)
-            saved_at = time.monotonic()
-    if changed:
-        _remember(memory, remembered | found)
+    if report is not None:
+        report(num_new, time.monotonic() - began)
     return found
 
 
@@ -97,10 +108,14 @@ def _results(root: Path, paths: list[str], thorough: bool, jobs: int) -> Iterato
     try:
         with _pool(min(jobs, len(batches))) as pool:
             tasks = [pool.submit(probe_some, root, batch, thorough) for batch in batches]
-            for task in as_completed(tasks):
-                for path, result in task.result():
-                    del left[path]
-                    yield path, result
+            try:
+                for task in as_completed(tasks):
+                    for path, result in task.result():
+                        del left[path]
+                        yield path, result
+            finally:  # who is asked to stop does not probe the rest first
+                for task in tasks:
+                    task.cancel()
     except BrokenProcessPool:
         _check_that_processes_start()
         for path in list(left):  # one of these kills whoever opens it: each gets a process of its own

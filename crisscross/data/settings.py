@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from crisscross.data.official import DATASETS
 from crisscross.settings_base import Settings
 
 
@@ -13,13 +14,16 @@ class DataSettings(Settings):
     """Which clips. Keys that only one kind of source has are optional."""
 
     name: str
-    kind: Literal["toy", "folder"]
+    kind: Literal["toy", "folder", *DATASETS]
     root: str | None
     train_split: str
     test_split: str
     fingerprint: str | None
     folds: tuple[int, ...] = ()
+    require: tuple[Literal["video", "audio"], ...] = Field(default=("video", "audio"), min_length=1)
     toy: dict[str, Any] = Field(default_factory=dict)
+    annotations: str | None = None
+    allow_missing: bool = False
     csv: str | None = None
     file_column: str = "file"
     label_column: str = "label"
@@ -29,7 +33,35 @@ class DataSettings(Settings):
     manifest_root: str = "data/manifests"
 
     @model_validator(mode="after")
-    def _has_source(self) -> DataSettings:
+    def _is_possible(self) -> DataSettings:
         if self.kind == "folder" and not (self.root or self.csv):
             raise ValueError("data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE")
+        if len(set(self.folds)) < len(self.folds):
+            raise ValueError(f"data.folds={[*self.folds]} names a fold twice: name each once")
+        if self.is_official:
+            self._check_official()
         return self
+
+    def _check_official(self) -> None:
+        known = DATASETS[self.kind]
+        if not self.root:
+            raise ValueError(f"data.root is not set: {self.name} expects {known.layout}; set data.root=DIR")
+        if self.csv:
+            raise ValueError(f"data.csv={self.csv}: {self.name} has official lists, data.annotations; leave it out")
+        wrong = [fold for fold in self.folds if fold not in known.folds]
+        if wrong:
+            there = f"folds {', '.join(map(str, known.folds))}" if known.folds else "no folds: set data.folds=[]"
+            raise ValueError(f"data.folds={[*self.folds]}: {self.name} has no fold {wrong[0]}; it has {there}")
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the clips are those of official lists (crisscross/data/official)."""
+        return self.kind in DATASETS
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that an evaluation uses: training and test, of each fold where there are folds."""
+        pairs = [(self.train_split, self.test_split)]
+        if self.folds:
+            pairs = [(f"{self.train_split}{fold}", f"{self.test_split}{fold}") for fold in self.folds]
+        return tuple(name for pair in pairs for name in pair)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.data.listing import Listed, read_csv, scan_tree
+from crisscross.data.official import list_official
 
 STREAMS = ("video", "audio")
 
@@ -26,7 +27,7 @@ NO_FILE: Stamp = (0, 0)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset's clips are listed, and what is asked of them; see ``manifest.build_manifest``.
+    """Where a dataset's clips are listed, and what is asked of them; ``of`` says what each setting means.
 
     Raises:
         FileNotFoundError: the root is missing.
@@ -41,6 +42,9 @@ class Source:
     test_fraction: float
     require: tuple[str, ...]
     thorough: bool
+    official: str | None
+    annotations: Path | None
+    allow_missing: bool
 
     @classmethod
     def of(
@@ -54,8 +58,26 @@ class Source:
         test_fraction: float = 0.3,
         require: Sequence[str] = STREAMS,
         thorough: bool = False,
+        official: str | None = None,
+        annotations: str | Path | None = None,
+        allow_missing: bool = False,
     ) -> Source:
-        """Check the settings of ``manifest.build_manifest`` and make the paths absolute."""
+        """Check the settings and make the paths absolute.
+
+        Args:
+            root: the folder of the clips; None means the CSV's folder.
+            csv: a list of the clips; None means that the tree ``<split>/<class>/<file>`` or ``<class>/<file>`` is it.
+            file_column: the CSV's column of files, relative to the root or to the CSV's folder.
+            label_column: its column of classes.
+            split_column: its column of splits, whose values are used as they are (several joined by ``+``); None, or
+                ``"split"`` where there is no such column, means that clips are split by the hash of their paths.
+            test_fraction: the part of each class that such a split makes the test.
+            require: the streams that a clip must have: ``"video"``, ``"audio"`` or both.
+            thorough: decode files whole, so that one that is damaged anywhere is found now.
+            official: the dataset whose official lists name the clips, a key of ``official.DATASETS``.
+            annotations: where those lists are; None means under the root.
+            allow_missing: whether much of what they name may be missing.
+        """
         if root is None and csv is None:
             raise ValueError(
                 "neither root nor csv is given: give the folder of the clips, a CSV that lists them, or both"
@@ -69,7 +91,11 @@ class Source:
         if not folder.is_dir():
             raise FileNotFoundError(f"the data folder {folder} does not exist: give the folder that holds the clips")
         columns = (file_column, label_column, split_column)
-        return cls(folder, list_path, *columns, test_fraction, tuple(require), thorough)
+        lists = None if annotations is None else Path(annotations).absolute()
+        streams = tuple(require)
+        return cls(
+            folder, list_path, *columns, test_fraction, streams, thorough, official, lists, allow_missing=allow_missing
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,15 +108,19 @@ class Source:
             "test_fraction": self.test_fraction,
             "require": list(self.require),
             "thorough": self.thorough,
+            "official": self.official,
+            "annotations": None if self.annotations is None else str(self.annotations),
         }
 
     def list_clips(self) -> list[Listed]:
-        """List the files, from the CSV or the tree.
+        """List the files, from the CSV, the tree or the official lists.
 
         Raises:
-            FileNotFoundError: the CSV is missing.
-            ValueError: the list cannot be used, or is empty.
+            FileNotFoundError: the CSV or an official list is missing.
+            ValueError: the list cannot be used, or is empty, or too much of what it names is missing.
         """
+        if self.official is not None:
+            return list_official(self.official, self.root, self.annotations, allow_missing=self.allow_missing)
         if self.csv is None:
             return scan_tree(self.root)
         return read_csv(

@@ -1,0 +1,57 @@
+"""HMDB51: ``<class>/<name>.avi``, with a list ``<class>_test_splitN.txt`` a class and fold.
+
+A line is a file name and 1 (train), 2 (test) or 0 (in neither side of this fold).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from crisscross.data.listing import Listed
+from crisscross.data.official.place import Place, Wanted, add_side, folder_and_stem, lines, match
+
+FOLDS = (1, 2, 3)
+SIDES = {"0": None, "1": "train", "2": "test"}
+LIST = re.compile(r"(.+)_test_split([123])\.txt")
+USUAL = (
+    "testTrainMulti_7030_splits",
+    "test_train_splits/testTrainMulti_7030_splits",
+    "test_train_splits",
+    "splits",
+    ".",
+    "../testTrainMulti_7030_splits",
+)
+
+
+def read(place: Place) -> list[Listed]:
+    """List the clips of HMDB51. Those that no fold uses are listed with that as their problem.
+
+    Raises:
+        FileNotFoundError: a class lacks a list.
+        ValueError: a list or a class folder names no class of HMDB51, or a line cannot be read.
+    """
+    found = {path.name: path for path in place.find_lists(LIST.pattern, USUAL)}
+    files = place.files()
+    labels = [place.check_label(LIST.fullmatch(name)[1], str(path)) for name, path in found.items()]
+    place.check_folders(files, labels)
+    wanted = []
+    for label in sorted({*labels, *filter(None, map(place.class_of, files))}):  # whose lists may be missing
+        splits: dict[str, list[str]] = defaultdict(list)
+        for fold in FOLDS:
+            name = f"{label}_test_split{fold}.txt"
+            if name not in found:
+                raise place.lacks(name, {path.parent for path in found.values()})
+            for where, line in lines(found[name]):
+                file, _, code = line.rpartition(" ")
+                if code not in SIDES:
+                    raise ValueError(f"{where}: {line!r} does not end in 0, 1 or 2: give the original list")
+                if side := SIDES[code]:
+                    add_side(splits, file.strip(), side, fold, where)
+                else:
+                    splits[file.strip()] += []
+        for file, names in splits.items():
+            path = f"{label}/{file}"
+            problem = "" if names else "used by no fold"
+            wanted.append(Wanted(folder_and_stem(path), path, label, "+".join(names), problem))
+    return match(wanted, files, folder_and_stem)

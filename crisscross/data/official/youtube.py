@@ -1,0 +1,29 @@
+"""Names of files that are cut from YouTube: ``<id>``, ``<id>_<start>_<end>`` or ``Y<id>``, whatever the suffix."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+NAME = re.compile(r"(?:Y(?=[\w-]{11}(?:_\d|$)))?([\w-]{11})(?:_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?))?")
+SAME_TIME_S = 1.0  # names hold whole seconds, lists may hold tenths
+
+
+def video_id(file: str) -> str | None:
+    """Return the id of the video that a file was cut from, None when its name is no such name."""
+    found = NAME.fullmatch(PurePosixPath(file).stem)
+    return found[1] if found else None
+
+
+def wrong_time(file: str, start_s: float) -> str:
+    """Return why a file is another part of its video than the list says; "" when it is not, or does not say.
+
+    Starts are written in seconds (30, 000030, 30.000) or milliseconds (30000).
+    """
+    found = NAME.fullmatch(PurePosixPath(file).stem)
+    if not found or found[2] is None:
+        return ""
+    named_s = float(found[2])
+    if min(abs(named_s - start_s), abs(named_s / 1000 - start_s)) <= SAME_TIME_S:
+        return ""
+    return f"starts at {named_s:g} s by its name, at {start_s:g} s by the list"

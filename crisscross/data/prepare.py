@@ -1,0 +1,220 @@
+"""Make a dataset ready before any experiment asks for it, with as many processes as there are.
+
+``python -m crisscross.data.prepare ucf101 --root DIR`` finds the files, says which of the official lists' clips are
+missing, probes every file and writes the manifest where experiments look for it (``catalogue.manifest_directory``).
+Started again it goes on where it was. With ``--share 2/5`` it probes the second of five shares of the files alone; a
+last call without ``--share`` gathers what the shares have found.
+
+Exit codes: 0 done; 1 it failed on the way; 2 a setting, a list or the dataset is not as it should be and nothing was
+done; 130 and 143 it was stopped, and what it found is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv as csv_format
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crisscross.data.catalogue import make_writable, manifest_directory, source_options
+from crisscross.data.listing import Listed
+from crisscross.data.official import DATASETS
+from crisscross.data.official.place import MISSING, missing_by_split, named
+from crisscross.data.settings import DataSettings
+from crisscross.data.source import STREAMS, Source
+from crisscross.files import write_text
+from crisscross.settings_base import parse
+
+MISSING_TABLE = "missing.csv"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare a dataset from the command line, say what is in it, and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        share = None if options.share is None else parse_share(options.share, os.environ)
+        settings = _settings(options)
+        directory = manifest_directory(settings)
+        make_writable(directory, key="data.manifest_root")
+        _find(settings, directory)
+    except (ValueError, OSError) as error:
+        return _tell(error, 2)
+    try:
+        with _Stoppable():
+            if share is not None:
+                return _probe_share(settings, directory, share, options.jobs)
+            _build(settings, directory, options.jobs)
+            # A compact copy and shards are made here, from the manifest in `directory`.
+    except (ValueError, OSError, RuntimeError) as error:
+        return _tell(error, 1)
+    except KeyboardInterrupt:
+        return _tell("stopped; what was found is kept, the same command goes on", 130)
+    return 0
+
+
+def parse_share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return which share of the files to probe, counted from 1, and of how many.
+
+    Args:
+        text: ``"2/5"``, or ``"slurm"`` for the place of this task in its Slurm job array.
+        environment: the environment variables.
+
+    Raises:
+        ValueError: there is no such share.
+    """
+    if text == "slurm":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        if any(not environment.get(name, "").isdigit() for name in names):
+            raise ValueError("--share slurm: this is no task of a Slurm job array: submit it with --array=1-N")
+        task, first, count = (int(environment[name]) for name in names)
+        share = task - first + 1, count
+    else:
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found:
+            raise ValueError(f"--share {text}: expected K/N such as 2/5, or slurm")
+        share = int(found[1]), int(found[2])
+    if not 1 <= share[0] <= share[1]:
+        remedy = "number the tasks without gaps, --array=1-N" if text == "slurm" else "count from 1"
+        raise ValueError(f"--share {text}: share {share[0]} of {share[1]} does not exist: {remedy}")
+    return share
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m crisscross.data.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("dataset", choices=[*DATASETS, "folder"], help="folder: clips of your own, a tree or a CSV")
+    parser.add_argument("--root", help="the folder of the clips")
+    parser.add_argument("--annotations", help="the folder (or file) of the official lists; default: under the root")
+    parser.add_argument("--manifest-root", default="data/manifests", help="where manifests are stored")
+    parser.add_argument("--allow-missing", action="store_true", help="go on though much of the dataset is missing")
+    parser.add_argument("--require", nargs="+", choices=STREAMS, help="the streams that each clip must have")
+    parser.add_argument("--thorough", action="store_true", help="decode every file whole")
+    parser.add_argument("--jobs", type=_positive, help="processes; default: one a CPU that this process may use")
+    parser.add_argument("--share", help="K/N: probe the K-th of N shares alone; slurm: the share of this array task")
+    own = parser.add_argument_group("clips of your own (folder)")
+    own.add_argument("--name", help="what the tables call the dataset")
+    own.add_argument("--csv", help="a list of the clips")
+    own.add_argument("--file-column")
+    own.add_argument("--label-column")
+    own.add_argument("--split-column", help="'null': hold out a part of each class")
+    own.add_argument("--test-fraction", type=float)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
+    return int(text)
+
+
+def _settings(options: argparse.Namespace) -> DataSettings:
+    """Return what ``data=<dataset>`` and the same choices give an experiment."""
+    known = DATASETS.get(options.dataset)
+    keys = ("annotations", "require", "csv", "file_column", "label_column", "split_column", "test_fraction")
+    given: dict[str, Any] = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    if given.get("split_column") == "null":
+        given["split_column"] = None
+    if known:
+        given = {"require": known.require, "folds": known.folds, **given}
+    train, test = known.splits if known else ("train", "test")
+    data = {
+        "name": options.name or options.dataset,
+        "kind": options.dataset,
+        "root": options.root,
+        "train_split": train,
+        "test_split": test,
+        "fingerprint": None,
+        "manifest_root": options.manifest_root,
+        "allow_missing": options.allow_missing,
+        "thorough": options.thorough,
+    }
+    return parse(DataSettings, {**data, **given})
+
+
+def _find(settings: DataSettings, directory: Path) -> None:
+    """Say what there is, and stop where too much is missing."""
+    options = source_options(settings)
+    source = Source.of(**options)
+    if not settings.is_official:
+        num_files = len(source.list_clips())
+        print(f"{settings.name}: {num_files} files are listed for {source.root}")
+        return
+    listed = Source.of(**{**options, "allow_missing": True}).list_clips()
+    missing = [row for row in listed if row.problem == MISSING]
+    num_listed = len(missing) + sum(not row.problem for row in listed)
+    print(f"{settings.name}: {len(missing)} of {num_listed} listed clips are missing under {source.root}")
+    for split, (num_missing, total) in missing_by_split(listed).items():
+        first = named([row.path for row in missing if split in (row.split or "").split("+")])
+        print(f"  {split:<8} {num_missing:>7} of {total:>7} missing" + (f": {first}" if first else ""))
+    others = [row for row in listed if row.problem not in ("", MISSING)]
+    if others:
+        print(f"  {len(others)} more files or rows cannot be used ({others[0].path}: {others[0].problem})")
+    _write_missing(directory / MISSING_TABLE, missing)
+    if not settings.allow_missing:
+        source.list_clips()  # raises where too much is missing
+
+
+def _write_missing(path: Path, missing: Sequence[Listed]) -> None:
+    if not missing:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    rows = csv_format.writer(text)
+    rows.writerow(("path", "label", "split"))
+    rows.writerows((row.path, row.label, row.split) for row in missing)
+    write_text(path, text.getvalue())
+    print(f"  all of them: {os.path.relpath(path)}")
+
+
+def _probe_share(settings: DataSettings, directory: Path, share: tuple[int, int], jobs: int | None) -> int:
+    from crisscross.data.manifest import probe_share
+
+    num_files = probe_share(directory, share=share, jobs=jobs, report=_say_rate, **source_options(settings))
+    print(f"share {share[0]} of {share[1]}: {num_files} files; a call without --share gathers all shares")
+    return 0
+
+
+def _build(settings: DataSettings, directory: Path, jobs: int | None) -> None:
+    from crisscross.data.manifest import build_manifest, read_summary
+
+    build_manifest(directory, jobs=jobs, report=_say_rate, **source_options(settings))
+    found = read_summary(directory)
+    splits = ", ".join(f"{count} {name}" for name, count in found["num_by_split"].items())
+    print(f"{found['num_clips']} clips of {len(found['classes'])} classes ({splits})")
+    print(f"{found['num_rejected']} rejected")
+    for reason, count in found["reasons"].items():
+        print(f"  {count:6d}  {reason}")
+    print(f"tables: {os.path.relpath(directory)}/clips.parquet, rejected.parquet")
+
+
+def _say_rate(num_files: int, seconds: float) -> None:
+    rate = f" ({num_files / seconds:.1f} files/s)" if num_files and seconds else ""
+    print(f"probed {num_files} files in {seconds:.1f} s{rate}")
+
+
+def _tell(error: Exception | str, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}" if isinstance(error, Exception) else error, file=sys.stderr)
+    return code
+
+
+class _Stoppable:
+    """Turns SIGTERM, which Slurm sends when time is up, into an exit that keeps what was found."""
+
+    def __enter__(self) -> None:
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
