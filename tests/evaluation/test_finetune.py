@@ -191,8 +191,10 @@ def test_it_learns(folder: Path) -> None:
         *(f"views.video.transform.{name}_probability=0" for name in off),
         "downstream.frames=8",
         "views.video.num_frames=8",
-        "downstream.training.epochs=14",
-        "downstream.optim.groups.base.milestone_epochs=[9,12]",
+        "downstream.training.global_batch_size=12",
+        "downstream.training.epochs=30",
+        "downstream.optim.groups.base.initial=5e-3",
+        "downstream.optim.groups.base.milestone_epochs=[20,25]",
         runs="learns",
     )
     assert run_experiment(run)
