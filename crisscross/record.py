@@ -177,6 +177,8 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
         )
     else:
         source = f"the pretraining {run.parents[0].label}" if learnt else f"{_source_of(config)} backbones"
+        if learnt and config["weights"].get("epoch") is not None:
+            source += f" after epoch {config['weights']['epoch']}"
         what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
     row = learnt["relaxation"] if learnt else "untrained"
     where = [

@@ -211,8 +211,10 @@ class RunDirectory:
         Args:
             step: from where a training goes on, when that is known better.
         """
-        known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
-        if step is not None and "step" in known and self.kind == "pretrain":
+        said = self.progress or {}
+        known = {name: value for name, value in said.items() if name in ("step", "total")}
+        counts_steps = self.kind == "pretrain" or said.get("phase") == "fine-tuning"  # its test counts clips
+        if step is not None and "step" in known and counts_steps:
             known["step"] = step
         self.write_progress(**known, state="queued")
 

@@ -159,6 +159,37 @@ def test_frames_are_set_in_one_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["downstream.training.draws_per_clip=0"], "downstream.training.draws_per_clip=0: input should be greater"),
+        (["+downstream.foo=1"], "downstream.foo is not a setting: check its spelling"),
+        (["~downstream.head.pool"], "downstream.head.pool is missing: set it"),
+        (["downstream.head.pool=mean"], "downstream.head.pool=mean: input should be 'max' or 'avg'"),
+        (["downstream.training.micro_batch_size=5"], "downstream.training.micro_batch_size=5 does not divide training"),
+        (["downstream.optim.groups.base.name=cosin"], "downstream.optim.groups.base: schedule name='cosin': expected"),
+        (["execution.num_devices=3"], "a pass of 64 samples cannot be shared by execution.num_devices=3"),
+    ],
+)
+def test_complaints_name_the_key(overrides: list[str], complaint: str) -> None:
+    config = complete(_composed("data.name=ucf101", *overrides), pretrained_on="kinetics400")
+    with pytest.raises(ValueError) as caught:
+        parse(DownstreamSettings, config)
+    assert str(caught.value).startswith(complaint)
+
+
+def test_an_unknown_protocol_lists_those_there_are() -> None:
+    config = {**_composed(), "downstream": {"name": "finetun"}}
+    with pytest.raises(ValueError, match=r"downstream.name=finetun is unknown: choose one of svm, .*finetune"):
+        parse(DownstreamSettings, config)
+
+
+def test_too_few_clips_for_a_batch_are_refused(folder: Path) -> None:
+    run = _make(folder, "downstream.training.global_batch_size=16", runs="few")
+    with pytest.raises(ValueError, match=r"downstream.training.global_batch_size=16 is larger than an epoch of 12"):
+        run_experiment(run)
+
+
+@pytest.mark.parametrize(
     ("options", "layers"),
     [
         ({}, ["linear"]),
