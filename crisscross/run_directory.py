@@ -276,7 +276,9 @@ def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = (
     if parents and weights.get("epoch") is not None:
         source += f"-e{weights['epoch']}"
     seed = "" if parents else f"-s{config['seed']}"
-    return f"{source}{seed}-{config['downstream']['name']}-{name}"
+    folds = config["data"].get("folds") or []
+    fold = f"-fold{folds[0]}" if len(folds) == 1 else ""
+    return f"{source}{seed}-{config['downstream']['name']}-{name}{fold}"
 
 
 def _slug(text: str) -> str:

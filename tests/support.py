@@ -56,8 +56,10 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
         folder: clips go to ``folder/data``, runs to ``folder/runs``.
         *overrides: further overrides.
     """
-    chosen = [*TINY_OVERRIDES, *(TINY_PRETRAINING if kind == "pretrain" else ())]
-    chosen += [f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}", *overrides]
+    chosen = [*TINY_OVERRIDES, f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}"]
+    if any(override.startswith("data=") for override in overrides):  # other clips than the demo's
+        chosen = [override for override in chosen if not override.startswith("data.")]
+    chosen += [*(TINY_PRETRAINING if kind == "pretrain" else ()), *overrides]
     with initialize_config_module("experiments.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose(kind, overrides=chosen), resolve=True)
     if kind == "downstream":

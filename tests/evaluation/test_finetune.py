@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from crisscross.data.catalogue import open_manifest, prepare
 from crisscross.data.loader import Clips, decode_segments
 from crisscross.data.sampling import even_starts
-from crisscross.evaluation.finetune import build_network, splits_of
+from crisscross.evaluation.finetune import build_network
 from crisscross.evaluation.finetune_table import OPEN, TABLE, complete, recipe_of
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
@@ -30,6 +30,7 @@ from crisscross.settings_base import parse
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
 from crisscross.transforms.settings import VideoTransformSettings
 from crisscross.transforms.video import evaluate_video
+from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
 from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process
 
@@ -44,6 +45,7 @@ PAPER_TABLE = """
 | AudioSet | HMDB51 | 32 | 32 | 1e-4 | 0.1 |
 """
 NAMES = {"Kinetics-Sound": "kinetics_sound", "Kinetics400": "kinetics400", "AudioSet": "audioset"}
+_RATE = ("downstream.optim.groups.base.initial=0.1",)
 TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
 
 
@@ -145,11 +147,9 @@ def test_avids_recipe_can_be_written(folder: Path) -> None:
 
 
 def test_several_folds_are_refused() -> None:
-    config = complete(_composed("data.name=ucf101", "+data.folds=[1,2,3]"), pretrained_on="audioset")
+    config = complete(_composed("data.name=ucf101", "data.folds=[1,2,3]"), pretrained_on="audioset")
     with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold an experiment"):
         parse(DownstreamSettings, config)
-    settings = parse(DownstreamSettings, {**config, "data": {**config["data"], "folds": [2]}})
-    assert splits_of(settings) == ("train2", "test2")
 
 
 def test_frames_are_set_in_one_place() -> None:
@@ -246,7 +246,7 @@ def test_history_result_and_predictions_agree(undisturbed: RunDirectory) -> None
     table = pd.read_csv(undisturbed.path / "predictions.csv")
     assert len(table) == result["num_test_clips"] == 6
     assert (table["label"] == table["predicted_v"]).mean() == pytest.approx(result["metrics"]["eval/top1_v"])
-    assert table["probability_v"].ge(table["probability_of_label"]).all()
+    assert table["probability_v"].ge(table["probability_of_label_v"]).all()
     assert result["artifacts"] == ["predictions.csv"]
 
 
@@ -399,6 +399,25 @@ def test_the_wrong_weights_are_refused(folder: Path, modality: str, complaint: s
     with pytest.raises(ValueError, match=complaint) as caught:
         run_experiment(RunDirectory.create("downstream", config))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_a_fold_of_an_official_dataset_without_sound(folder: Path, name: str) -> None:
+    root = make_miniature(name, folder / name)
+    frames = ("downstream.frames=8", "views.video.num_frames=8")
+    run = _make(folder, *data_overrides(name, root), "data.folds=[2]", *frames, "downstream.training.epochs=1")
+    assert run.label == f"untrained-s0-finetune-{name}-fold2"
+    assert run.config["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4  # the table's, at 8 frames
+    assert run_experiment(run)
+    assert run.result["num_test_clips"] == 6
+    assert run.result["metrics"]["eval/top1_v_fold2"] == run.result["metrics"]["eval/top1_v"]
+
+
+def test_clips_without_pictures_are_refused(folder: Path) -> None:
+    root = make_miniature("esc50", folder / "esc50")
+    run = _make(folder, *data_overrides("esc50", root), "data.folds=[1]", "downstream.head.dropout=0", *_RATE)
+    with pytest.raises(ValueError, match=r"fine-tuning needs pictures, 30 of 30 clips have none .*data.require="):
+        run_experiment(run)
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
 
 def _in_the_dense_test(act: Callable[[], None], at_step: int) -> None:
     original, seen = features.segment_views, []
-    features.VIDEOS_PER_BATCH = 2
+    features.SEGMENTS_PER_BATCH = 4  # two clips
 
     def struck(batch, **settings):
         seen.append(batch)
