@@ -233,6 +233,8 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
+    assert err.splitlines()[-1] == "stopped: what was found is kept, the same command goes on"
+    assert "Traceback" not in err
     assert main(arguments("ucf101", root)) == 0
     assert 0 < len(probed) < 18
 
