@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
-from crisscross.evaluation.settings import FinetuneSettings, SvmSettings
+from crisscross.evaluation.settings import FinetuneSettings, Protocol
 from crisscross.methods import available_methods
 from crisscross.settings_base import Settings, build
 from crisscross.training.settings import OptimSettings, TrainingSettings, check_training
@@ -188,7 +188,7 @@ class WeightsSettings(Settings):
 class DownstreamSettings(ExperimentSettings):
     """One evaluation."""
 
-    downstream: Annotated[SvmSettings | FinetuneSettings, Field(discriminator="name")]
+    downstream: Protocol
     weights: WeightsSettings
 
     @model_validator(mode="after")

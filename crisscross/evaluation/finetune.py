@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from crisscross.data.catalogue import open_manifest
-from crisscross.data.loader import Clips
+from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Interrupted, Parts, cached_features, extract_features
-from crisscross.evaluation.svm import top_k
+from crisscross.evaluation.features import Extraction, FeatureStore, Interrupted, extract
+from crisscross.evaluation.scores import top_k
 from crisscross.evaluation.weights import backbones_of
 from crisscross.files import read_json, write_atomically, write_text
 from crisscross.journal import Journal
@@ -197,24 +197,19 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
         )
 
     device = choose_device(settings.execution.device)
-    scorer = _Scorer(network).to(device)
-
-    def extract(parts: Parts) -> Any:
-        return extract_features(
-            scorer, clips, settings.views, execution=settings.execution, device=device, report=report, parts=parts
-        )
-
-    logits = cached_features(run.path / "features" / "logits.npz", extract).video
-    return softmax(logits.astype(np.float64), axis=-1).mean(axis=1)
-
-
-class _Scorer(nn.Module):
-    """The network as the feature extractor sees it: logits for video features."""
-
-    def __init__(self, network: Finetuning) -> None:
-        super().__init__()
-        self.video_backbone = nn.Sequential(network.video_backbone, network.head)
-        self.audio_backbone = nn.Flatten()
+    scorer = nn.Sequential(network.video_backbone, network.head).to(device).eval()
+    store = FeatureStore(
+        run.path / "features" / "logits", num_clips=len(clips), num_segments=settings.views.evaluation_clips
+    )
+    extraction = Extraction(
+        networks={"v": scorer},
+        dataset=SegmentDataset(clips, settings.views, modalities="v"),
+        views=settings.views,
+        execution=settings.execution,
+        device=device,
+    )
+    extract(store, extraction, report=report)
+    return softmax(store.array("v").astype(np.float64), axis=-1).mean(axis=1)
 
 
 def _write(
