@@ -1,26 +1,26 @@
-"""The one evaluator: frozen backbones -> features of both splits -> a protocol -> ``result.json``."""
+"""The one evaluator: frozen backbones -> features -> a protocol, fold by fold -> ``result.json``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
 from crisscross.data.catalogue import open_manifest
-from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import staged
-from crisscross.evaluation.features import Features, Parts, cached_features, extract_features
+from crisscross.evaluation.features import Network
 from crisscross.evaluation.finetune import finetune
+from crisscross.evaluation.fold_features import FoldFeatures
+from crisscross.evaluation.folds import Fold, folds_of, require_streams
+from crisscross.evaluation.layers import feature_of
+from crisscross.evaluation.linear import evaluate_linear
 from crisscross.evaluation.memo import Memo
-from crisscross.evaluation.svm import evaluate_svm, top_k
+from crisscross.evaluation.results import Results, write_results
+from crisscross.evaluation.retrieval import recall_at, retrieve
+from crisscross.evaluation.rows import Rows
+from crisscross.evaluation.svm import evaluate_svm
 from crisscross.evaluation.weights import backbones_of
-from crisscross.files import write_text
-from crisscross.journal import Journal
 from crisscross.models.backbones import Backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(run: RunDirectory) -> bool:
-    """Evaluate frozen backbones from wherever the run directory stands; features already extracted are kept.
+    """Evaluate backbones from wherever the run directory stands; features already extracted are kept.
 
     Args:
         run: the experiment's run directory.
@@ -49,113 +49,83 @@ def evaluate(run: RunDirectory) -> bool:
     if settings.downstream.name == "finetune":
         return finetune(run)
     torch.set_num_threads(settings.execution.num_threads)
-    manifest = staged(open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase)
-    device = choose_device(settings.execution.device)
-    backbones = backbones_of(run, settings).to(device)
     try:
-        train, test = (
-            _features(run, settings, manifest, backbones, split=split, device=device)
-            for split in (settings.data.train_split, settings.data.test_split)
-        )
-        _run_svm(run, settings, manifest, train, test)
+        _Evaluation(run, settings).run()
     except Interrupted as signal_name:
-        logger.info("%s: stopped; features and accuracies so far are kept", signal_name)
+        logger.info("%s: stopped; features and what was found so far are kept", signal_name)
         return False
     return True
 
 
-def _features(
-    run: RunDirectory,
-    settings: DownstreamSettings,
-    manifest: Manifest,
-    backbones: Backbones,
-    *,
-    split: str,
-    device: torch.device,
-) -> Features:
-    if INTERRUPTION.requested:
-        raise Interrupted(INTERRUPTION.signal_name)
-    clips = Clips(manifest.split(split), manifest.root)
+class _Evaluation:
+    """One evaluation of frozen features."""
 
-    def report(done: int, rate: float) -> None:
-        run.write_progress(
-            state="running",
-            phase=f"features of {split}",
-            step=done,
-            total=len(clips),
-            rate=rate,
-            rate_unit="clips/s",
-            eta_s=(len(clips) - done) / rate,
+    def __init__(self, run: RunDirectory, settings: DownstreamSettings) -> None:
+        self._run, self._settings, self._protocol = run, settings, settings.downstream
+        self._device = choose_device(settings.execution.device)
+        self._manifest: Manifest = staged(
+            open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase
         )
+        self._seed = derive_key(settings.seed, "svm") % 2**31  # of whatever a protocol draws
 
-    def extract(parts: Parts) -> Features:
-        return extract_features(
-            backbones, clips, settings.views, execution=settings.execution, device=device, report=report, parts=parts
+    def run(self) -> None:
+        """Extract what is missing, evaluate every fold and modality, write the results."""
+        folds = folds_of(self._manifest, self._settings.data)
+        for fold in folds:
+            require_streams(fold, self._protocol.streams)
+        backbones = backbones_of(self._run, self._settings).to(self._device).eval()
+        features = FoldFeatures(
+            self._run, self._settings, self._manifest, folds, self._networks(backbones), self._device
         )
+        results = Results(self._manifest.classes, num_folds=len(folds))
+        for fold in folds:
+            for modality in self._protocol.modalities:
+                if INTERRUPTION.requested:
+                    raise Interrupted(INTERRUPTION.signal_name)
+                where = f" of fold {fold.name}" if fold.name else ""
+                self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
+                self._evaluate(fold, modality, *features.of(fold, modality), results)
+        write_results(self._run, results)
 
-    return cached_features(run.path / "features" / f"{split}.npz", extract)
-
-
-def _run_svm(
-    run: RunDirectory,
-    settings: DownstreamSettings,
-    manifest: Manifest,
-    train: Features,
-    test: Features,
-) -> None:
-    """Fit one SVM a modality, write metrics, predictions and the result."""
-    unseen = sorted({manifest.classes[label] for label in np.setdiff1d(test.labels, train.labels)})
-    if unseen:
-        logger.warning("no training clips of %s: their test clips count as errors", ", ".join(unseen))
-    protocol = settings.downstream
-    metrics: dict[str, float] = {}
-    predictions: dict[str, Any] = {}
-    for modality in protocol.modalities:
-        if INTERRUPTION.requested:
-            raise Interrupted(INTERRUPTION.signal_name)
-        run.write_progress(state="running", phase=f"SVM on {modality}")
-        found = evaluate_svm(
-            train.of(modality),
-            train.labels,
-            test.of(modality),
-            num_classes=len(manifest.classes),
-            c_grid=protocol.c_grid,
-            num_folds=protocol.num_folds,
-            seed=derive_key(settings.seed, "svm") % 2**31,
-            memo=Memo(run.path / "features" / f"svm_{modality}.json"),
-        )
-        for k in (1, 5):
-            metrics[f"eval/top{k}_{modality}"] = top_k(found.scores, test.labels, k)
-        metrics[f"svm/c_{modality}"] = found.chosen_c
-        if found.validation_top1 is not None:
-            metrics[f"svm/validation_top1_{modality}"] = found.validation_top1
-        predictions[f"predicted_{modality}"] = [manifest.classes[index] for index in found.scores.argmax(axis=1)]
-        logger.info("%s: top-1 %.1f %% (C=%g)", modality, 100 * metrics[f"eval/top1_{modality}"], found.chosen_c)
-    _write(run, settings, manifest, metrics, predictions, num_train=len(train.labels))
-
-
-def _write(
-    run: RunDirectory,
-    settings: DownstreamSettings,
-    manifest: Manifest,
-    metrics: Mapping[str, float],
-    predictions: Mapping[str, Any],
-    *,
-    num_train: int,
-) -> None:
-    frame = manifest.split(settings.data.test_split)
-    table = pd.DataFrame({"path": frame["path"].to_numpy(), "label": frame["label"].to_numpy(), **predictions})
-    write_text(run.path / "predictions.csv", table.to_csv(index=False))
-    journal = Journal(run.metrics_path)
-    journal.write(1, metrics)
-    journal.sync()
-    journal.close()
-    run.write_result(
-        {
-            "metrics": dict(metrics),
-            "num_train_clips": num_train,
-            "num_test_clips": len(frame),
-            "num_classes": len(manifest.classes),
-            "artifacts": ["predictions.csv"],
+    def _networks(self, backbones: Backbones) -> dict[str, Network]:
+        chosen = self._protocol.features
+        layers = {
+            "v": (backbones.video_backbone, chosen.video_layer),
+            "a": (backbones.audio_backbone, chosen.audio_layer),
         }
-    )
+        return {stream: feature_of(*layers[stream], normalise=chosen.normalise) for stream in self._protocol.streams}
+
+    def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
+        """Run the protocol on one fold and modality."""
+        if self._protocol.name == "retrieval":
+            found = retrieve(test, train, settings=self._protocol)
+            recalls = recall_at(found, test.labels, train.labels, self._protocol.ranks)
+            results.add_neighbours(fold, modality, found, recalls, num_kept=self._protocol.num_neighbours)
+            return
+        known, name = {}, f"{fold.name or 'only'}_{modality}"
+        if self._protocol.name == "svm":
+            svm = evaluate_svm(
+                train,
+                test,
+                num_classes=len(self._manifest.classes),
+                settings=self._protocol,
+                seed=self._seed,
+                groups=fold.groups,
+                device=self._device,
+                memo=Memo(self._run.path / "features" / f"svm_{name}.json"),
+            )
+            scores, known["svm/c"] = svm.scores, svm.chosen_c
+            if svm.validation_top1 is not None:
+                known["svm/validation_top1"] = svm.validation_top1
+        else:
+            scores = evaluate_linear(
+                train,
+                test,
+                num_classes=len(self._manifest.classes),
+                settings=self._protocol,
+                seed=self._seed,
+                device=self._device,
+                state_path=self._run.path / "features" / f"linear_{name}.pt",
+                keep_minutes=self._settings.execution.checkpoint_minutes,
+            )
+        results.add_scores(fold, modality, scores, known)

@@ -1,12 +1,12 @@
-"""The one feature extractor: frozen backbones over evenly spaced segments of every clip."""
+"""The one feature extractor: frozen networks over several segments of every clip, kept on disk as they come."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
+import os
 import time
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from crisscross.data.decode import DecodeError
-from crisscross.data.loader import Clips, SegmentDataset, batch_loader
-from crisscross.files import write_atomically
-from crisscross.models.backbones import Backbones
+from crisscross.data.loader import SegmentDataset, batch_loader
+from crisscross.files import read_json, write_json
 from crisscross.settings import ExecutionSettings, ViewSettings
 from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.views import segment_views
@@ -24,163 +23,167 @@ from crisscross.transforms.settings import AudioTransformSettings, VideoTransfor
 
 logger = logging.getLogger(__name__)
 
-VIDEOS_PER_BATCH = 16
-ARRAYS = ("video", "audio", "labels")
+SEGMENTS_PER_BATCH = 160
+"""Segments in one pass through a network: 16 clips of 10 segments (chosen by us)."""
+
+Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Features:
-    """Pooled features of a split.
+class FeatureStore:
+    """Features of clips, one file a modality: float32 rows, clip after clip, segment after segment.
+
+    The folder lies in a run directory, whose identity covers weights, clips and settings: it cannot be stale. Rows
+    count only as far as ``done.json`` says, which is written when they are on disk.
 
     Attributes:
-        video: (N, V, D) float32, V segments a clip.
-        audio: (N, V, D) float32.
-        labels: (N,) int64.
-    """
-
-    video: np.ndarray
-    audio: np.ndarray
-    labels: np.ndarray
-
-    def of(self, modality: str) -> np.ndarray:
-        """Return the features of ``v``, ``a`` or ``av`` (both, one after the other): (N, V, D)."""
-        if modality == "av":
-            return np.concatenate([self.video, self.audio], axis=-1)
-        return {"v": self.video, "a": self.audio}[modality]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Features]) -> Features:
-        """Return the features of clips whose parts follow one another."""
-        return cls(*(np.concatenate([vars(part)[name] for part in parts]) for name in ARRAYS))
-
-    def save(self, path: Path) -> None:
-        """Write to a file, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez(file, **vars(self)))
-
-    @classmethod
-    def load(cls, path: Path) -> Features | None:
-        """Read a file; None, with a warning, when it is damaged, and None when there is none."""
-        if not path.exists():
-            return None
-        try:
-            with np.load(path) as stored:
-                return cls(**{name: stored[name] for name in ARRAYS})
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            logger.warning("%s cannot be read (%s): extracting the features again", path, error)
-            return None
-
-
-def cached_features(path: Path, extract: Callable[[Parts], Features]) -> Features:
-    """Return the features kept at ``path``, extracting them when there are none.
-
-    The file lies in the run directory, whose identity covers weights, clips and settings: it cannot be stale.
-
-    Args:
-        path: ``features/<split>.npz``.
-        extract: called with the place where it may keep what it has before it is done.
-    """
-    features = Features.load(path)
-    if features is None:
-        parts = Parts(path.with_suffix(".parts"))
-        features = extract(parts)
-        features.save(path)
-        parts.remove()
-    return features
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an extraction has so far: files named after the first clip and one past the last, ``0000000-0000160.npz``.
-
-    Attributes:
-        folder: where they lie; made with the first part.
+        folder: where the files lie.
+        num_clips: N.
+        num_segments: V, of a clip.
     """
 
     folder: Path
+    num_clips: int
+    num_segments: int
 
-    def load(self) -> list[Features]:
-        """Return the parts that follow one another from the first clip on; what comes after a gap is passed over."""
-        found: list[Features] = []
-        end = 0
-        for path in sorted(self.folder.glob("[0-9]*.npz")):
-            first, last = (int(number) for number in path.stem.split("-"))
-            part = Features.load(path) if first == end else None
-            if part is None or len(part.labels) != last - first:
-                break
-            found.append(part)
-            end = last
-        return found
+    @property
+    def done(self) -> int:
+        """How many clips have their features, from the first on."""
+        return self._known()["clips"]
 
-    def save(self, part: Features, *, first: int) -> None:
-        """Keep the features of the clips from ``first`` on."""
-        part.save(self.folder / f"{first:07d}-{first + len(part.labels):07d}.npz")
+    @property
+    def is_complete(self) -> bool:
+        """Whether all have."""
+        return self.done == self.num_clips
 
-    def remove(self) -> None:
-        """Delete them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def array(self, modality: str) -> np.ndarray:
+        """Return the features of ``v`` or ``a``, (N, V, D) float32, read from disk as they are used."""
+        dim = self._known()["dims"][modality]
+        return np.memmap(self._path(modality), np.float32, "r", shape=(self.num_clips, self.num_segments, dim))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[Mapping[str, np.ndarray]], None]]:
+        """Give a function that appends features of the next clips, (B, V, D) by modality; all is durable at the end."""
+        files: dict[str, object] = {}
+        state = self._known()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+        def append(features: Mapping[str, np.ndarray]) -> None:
+            for modality, rows in features.items():
+                if modality not in files:
+                    files[modality] = self._open(modality, state["clips"], rows.shape[-1])
+                files[modality].write(np.ascontiguousarray(rows, np.float32).tobytes())
+            state["dims"] = {modality: rows.shape[-1] for modality, rows in features.items()}
+            state["clips"] += len(rows)
+
+        try:
+            yield append
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+            write_json(self.folder / "done.json", state)
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _open(self, modality: str, clips: int, dim: int) -> object:
+        """Open a file behind the rows that count."""
+        file = self._path(modality).open("ab")
+        file.truncate(clips * self.num_segments * dim * 4)
+        return file
+
+    def _path(self, modality: str) -> Path:
+        return self.folder / f"{modality}.f32"
+
+    def _known(self) -> dict:
+        known = read_json(self.folder / "done.json") or {"clips": 0, "dims": {}}
+        for modality, dim in known["dims"].items():
+            path, expected = self._path(modality), known["clips"] * self.num_segments * dim * 4
+            if not path.is_file() or path.stat().st_size < expected:
+                logger.warning("%s is shorter than it should be: extracting the features again", path)
+                return {"clips": 0, "dims": {}}
+        return known
 
 
-@torch.inference_mode()
-def extract_features(
-    backbones: Backbones,
-    clips: Clips,
-    views: ViewSettings,
-    *,
-    execution: ExecutionSettings,
-    device: torch.device,
-    report: Callable[[int, float], None],
-    parts: Parts,
-) -> Features:
-    """Run frozen backbones, in eval mode, over every clip of a split, from wherever an earlier start has stopped.
+@dataclass(frozen=True)
+class Extraction:
+    """What is extracted, and how.
+
+    Attributes:
+        networks: from the input of a modality, ``v`` or ``a``, to features (B, D).
+        dataset: decodes the segments of a clip.
+        views: transforms.
+        execution: loader processes, and how often to keep what there is (``checkpoint_minutes``).
+        device: where to compute; the networks are there.
+        augmentation_seed: of augmentations, keyed by clip and segment; None = none.
+    """
+
+    networks: Mapping[str, Network]
+    dataset: SegmentDataset
+    views: ViewSettings
+    execution: ExecutionSettings
+    device: torch.device
+    augmentation_seed: int | None = None
+
+
+def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[int, float], None]) -> None:
+    """Run frozen networks, in eval mode, over every clip, from wherever an earlier start has stopped.
 
     Args:
-        backbones: on the device.
-        clips: the split.
-        views: segment lengths, transforms and the number of segments a clip.
-        execution: loader processes, and how often to keep what there is (``checkpoint_minutes``).
-        device: where to compute.
+        store: where features are kept; filled up to its last clip.
+        extraction: what to do.
         report: called after every batch with the clips done and clips a second.
-        parts: where to keep features before all are there.
 
     Raises:
         DecodeError: when a clip cannot be read any more, naming it.
-        Interrupted: when a signal asked the job to leave.
+        Interrupted: when a signal asked the job to leave; what is there is kept.
     """
-    backbones.eval()
-    video_transform = VideoTransformSettings(**views.video.transform)
-    audio_transform = AudioTransformSettings(**views.audio.transform)
-    kept = parts.load()
-    begin = sum(len(part.labels) for part in kept)
+    begin = store.done
+    if begin == store.num_clips:
+        return
+    if begin:
+        logger.info("going on from clip %d of %d", begin, store.num_clips)
+    batches = _batches(store, extraction, begin)
+    started, done = time.monotonic(), begin
+    while done < store.num_clips:
+        last_save = time.monotonic()
+        with store.writing() as append:
+            for features in batches:
+                append(features)
+                done += len(next(iter(features.values())))
+                report(done, (done - begin) / (time.monotonic() - started))
+                if INTERRUPTION.requested:
+                    break
+                if time.monotonic() - last_save > 60 * extraction.execution.checkpoint_minutes:
+                    break
+        if INTERRUPTION.requested and done < store.num_clips:
+            raise Interrupted(INTERRUPTION.signal_name)
+
+
+def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the features of clip after clip, some at a time."""
+    clips_a_batch = max(1, SEGMENTS_PER_BATCH // store.num_segments)
     requests = [
-        list(range(first, min(first + VIDEOS_PER_BATCH, len(clips))))
-        for first in range(begin, len(clips), VIDEOS_PER_BATCH)
+        list(range(first, min(first + clips_a_batch, store.num_clips)))
+        for first in range(begin, store.num_clips, clips_a_batch)
     ]
     loader = batch_loader(
-        SegmentDataset(clips, views),
+        extraction.dataset,
         requests,
-        num_workers=execution.num_workers,
-        pin_memory=device.type == "cuda",
+        num_workers=extraction.execution.num_workers,
+        pin_memory=extraction.device.type == "cuda",
     )
-    if begin:
-        logger.info("going on from clip %d of %d", begin, len(clips))
-    new: list[Features] = []
-    done, started, last_save = begin, time.monotonic(), time.monotonic()
+    video = VideoTransformSettings(**extraction.views.video.transform)
+    audio = AudioTransformSettings(**extraction.views.audio.transform)
     for batch in loader:
         if isinstance(batch, DecodeError):
             raise batch
-        frames, spectrograms = segment_views(batch, device=device, video=video_transform, audio=audio_transform)
-        shape = (batch.video.shape[0], views.evaluation_clips, -1)
-        video = backbones.video_backbone(frames).float().cpu().numpy().reshape(shape)
-        audio = backbones.audio_backbone(spectrograms).float().cpu().numpy().reshape(shape)
-        new.append(Features(video, audio, batch.labels.numpy()))
-        done += len(batch.labels)
-        report(done, (done - begin) / (time.monotonic() - started))
-        leave = INTERRUPTION.requested and done < len(clips)
-        if leave or time.monotonic() - last_save > 60 * execution.checkpoint_minutes:
-            part = Features.joined(new)
-            parts.save(part, first=done - len(part.labels))
-            kept, new, last_save = [*kept, part], [], time.monotonic()
-        if leave:
-            raise Interrupted(INTERRUPTION.signal_name)
-    return Features.joined([*kept, *new])
+        with torch.inference_mode():
+            inputs = segment_views(
+                batch, device=extraction.device, video=video, audio=audio, seed=extraction.augmentation_seed
+            )
+            yield {
+                modality: network(x).float().cpu().numpy().reshape(len(batch.labels), store.num_segments, -1)
+                for modality, x in zip("va", inputs, strict=True)
+                if (network := extraction.networks.get(modality)) is not None
+            }

@@ -1,37 +1,47 @@
-"""Numbers that take long to compute, kept as they come: an interrupted evaluation does not compute them again."""
+"""What takes long to compute, kept as it comes: an interrupted evaluation does not compute it again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from crisscross.evaluation.features import Interrupted
 from crisscross.files import read_json, write_json
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
+
+
+def leave_if_asked() -> None:
+    """Stop here when a signal asked the job to leave.
+
+    Raises:
+        Interrupted: naming the signal.
+    """
+    if INTERRUPTION.requested:
+        raise Interrupted(INTERRUPTION.signal_name)
 
 
 @dataclass(frozen=True)
 class Memo:
-    """A file of named numbers.
+    """A file of named values.
 
     Attributes:
-        path: a JSON file in the run directory, whose identity covers all that the numbers depend on.
+        path: a JSON file in the run directory, whose identity covers all that the values depend on; None = no file.
     """
 
-    path: Path
+    path: Path | None = None
 
-    def number(self, name: str, compute: Callable[[], float]) -> float:
-        """Return a number, computing it when it is not known yet.
+    def value(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a value, computing it when it is not known yet.
 
         Raises:
             Interrupted: instead of computing, when a signal asked the job to leave.
         """
-        known = read_json(self.path) or {}
+        known = (self.path and read_json(self.path)) or {}
         if name not in known:
-            if INTERRUPTION.requested:
-                raise Interrupted(INTERRUPTION.signal_name)
+            leave_if_asked()
             known[name] = compute()
-            self.path.parent.mkdir(exist_ok=True)
-            write_json(self.path, known)
+            if self.path:
+                self.path.parent.mkdir(exist_ok=True)
+                write_json(self.path, known)
         return known[name]

@@ -9,14 +9,63 @@ from pydantic import Field
 from crisscross.settings_base import Rate, Settings
 from crisscross.training.settings import OptimSettings, TrainingSettings
 
+Modality = Literal["v", "a", "av"]
+"""Video, audio, the features of both one after the other."""
 
-class SvmSettings(Settings):
-    """The linear SVM on frozen features (crisscross/evaluation/svm.py)."""
+
+class FeatureSettings(Settings):
+    """Features of a frozen backbone (crisscross/evaluation/layers.py, features.py)."""
+
+    video_layer: Literal["pooled", "max", "conv2x", "conv3x", "conv4x", "conv5x"]
+    audio_layer: Literal["pooled", "max", "map", "block1", "block2", "block3", "block4"]
+    normalise: Literal["none", "last_axis", "feature"]
+    train_draws: int = Field(ge=0)
+
+
+class FrozenSettings(Settings):
+    """What protocols on frozen features share."""
+
+    modalities: tuple[Modality, ...] = Field(min_length=1)
+    features: FeatureSettings
+
+    @property
+    def streams(self) -> str:
+        """What has to be decoded: ``v``, ``a`` or ``av``."""
+        return "".join(stream for stream in "av" if any(stream in modality for modality in self.modalities))
+
+
+class SvmSettings(FrozenSettings):
+    """The linear SVM (crisscross/evaluation/svm.py)."""
 
     name: Literal["svm"]
-    modalities: tuple[Literal["v", "a", "av"], ...] = Field(min_length=1)
+    standardise: bool
     c_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     num_folds: int = Field(ge=2)
+    select: Literal["validation", "test"]
+    search_segments: int | None = Field(gt=0)
+
+
+class LinearSettings(FrozenSettings):
+    """The linear layer (crisscross/evaluation/linear.py)."""
+
+    name: Literal["linear"]
+    standardise: bool
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    dropout: Rate
+
+
+class RetrievalSettings(FrozenSettings):
+    """Nearest neighbours (crisscross/evaluation/retrieval.py)."""
+
+    name: Literal["retrieval"]
+    distance: Literal["cosine", "euclidean"]
+    centre: bool
+    normalise_segments: bool
+    ranks: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    num_neighbours: int = Field(ge=0)
 
 
 class ClassifierSettings(Settings):
@@ -38,3 +87,7 @@ class FinetuneSettings(Settings):
     freeze_backbone_epochs: int = Field(ge=0)
     optim: OptimSettings
     training: TrainingSettings
+
+
+Protocol = Annotated[SvmSettings | LinearSettings | RetrievalSettings | FinetuneSettings, Field(discriminator="name")]
+"""Any of them, told apart by ``name``."""

@@ -1,21 +1,24 @@
-"""One-vs-all linear SVM on frozen features (PAPER section 5), C chosen inside the training split."""
+"""The SVM protocol (PAPER section 5): one-vs-all linear SVMs on frozen features, C chosen inside the training split."""
 
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
+import torch
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
+from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
 from crisscross.evaluation.memo import Memo
+from crisscross.evaluation.rows import Rows
+from crisscross.evaluation.scores import all_classes, top_k
+from crisscross.evaluation.settings import SvmSettings
 
 logger = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class SvmResult:
 
     Attributes:
         scores: (N, K) decision values of the test clips, averaged over their segments.
-        chosen_c: the C that cross-validation chose.
-        validation_top1: its cross-validated top-1 on the training split; None when there was nothing to choose.
+        chosen_c: the C that was chosen.
+        validation_top1: its cross-validated top-1 on the training split; None when there was nothing to choose, or
+            when the test split chose.
     """
 
     scores: np.ndarray
@@ -34,92 +38,111 @@ class SvmResult:
 
 
 def evaluate_svm(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
+    train: Rows,
+    test: Rows,
     *,
     num_classes: int,
-    c_grid: tuple[float, ...],
-    num_folds: int,
+    settings: SvmSettings,
     seed: int,
+    groups: np.ndarray | None = None,
+    device: torch.device = CPU,
     memo: Memo | None = None,
 ) -> SvmResult:
     """Fit on the training split and score the test split.
 
     Every segment of a training clip is a row; all segments of a clip stay in one fold, so that no clip validates
-    itself. Features are standardised by the training rows (chosen by us).
+    itself. C is the one with the best cross-validated accuracy on the training split, the smallest of equally good
+    ones; with ``select=test``, as in the release, the one that is best on the test split.
 
     Args:
-        train: (N, V, D) features.
-        train_labels: (N,) class indices.
-        test: (M, V, D) features.
+        train: the training clips.
+        test: the test clips.
         num_classes: K, also of classes that the training split lacks.
-        c_grid: values of C to try; the smallest of equally good ones is taken.
-        num_folds: folds of the cross-validation, fewer where a class is smaller.
-        seed: of the folds and the solver.
-        memo: where the accuracies of the cross-validation are kept; None = nowhere.
+        settings: the protocol.
+        seed: of the cross-validation's folds.
+        groups: the official fold of every training clip; the cross-validation then leaves out one fold at a time.
+        device: where to compute.
+        memo: where the accuracies of the search are kept; None = nowhere.
 
     Raises:
-        Interrupted: by the memo, between two fits, when a signal asked the job to leave.
+        Interrupted: when a signal asked the job to leave.
         ValueError: when the training split has fewer than two classes, or too few clips to choose C.
     """
-    present, counts = np.unique(train_labels, return_counts=True)
+    present, counts = np.unique(train.labels, return_counts=True)
     if len(present) < 2:
         raise ValueError(
             f"an SVM needs clips of 2 classes to train on, got {len(present)}: check the labels and the split"
         )
-    folds = min(num_folds, int(counts.max()))
-    accuracies = dict.fromkeys(sorted(c_grid), 0.0)
-    if len(accuracies) > 1:
-        if folds < 2:
-            raise ValueError(
-                "C cannot be chosen by cross-validation with one training clip a class:"
-                " give one value (downstream.c_grid=[1e-3]) or more clips"
+    fitter = _Fitter(num_classes, present, standardise=settings.standardise, device=device)
+    accuracies = dict.fromkeys(sorted(settings.c_grid), 0.0)
+    chosen, validation_top1 = min(accuracies), None
+    if len(accuracies) > 1 and settings.select == "test":
+        for c, model in fitter.path(train, accuracies):
+            accuracies[c] = top_k(fitter.scores(model, test), test.labels, 1)
+        chosen = _best(accuracies)
+    elif len(accuracies) > 1:
+        splits = list(_splits(train.labels, min(settings.num_folds, int(counts.max())), groups=groups, seed=seed))
+        for number, (fit, held_out) in enumerate(splits):
+
+            def search(fit: np.ndarray = fit, held_out: np.ndarray = held_out) -> list[float]:
+                return _accuracies(fitter, train, fit, held_out, settings)
+
+            found = (memo or Memo()).value(f"accuracies of fold {number}", search)
+            for c, accuracy in zip(accuracies, found, strict=True):
+                accuracies[c] += accuracy * len(held_out) / len(train.clips)
+        chosen = _best(accuracies)
+        validation_top1 = accuracies[chosen]
+    ((_, model),) = fitter.path(train, [chosen])
+    return SvmResult(fitter.scores(model, test), chosen, validation_top1)
+
+
+def _best(accuracies: dict[float, float]) -> float:
+    return max(accuracies, key=lambda c: (accuracies[c], -c))
+
+
+def _splits(
+    labels: np.ndarray, num_folds: int, *, groups: np.ndarray | None, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    clips = np.arange(len(labels))
+    if groups is not None and len(np.unique(groups)) > 1:
+        return LeaveOneGroupOut().split(clips, labels, groups=groups)
+    if num_folds < 2:
+        raise ValueError(
+            "C cannot be chosen by cross-validation with one training clip a class:"
+            " give one value (downstream.c_grid=[1e-3]) or more clips"
+        )
+    return StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(clips, labels, groups=clips)
+
+
+def _accuracies(
+    fitter: _Fitter, train: Rows, fit: np.ndarray, held_out: np.ndarray, settings: SvmSettings
+) -> list[float]:
+    """Return the accuracy of every C, ascending, on the clips that one fold holds out."""
+    rows = train.some(fit, num_segments=settings.search_segments)
+    validation = train.some(held_out, num_segments=settings.search_segments)
+    models = fitter.path(rows, settings.c_grid)
+    return [top_k(fitter.scores(model, validation), validation.labels, 1) for _, model in models]
+
+
+class _Fitter:
+    """Fits SVMs with one C after the other, each from where the last one ended."""
+
+    def __init__(self, num_classes: int, present: np.ndarray, *, standardise: bool, device: torch.device) -> None:
+        self._num_classes, self._present = num_classes, present
+        self._standardise, self._device = standardise, device
+
+    def path(self, rows: Rows, grid: Iterable[float]) -> Iterator[tuple[float, LinearSvm]]:
+        """Yield (C, SVM) for ascending C."""
+        rows = Rows(rows.arrays, rows.clips, np.searchsorted(self._present, rows.labels), rows.num_segments)
+        moments = rows.moments() if self._standardise else None
+        start = None
+        for c in sorted(grid):
+            model = fit_svm(
+                rows, num_classes=len(self._present), c=c, moments=moments, device=self._device, start=start
             )
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        clips = np.arange(len(train))
-        for fold, (fit, held_out) in enumerate(splitter.split(clips, train_labels, groups=clips)):
-            for c in accuracies:
+            start = model.start
+            yield c, model
 
-                def accuracy(fit: np.ndarray = fit, held_out: np.ndarray = held_out, c: float = c) -> float:
-                    model = _fit(train[fit], train_labels[fit], c=c, seed=seed)
-                    scores = _scores(model, train[held_out], num_classes)
-                    return top_k(scores, train_labels[held_out], 1)
-
-                found = accuracy() if memo is None else memo.number(f"fold {fold}, C={c!r}", accuracy)
-                accuracies[c] += found * len(held_out) / len(train)
-    chosen = max(accuracies, key=lambda c: (accuracies[c], -c))
-    validation_top1 = accuracies[chosen] if len(accuracies) > 1 else None
-    model = _fit(train, train_labels, c=chosen, seed=seed)
-    return SvmResult(_scores(model, test, num_classes), chosen, validation_top1)
-
-
-def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the fraction of rows whose label is among the k highest scores.
-
-    Ties go to the lower class index; a class with a score of -inf, which was not trained on, is never a hit.
-    """
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    possible = np.isfinite(np.take_along_axis(scores, ranked, axis=1))
-    return float(((ranked == labels[:, None]) & possible).any(axis=1).mean())
-
-
-def _fit(features: np.ndarray, labels: np.ndarray, *, c: float, seed: int) -> Pipeline:
-    segments = features.shape[1]
-    model = make_pipeline(StandardScaler(), LinearSVC(C=c, random_state=seed, max_iter=5000))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        model.fit(features.reshape(-1, features.shape[-1]), labels.repeat(segments))
-    if any(issubclass(item.category, ConvergenceWarning) for item in caught):
-        logger.warning("the SVM with C=%g did not converge in 5000 iterations; its scores are used as they are", c)
-    return model
-
-
-def _scores(model: Pipeline, features: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return decision values averaged over the segments, (N, K); -inf for classes that were not trained on."""
-    values = model.decision_function(features.reshape(-1, features.shape[-1]))
-    if values.ndim == 1:  # two classes: scikit-learn gives the second one's value alone
-        values = np.stack([-values, values], axis=1)
-    scores = np.full((len(features), num_classes), -np.inf)
-    scores[:, model.classes_] = values.reshape(*features.shape[:2], -1).mean(axis=1)
-    return scores
+    def scores(self, model: LinearSvm, rows: Rows) -> np.ndarray:
+        """Return (n, K) decision values; -inf for classes that were not trained on."""
+        return all_classes(model.scores(rows), self._present, num_classes=self._num_classes)

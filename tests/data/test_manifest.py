@@ -17,7 +17,8 @@ import pytest
 from crisscross.data import manifest as manifest_module
 from crisscross.data import probing
 from crisscross.data.listing import Listed, assign_splits
-from crisscross.data.manifest import CLIP_COLUMNS, build_manifest, read_fingerprint, read_manifest
+from crisscross.data.manifest import build_manifest, read_fingerprint, read_manifest
+from crisscross.data.manifest_tables import CLIP_COLUMNS
 from tests.data.clips import even_times_s, tone, write_clip
 
 REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from crisscross.data.catalogue import prepare
 from crisscross.data.official import list_official
-from crisscross.settings import DownstreamSettings
+from crisscross.settings import DownstreamSettings, PretrainSettings
 from crisscross.settings_base import parse
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.data.test_official_readers import REPOSITORY, data_node
@@ -217,13 +219,27 @@ def test_a_single_file_where_many_lists_are_needed(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be(overrides: list[str], message: str) -> None:
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
     with initialize_config_module("experiments.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose("downstream", overrides=overrides), resolve=True)
     with pytest.raises(ValueError, match=message):
         parse(DownstreamSettings, config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"data\.require=\[video\]: pretraining learns from pictures and sound: set data\.require=\[video,audio\]"),
+        (
+            ["data.require=[audio,video]"],
+            r"data\.folds=\[1, 2, 3\]: pretraining takes one split: set data\.folds=\[\] data\.train_split=train1",
+        ),
+    ],
+)
+def test_pretraining_on_a_dataset_of_folds(overrides: list[str], message: str) -> None:
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        config = compose("pretrain", overrides=["data=ucf101", "data.root=x", *overrides])
+    with pytest.raises(ValueError, match=message):
+        parse(PretrainSettings, OmegaConf.to_container(config, resolve=True))
 
 
 @pytest.mark.slow

@@ -192,7 +192,8 @@ def test_an_array_with_gaps_has_no_shares() -> None:
 def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subprocess.Popen[str]:
     """Prepare in a process of its own that takes its time over each file."""
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from crisscross.data import prepare, probing\n"
         "original = probing.probe_one\n"
         f"probing.probe_one = lambda *a: time.sleep({slowly_s}) or original(*a)\n"
@@ -233,6 +234,8 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
+    assert "stopped: what was found is kept, the same command goes on" in err.splitlines()
+    assert "Traceback" not in err
     assert main(arguments("ucf101", root)) == 0
     assert 0 < len(probed) < 18
 

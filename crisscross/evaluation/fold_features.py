@@ -1,0 +1,101 @@
+"""Features of all folds' clips: each clip is looked at once, whichever folds it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from crisscross.data.loader import Clips, SegmentDataset
+from crisscross.data.manifest import Manifest
+from crisscross.evaluation.features import Extraction, FeatureStore, Network, extract
+from crisscross.evaluation.folds import Fold
+from crisscross.evaluation.rows import Rows
+from crisscross.randomness import derive_key
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings
+
+
+class FoldFeatures:
+    """Extracts, or finds in the run directory, the features of an evaluation's folds."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        settings: DownstreamSettings,
+        manifest: Manifest,
+        folds: list[Fold],
+        networks: Mapping[str, Network],
+        device: torch.device,
+    ) -> None:
+        """Extract what is missing.
+
+        Args:
+            run: where features are kept.
+            settings: of the evaluation.
+            manifest: the dataset.
+            folds: those whose clips are needed.
+            networks: from the input of a stream, ``v`` or ``a``, to features; on the device, in eval mode.
+            device: where to compute.
+
+        Raises:
+            DecodeError: when a clip cannot be read any more, naming it.
+            Interrupted: when a signal asked the job to leave.
+        """
+        self._run, self._settings, self._networks, self._device = run, settings, networks, device
+        self._manifest = manifest
+        self._draws = settings.downstream.features.train_draws
+        train = np.unique(np.concatenate([fold.train["clip_id"] for fold in folds]))
+        test = np.unique(np.concatenate([fold.test["clip_id"] for fold in folds]))
+        if self._draws:
+            self._train = self._extract("train", train, draws=self._draws)
+            self._test = self._extract("test", test, draws=0)
+        else:
+            self._train = self._test = self._extract("clips", np.union1d(train, test), draws=0)
+
+    def of(self, fold: Fold, modality: str) -> tuple[Rows, Rows]:
+        """Return the training and the test rows of a fold."""
+        return tuple(
+            Rows.of(
+                tuple(store.array(stream) for stream in ("v", "a") if stream in modality),
+                np.searchsorted(clip_ids, frame["clip_id"]),
+                frame["label_id"].to_numpy(),
+            )
+            for (store, clip_ids), frame in ((self._train, fold.train), (self._test, fold.test))
+        )
+
+    def _extract(self, name: str, clip_ids: np.ndarray, *, draws: int) -> tuple[FeatureStore, np.ndarray]:
+        settings, manifest = self._settings, self._manifest
+        frame = manifest.clips[manifest.clips["clip_id"].isin(clip_ids)].sort_values("clip_id")
+        segments = draws or settings.views.evaluation_clips
+        store = FeatureStore(self._run.path / "features" / name, num_clips=len(frame), num_segments=segments)
+        seed = derive_key(settings.seed, "segments") % 2**31
+        extraction = Extraction(
+            networks=self._networks,
+            dataset=SegmentDataset(
+                Clips(frame.reset_index(drop=True), manifest.root),
+                settings.views,
+                modalities=settings.downstream.streams,
+                num_draws=draws,
+                seed=seed,
+            ),
+            views=settings.views,
+            execution=settings.execution,
+            device=self._device,
+            augmentation_seed=seed if draws else None,
+        )
+
+        def report(done: int, rate: float) -> None:
+            self._run.write_progress(
+                state="running",
+                phase=f"features of {name}",
+                step=done,
+                total=len(frame),
+                rate=rate,
+                rate_unit="clips/s",
+                eta_s=(len(frame) - done) / rate,
+            )
+
+        extract(store, extraction, report=report)
+        return store, clip_ids

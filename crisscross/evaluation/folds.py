@@ -1,0 +1,87 @@
+"""The folds of a dataset as an evaluation sees them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from crisscross.data.manifest import Manifest
+from crisscross.data.settings import DataSettings
+
+logger = logging.getLogger(__name__)
+
+EXTENTS = {"v": ("video_start_s", "pictures", "video"), "a": ("audio_start_s", "sound", "audio")}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which clips train, which test.
+
+    Attributes:
+        name: the fold's number; empty for a dataset without folds.
+        train: rows of the manifest.
+        test: rows of the manifest.
+        groups: the official fold that each training clip is the test of, where every one is the test of just one: a
+            cross-validation leaves out one of these at a time. None otherwise.
+    """
+
+    name: str
+    train: pd.DataFrame
+    test: pd.DataFrame
+    groups: np.ndarray | None
+
+
+def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
+    """Return the folds that the settings choose; one without a name where there are none.
+
+    Raises:
+        ValueError: when the manifest has no such split.
+    """
+    names = [str(fold) for fold in data.folds] or [""]
+    folds = []
+    for name in names:
+        train, test = (manifest.split(f"{split}{name}") for split in (data.train_split, data.test_split))
+        both = np.intersect1d(train["clip_id"], test["clip_id"])
+        if len(both):
+            first = manifest.clips.set_index("clip_id").loc[both[0], "path"]
+            raise ValueError(
+                f"{len(both)} clips are in the training and in the test split (the first is {first}):"
+                " data.train_split and data.test_split must have none in common"
+            )
+        _note_unseen(manifest, train, test)
+        folds.append(Fold(name, train, test, _groups(train, data.test_split) if name else None))
+    return folds
+
+
+def require_streams(fold: Fold, streams: str) -> None:
+    """Make sure that all clips have what a protocol listens to and looks at.
+
+    Raises:
+        ValueError: when a clip lacks it, naming the first.
+    """
+    for stream in streams:
+        column, what, key = EXTENTS[stream]
+        frame = pd.concat([fold.train, fold.test])
+        without = frame[frame[column].isna()]
+        if len(without):
+            others = "a" if stream == "v" else "v"
+            raise ValueError(
+                f"downstream.modalities needs {what}, {len(without)} of {len(frame)} clips have none (the first is"
+                f" {without['path'].iloc[0]}): set downstream.modalities=[{others}], or leave such clips out with"
+                f" data.require=[{key}]"
+            )
+
+
+def _note_unseen(manifest: Manifest, train: pd.DataFrame, test: pd.DataFrame) -> None:
+    unseen = sorted(set(test["label"]) - set(train["label"]))
+    if unseen:
+        logger.warning("no training clips of %s: their test clips count as errors", ", ".join(unseen))
+
+
+def _groups(train: pd.DataFrame, test_split: str) -> np.ndarray | None:
+    """Return the test split of each clip, where each has just one."""
+    tests = [[name for name in joined.split("+") if name.startswith(test_split)] for joined in train["split"]]
+    return np.array([names[0] for names in tests]) if all(len(names) == 1 for names in tests) else None

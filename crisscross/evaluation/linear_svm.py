@@ -1,0 +1,133 @@
+"""A linear SVM for many rows: one-vs-all, squared hinge, the objective of scikit-learn's LinearSVC.
+
+    for each class:   (|w|^2 + b^2) / 2  +  C sum over rows of max(0, 1 - y (w x + b))^2
+
+All classes are solved at once by SciPy's L-BFGS, whose passes over the rows are matrix products: rows may lie on disk,
+memory holds one block. LinearSVC's solver copies all rows twice, in double precision, and takes one core; on 4,000 rows
+of 4,608 features and 50 classes it took 2 to 20 times as long, with the same scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from crisscross.evaluation.memo import leave_if_asked
+from crisscross.evaluation.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+MAX_ITERATIONS = 300
+GRADIENT_TOLERANCE = 3e-5
+"""Of the largest entry of the gradient, as a part of what it is at zero weights (chosen by us)."""
+OBJECTIVE_TOLERANCE = 1e-7
+"""Least relative gain of a step: what single precision can tell (chosen by us)."""
+
+
+@dataclass(frozen=True)
+class LinearSvm:
+    """A fitted SVM.
+
+    Attributes:
+        weight: (D, K) float64.
+        bias: (K,) float64.
+        start: what a fit with another C may start from.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    start: np.ndarray
+
+    def scores(self, rows: Rows) -> np.ndarray:
+        """Return decision values averaged over the segments of each clip, (n, K) float64."""
+        weight = self.weight.astype(np.float32)
+        values = [block @ weight for block, _ in rows.blocks()]
+        return np.concatenate(values).reshape(len(rows.clips), rows.num_segments, -1).mean(axis=1, dtype=np.float64) + (
+            self.bias
+        )
+
+
+def fit_svm(
+    rows: Rows,
+    *,
+    num_classes: int,
+    c: float,
+    moments: tuple[np.ndarray, np.ndarray] | None,
+    device: torch.device,
+    start: np.ndarray | None = None,
+) -> LinearSvm:
+    """Fit one SVM a class, all at once.
+
+    Args:
+        rows: the training rows.
+        num_classes: K.
+        c: weight of the hinge; larger = less regularised.
+        moments: mean and standard deviation by which features are standardised; None = features as they are.
+        device: where blocks of rows are multiplied.
+        start: ``LinearSvm.start`` of another fit on the same rows, to begin from.
+
+    Raises:
+        Interrupted: when a signal asked the job to leave.
+    """
+    objective = _Objective(rows, num_classes, c, moments, device)
+    zero = np.zeros((rows.dim + 1) * num_classes)
+    steepest = np.abs(objective(zero)[1]).max()
+    found = minimize(
+        objective,
+        zero if start is None else start,
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "maxiter": MAX_ITERATIONS,
+            "maxfun": 2 * MAX_ITERATIONS,
+            "gtol": GRADIENT_TOLERANCE * steepest,
+            "ftol": OBJECTIVE_TOLERANCE,
+        },
+    )
+    if found.nit >= MAX_ITERATIONS:
+        logger.warning("the SVM with C=%g did not converge in %d steps; its scores are used as they are", c, found.nit)
+    weight, bias = objective.as_features_are(found.x)
+    return LinearSvm(weight, bias, found.x)
+
+
+class _Objective:
+    """The objective and its gradient; the unknowns are (D + 1, K), the last row the bias, of standardised features."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        num_classes: int,
+        c: float,
+        moments: tuple[np.ndarray, np.ndarray] | None,
+        device: torch.device,
+    ) -> None:
+        self._rows, self._num_classes, self._c, self._device = rows, num_classes, c, device
+        mean, std = moments or (np.zeros(rows.dim), np.ones(rows.dim))
+        self._mean, self._std = mean[:, None], std[:, None]
+
+    def __call__(self, unknowns: np.ndarray) -> tuple[float, np.ndarray]:
+        leave_if_asked()
+        weight, bias = (torch.from_numpy(x).float().to(self._device) for x in self.as_features_are(unknowns))
+        hinge, by_weight, by_bias = 0.0, np.zeros(self._mean.shape * np.array([1, self._num_classes])), 0.0
+        for block, labels in self._rows.blocks():
+            x = torch.from_numpy(block).to(self._device)
+            signs = torch.full((len(x), self._num_classes), -1.0, device=self._device)
+            signs[torch.arange(len(x)), torch.from_numpy(labels)] = 1.0
+            slack = (1 - signs * (x @ weight + bias)).clamp_(min=0)
+            hinge += slack.double().square().sum().item()
+            pull = signs * slack
+            by_weight += (x.T @ pull).double().cpu().numpy()
+            by_bias = by_bias + pull.double().sum(dim=0).cpu().numpy()
+        by_weight = (by_weight - self._mean * by_bias) / self._std
+        gradient = unknowns - 2 * self._c * np.concatenate([by_weight, by_bias[None]]).reshape(-1)
+        return self._c * hinge + unknowns @ unknowns / 2, gradient
+
+    def as_features_are(self, unknowns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (D, K) weights and (K,) biases for features that are not standardised."""
+        table = unknowns.reshape(-1, self._num_classes)
+        weight = table[:-1] / self._std
+        return weight, table[-1] - (self._mean * weight).sum(axis=0)
