@@ -50,9 +50,8 @@ def main(*folders: str) -> None:
         print(f"{root}: {len(files)} files")
         for name, times in seconds.items():
             print(f"  {name:<24} {len(files) / statistics.median(times):8.1f} files per CPU-second")
-        print(
-            f"  {'prepare, all CPUs':<24} {len(files) / _prepare(root, files):8.1f} files/s, start to end of the command"
-        )
+        rate = len(files) / _prepare(root, files)
+        print(f"  {'prepare, all CPUs':<24} {rate:8.1f} files/s, start to end of the command")
 
 
 def _prepare(root: Path, files: Sequence[str]) -> float:
