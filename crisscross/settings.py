@@ -214,12 +214,12 @@ KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "dow
 
 def training_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the ``training`` node of an experiment that goes through the training loop, None for any other."""
-    return config["training"] if "method" in config else config["downstream"].get("training")
+    return config.get("downstream", config).get("training")
 
 
 def trains(config: Mapping[str, Any]) -> bool:
     """Whether an experiment goes through the training loop: a pretraining, or an evaluation by fine-tuning."""
-    return training_of(config) is not None
+    return "method" in config or training_of(config) is not None
 
 
 def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
