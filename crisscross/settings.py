@@ -165,6 +165,7 @@ class PretrainSettings(ExperimentSettings):
         if self.method.get("name") not in available_methods():
             known = ", ".join(available_methods())
             raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
+        self.data.check_for_pretraining()
         check_training(self.training, self.optim, num_devices=self.execution.num_devices)
         return self
 

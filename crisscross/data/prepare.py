@@ -33,6 +33,7 @@ from crisscross.files import write_text
 from crisscross.settings_base import parse
 
 MISSING_TABLE = "missing.csv"
+STOPPED = "stopped: what was found is kept, the same command goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return _tell(error, 1)
     except KeyboardInterrupt:
-        return _tell("stopped; what was found is kept, the same command goes on", 130)
+        return _tell(STOPPED, 130)
     return 0
 
 
@@ -209,7 +210,7 @@ class _Stoppable:
     def __enter__(self) -> None:
         self._before = None
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_tell(STOPPED, 128 + number)))
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:

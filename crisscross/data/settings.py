@@ -53,6 +53,23 @@ class DataSettings(Settings):
             there = f"folds {', '.join(map(str, known.folds))}" if known.folds else "no folds: set data.folds=[]"
             raise ValueError(f"data.folds={[*self.folds]}: {self.name} has no fold {wrong[0]}; it has {there}")
 
+    def check_for_pretraining(self) -> None:
+        """Make sure that one split of clips with pictures and sound is meant.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if set(self.require) != {"video", "audio"}:
+            raise ValueError(
+                f"data.require=[{','.join(self.require)}]: pretraining learns from pictures and sound: set"
+                " data.require=[video,audio]; clips that lack one of them are then rejected"
+            )
+        if self.is_official and self.folds:
+            raise ValueError(
+                f"data.folds={[*self.folds]}: pretraining takes one split: set data.folds=[]"
+                f" data.train_split={self.splits[0]} data.test_split={self.splits[1]}"
+            )
+
     @property
     def is_official(self) -> bool:
         """Whether the clips are those of official lists (crisscross/data/official)."""

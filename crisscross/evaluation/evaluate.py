@@ -90,9 +90,7 @@ class _Evaluation:
             "v": (backbones.video_backbone, chosen.video_layer),
             "a": (backbones.audio_backbone, chosen.audio_layer),
         }
-        return {
-            stream: feature_of(*layers[stream], l2_normalise=chosen.l2_normalise) for stream in self._protocol.streams
-        }
+        return {stream: feature_of(*layers[stream], normalise=chosen.normalise) for stream in self._protocol.streams}
 
     def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
         """Run the protocol on one fold and modality."""
