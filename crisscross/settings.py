@@ -199,7 +199,7 @@ class DownstreamSettings(ExperimentSettings):
             if len(self.data.folds) > 1:
                 raise ValueError(
                     f"data.folds={[*self.data.folds]}: fine-tuning takes one fold an experiment:"
-                    f" data.folds=[{self.data.folds[0]}], then the others (the table has their mean)"
+                    f" data.folds=[{self.data.folds[0]}], then the others"
                 )
             if self.views.video.num_frames != protocol.frames:
                 raise ValueError(
