@@ -205,6 +205,11 @@ class RunDirectory:
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 
+    def say_phase(self, phase: str) -> None:
+        """Say what a running job does before its first step, keeping what is known of how far it is."""
+        known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
+        self.write_progress(**known, state="running", phase=phase)
+
     def say_queued(self, *, step: int | None = None) -> None:
         """Say that the experiment waits for its turn (again), keeping what is known of how far it is.
 

@@ -276,6 +276,23 @@ def check_split(directory: Path, name: str, there: Iterable[str]) -> None:
         raise ValueError(f"the manifest {directory} has no split {name!r}: choose from {', '.join(splits)}")
 
 
+def check_inside(paths: Iterable[str], *, what: str) -> None:
+    """Make sure that clips lie below their root, so that they can have the same relative paths elsewhere.
+
+    Args:
+        paths: of the clips, relative to the root.
+        what: what is to be done with them, for the message.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(
+                f"the clip {path} lies outside of its root and cannot be {what}: give a root that holds all"
+            )
+
+
 def _store(
     directory: Path,
     source: Source,

@@ -31,6 +31,8 @@ class DataSettings(Settings):
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
     thorough: bool = False
     manifest_root: str = "data/manifests"
+    stage: str | None = "off"
+    shards: str | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> DataSettings:
@@ -40,6 +42,11 @@ class DataSettings(Settings):
             raise ValueError(f"data.folds={[*self.folds]} names a fold twice: name each once")
         if self.is_official:
             self._check_official()
+        if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):
+            raise ValueError(
+                f"data.stage={self.stage}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
+                " on the node's own disk, which may begin with a variable"
+            )
         return self
 
     def _check_official(self) -> None:

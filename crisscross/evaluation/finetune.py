@@ -21,9 +21,8 @@ from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
-from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips, SegmentDataset
-from crisscross.evaluation.features import Extraction, FeatureStore, Interrupted, extract
+from crisscross.evaluation.features import Extraction, FeatureStore, extract
 from crisscross.evaluation.folds import Fold, folds_of
 from crisscross.evaluation.results import Results, write_results
 from crisscross.evaluation.weights import backbones_of
@@ -37,7 +36,9 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, ViewSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device, join_world
+from crisscross.training.interruption import Interrupted
 from crisscross.training.loop import Trainer
+from crisscross.training.opening import open_clips
 from crisscross.training.task import Task
 
 logger = logging.getLogger(__name__)
@@ -110,11 +111,11 @@ def finetune(run: RunDirectory) -> bool:
     """
     settings = parse(DownstreamSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
-    manifest = open_manifest(settings.data)
-    (fold,) = folds_of(manifest, settings.data)
-    _require_pictures(fold)
-    task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
     with join_world(settings.execution.device) as world:
+        manifest = open_clips(run, settings.data, world, splits=settings.data.splits)
+        (fold,) = folds_of(manifest, settings.data)
+        _require_pictures(fold)
+        task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
             return False

@@ -251,3 +251,37 @@ def test_shares_at_the_same_time(root: Path) -> None:
     out, err = last.communicate(timeout=120)
     assert last.returncode == 0, err
     assert "probed 0 files" in out
+
+
+class TestCopies:
+    def test_compact_copy_and_shards_in_shares(self, tmp_path, capsys):
+        root = tmp_path / "clips"
+        for path in ("train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4", "test/b/4.mp4"):
+            write_clip(root / path, times_s=even_times_s(9, 25), sound=tone(440, 0.5, 44100))
+        target = tmp_path / "copy"
+        asked = ["folder", "--root", str(root), "--manifest-root", str(tmp_path / "m"), "--jobs", "1"]
+        copies = ["--compact", str(target), "--short-side", "32", "--shards", "--shard-mb", "0.02"]
+        assert main([*asked, *copies, "--share", "1/2"]) == 1
+        assert "--share: the manifest is not built yet: run it without --share" in capsys.readouterr().err
+        assert main(asked) == 0
+        assert main([*asked, *copies, "--share", "1/2"]) == 0
+        assert "2 of 4 clips copied to" in capsys.readouterr().out
+        assert not (target / "clips.csv").exists()
+        assert main([*asked, *copies, "--share", "2/2"]) == 0
+        assert main([*asked, *copies]) == 0
+        out = capsys.readouterr().out
+        assert f"to use it: data=folder data.csv={target / 'clips.csv'}" in out
+        assert "to use them: data.stage=auto\n" in out
+        assert (target / "shards" / "index.json").exists()
+        assert main([*asked, "--shards", str(tmp_path / "s")]) == 0
+        assert f"4 files in 1 shards in {tmp_path / 's'}" in capsys.readouterr().out
+
+    def test_mistakes_are_one_line(self, tmp_path, capsys):
+        asked = ["folder", "--root", str(tmp_path), "--manifest-root", str(tmp_path / "m")]
+        for wrong, text in (
+            (["--compact", "x", "--short-side", "31"], "error: compact copy: got short_side_px=31; allowed: even"),
+            (["--short-side", "64"], "error: short_side_px: only a compact copy has such a thing: add --compact DIR"),
+            (["--shards", "--shard-mb", "0"], "error: --shard-mb 0.0: expected the size of a shard in MB"),
+        ):
+            assert main([*asked, *wrong]) == 2
+            assert capsys.readouterr().err.startswith(text)
