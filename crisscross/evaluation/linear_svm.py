@@ -25,6 +25,9 @@ MAX_ITERATIONS = 1000
 GRADIENT_TOLERANCE = 1e-5
 """Of the largest entry of the gradient, as a part of what it is at zero weights (chosen by us)."""
 
+OBJECTIVE_TOLERANCE = 1e-7
+"""Relative gain of an iteration below which the fit is done: what single precision tells apart (chosen by us)."""
+
 
 @dataclass(frozen=True)
 class LinearSvm:
@@ -83,7 +86,7 @@ def fit_svm(
             "maxiter": MAX_ITERATIONS,
             "maxfun": 2 * MAX_ITERATIONS,
             "gtol": GRADIENT_TOLERANCE * steepest,
-            "ftol": 1e-10,
+            "ftol": OBJECTIVE_TOLERANCE,
         },
     )
     if not found.success:
