@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Tensors here are tiny: handing them to several threads takes longer than computing them."""
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread, as jobs do: what is computed here is tiny, and other tests run beside it."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)

@@ -53,7 +53,8 @@ def manifest_of(clips: list[dict[str, Any]]) -> Manifest:
     classes = sorted({clip["label"] for clip in clips})
     there = {"video_start_s": 0.0, "video_end_s": 3.0, "audio_start_s": 0.0, "audio_end_s": 3.0}
     rows = [
-        {"clip_id": index, "label_id": classes.index(clip["label"]), **there, **clip} for index, clip in enumerate(clips)
+        {"clip_id": index, "label_id": classes.index(clip["label"]), **there, **clip}
+        for index, clip in enumerate(clips)
     ]
     frame = pd.DataFrame(rows).reindex(columns=CLIP_COLUMNS)
     return Manifest(None, None, frame, pd.DataFrame(), classes, "")

@@ -21,7 +21,14 @@ TRAIN, LABELS = clusters(20, spread=1.0)
 TEST, TEST_LABELS = clusters(12, spread=1.0, seed=1)
 
 
-def _run(train: np.ndarray = TRAIN, test: np.ndarray = TEST, *, seed: int = 0, path: Path | None = None, **changes: Any):
+def _run(
+    train: np.ndarray = TRAIN,
+    test: np.ndarray = TEST,
+    *,
+    seed: int = 0,
+    path: Path | None = None,
+    **changes: Any,
+) -> np.ndarray:
     return evaluate_linear(
         rows_of(train, LABELS),
         rows_of(test, TEST_LABELS),
