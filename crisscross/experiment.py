@@ -13,7 +13,7 @@ from typing import Any
 from crisscross.code_version import CODE_ROOT, git_state, uncommitted_changes
 from crisscross.files import read_json, write_atomically, write_json
 from crisscross.run_directory import RunDirectory
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,15 @@ def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
 def _dispatch(directory: RunDirectory) -> bool:
     # Imported here: the login node imports this package to print a graph and must not wait for torch.
     if directory.kind == "pretrain":
-        from crisscross.training.pretrain import pretrain
+        from crisscross.training.pretrain import pretrain as work
+    else:
+        from crisscross.evaluation.evaluate import evaluate as work
 
-        return pretrain(directory)
-    from crisscross.evaluation.evaluate import evaluate
-
-    return evaluate(directory)
+    try:
+        return work(directory)
+    except Interrupted as signal_name:
+        logger.info("%s: stopped before the first step; clips that have been brought to this node stay", signal_name)
+        return False
 
 
 def _note_launch(directory: RunDirectory) -> None:

@@ -38,6 +38,8 @@ EXECUTION_ONLY = (
     "data.split_column",
     "data.test_fraction",
     "data.thorough",
+    "data.stage",  # from where a job reads the same bytes
+    "data.shards",
 )
 """The keys that cannot change a result. Everything else is part of the identity."""
 

@@ -156,7 +156,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
     if about["kind"] == "downstream":
         found["downstream_data"] = config["data"]["name"]
         found["protocol"] = config["downstream"]["name"]
-        found["crisscross.family"] = family(config, axes=("seed", "weights"))[:8]
+        found["crisscross.family"] = family(config, axes=("seed", "weights.fingerprint"))[:8]
     found.update({f"study.{name}": "1" for name in about["studies"]})
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
 
@@ -177,6 +177,8 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
         )
     else:
         source = f"the pretraining {run.parents[0].label}" if learnt else f"{_source_of(config)} backbones"
+        if learnt and config["weights"].get("epoch") is not None:
+            source += f" after epoch {config['weights']['epoch']}"
         what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
     row = learnt["relaxation"] if learnt else "untrained"
     where = [

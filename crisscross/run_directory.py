@@ -5,6 +5,7 @@
     checkpoints/     see training/checkpoint.py
     metrics.jsonl    the history, see journal.py; durable.json says how much of it is safe
     features/        what an evaluation extracted; predictions.csv what it predicted
+    classifier.pt    what a fine-tuning made: a plain state dict of backbone and head
     video_backbone.pt, audio_backbone.pt     what a pretraining made, in the format of released weights
     launches.json    when and where it was started; holder.json says who works on it now
     slurm.json       which Slurm job it was given to, see launch/claims.py
@@ -204,14 +205,21 @@ class RunDirectory:
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 
+    def say_phase(self, phase: str) -> None:
+        """Say what a running job does before its first step, keeping what is known of how far it is."""
+        known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
+        self.write_progress(**known, state="running", phase=phase)
+
     def say_queued(self, *, step: int | None = None) -> None:
         """Say that the experiment waits for its turn (again), keeping what is known of how far it is.
 
         Args:
             step: from where a training goes on, when that is known better.
         """
-        known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
-        if step is not None and "step" in known and self.kind == "pretrain":
+        said = self.progress or {}
+        known = {name: value for name, value in said.items() if name in ("step", "total")}
+        counts_steps = self.kind == "pretrain" or said.get("phase") == "fine-tuning"  # its test counts clips
+        if step is not None and "step" in known and counts_steps:
             known["step"] = step
         self.write_progress(**known, state="queued")
 
@@ -270,8 +278,12 @@ def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = (
         return f"{config['method']['name']}-{_slug(config['relaxation'])}-{name}-s{config['seed']}"
     weights = config["weights"]
     source = parents[0] if parents else "released" if weights["video"] or weights["audio"] else "untrained"
+    if parents and weights.get("epoch") is not None:
+        source += f"-e{weights['epoch']}"
     seed = "" if parents else f"-s{config['seed']}"
-    return f"{source}{seed}-{config['downstream']['name']}-{name}"
+    folds = config["data"].get("folds") or []
+    fold = f"-fold{folds[0]}" if len(folds) == 1 else ""
+    return f"{source}{seed}-{config['downstream']['name']}-{name}{fold}"
 
 
 def _slug(text: str) -> str:

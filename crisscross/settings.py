@@ -165,6 +165,7 @@ class PretrainSettings(ExperimentSettings):
         if self.method.get("name") not in available_methods():
             known = ", ".join(available_methods())
             raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
+        self.data.check_for_pretraining()
         check_training(self.training, self.optim, num_devices=self.execution.num_devices)
         return self
 
@@ -212,6 +213,29 @@ class DownstreamSettings(ExperimentSettings):
 KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "downstream": DownstreamSettings}
 
 
+def training_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the ``training`` node of an experiment that goes through the training loop, None for any other."""
+    return config["training"] if "method" in config else config["downstream"].get("training")
+
+
 def trains(config: Mapping[str, Any]) -> bool:
     """Whether an experiment goes through the training loop: a pretraining, or an evaluation by fine-tuning."""
-    return "method" in config or "training" in config["downstream"]
+    return training_of(config) is not None
+
+
+def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
+    """Make sure that a pretraining that is still to come will keep its weights of the end of an epoch.
+
+    Args:
+        epoch: ``weights.epoch`` of an evaluation; None or 0 need no keeping.
+        training: the ``training`` node of the pretraining.
+
+    Raises:
+        ValueError: one line that names the epochs that it keeps, when it will not.
+    """
+    kept = sorted({kept for kept in training["keep_epochs"] if 0 < kept < training["epochs"]} | {training["epochs"]})
+    if epoch and epoch not in kept:
+        raise ValueError(
+            f"weights.epoch={epoch}: the pretraining keeps epochs {', '.join(str(number) for number in [0, *kept])}:"
+            f" choose one of these, or add it to training.keep_epochs={training['keep_epochs']}"
+        )

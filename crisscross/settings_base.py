@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,16 +47,33 @@ def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
     try:
         return kind.model_validate(dict(config))
     except ValidationError as error:
-        raise ValueError("; ".join(_complaint(item) for item in error.errors())) from None
+        raise ValueError("; ".join(_complaint(item, config) for item in error.errors())) from None
 
 
-def _complaint(item: Mapping[str, Any]) -> str:
+def _complaint(item: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Turn one of pydantic's findings into `key=value: what was expected`."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "value_error":  # our own sentences say it all
-        return str(item["ctx"]["error"])
+    path = _path(item["loc"], config)
+    key = ".".join(path)
+    if item["type"] == "value_error":  # our own sentences say it all, but not always where the node lies
+        sentence = str(item["ctx"]["error"])
+        above = "".join(f"{part}." for part in path[:-1])
+        return f"{above}{sentence}" if path and sentence.startswith(f"{path[-1]}.") else sentence
     if item["type"] == "missing":
         return f"{key} is missing: set it"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting: check its spelling"
+    if item["type"] == "union_tag_invalid":
+        known = item["ctx"]["expected_tags"].replace("'", "")
+        return f"{key}.name={item['ctx']['tag']} is unknown: choose one of {known}"
     return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _path(loc: Sequence[int | str], config: Mapping[str, Any]) -> list[str]:
+    """Return where in the config a finding lies: pydantic also names which of several classes was tried there."""
+    path, node = [], config
+    for part in loc[:-1]:
+        if isinstance(node, Mapping) and part not in node:
+            continue
+        path.append(str(part))
+        node = node[part] if isinstance(node, (Mapping, list, tuple)) else None
+    return [*path, *(str(part) for part in loc[-1:])]

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from crisscross.settings import trains
 from crisscross.settings_base import Settings
 from launch.graph import Experiment
 
 Count = Annotated[int, Field(gt=0)]
-RESOURCE_KINDS = ("pretrain", "downstream", "cpu")
-"""What ``cluster.resources`` describes: pretrainings, evaluations, and what needs no GPU."""
+RESOURCE_KINDS = ("pretrain", "downstream", "finetune", "cpu")
+"""What ``cluster.resources`` describes: pretrainings, evaluations, those that train, and what needs no GPU."""
 
 
 class Resources(Settings):
@@ -44,6 +45,7 @@ class ResourcesByKind(Settings):
 
     pretrain: Resources
     downstream: Resources
+    finetune: Resources
     cpu: Resources
 
 
@@ -104,4 +106,8 @@ def resource_kind(experiment: Experiment) -> str:
 
 def resource_kind_of(kind: str, config: Mapping[str, Any]) -> str:
     """As ``resource_kind``, from a kind of experiment and its config."""
-    return "cpu" if kind != "pretrain" and config["execution"]["device"] == "cpu" else kind
+    if kind == "pretrain":
+        return kind
+    if config["execution"]["device"] == "cpu":
+        return "cpu"
+    return "finetune" if trains(config) else "downstream"

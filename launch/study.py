@@ -18,9 +18,11 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.console import Console
 
+from crisscross.evaluation.finetune_table import complete
 from crisscross.identity import canonical_json, family, plain_copy
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
+from crisscross.settings import check_kept, training_of, trains
 from crisscross.settings_base import Settings, parse
 from launch.cluster import ClusterSettings, resource_kind_of
 from launch.delivery import resolve
@@ -180,6 +182,10 @@ class _Composer:
         if self._cluster is not None:
             _place(kind, config, self._cluster)
         config["data"] = self._data.get(canonical_json(config["data"]), config["data"])
+        if kind == "downstream":
+            pretraining = self.config("pretrain", point, seed=seed)
+            check_kept(config["weights"]["epoch"], pretraining["training"])
+            config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 
     def all_configs(self, launch: LaunchSettings) -> list[tuple[str, dict[str, Any]]]:
@@ -211,7 +217,9 @@ def _expand(composer: _Composer, launch: LaunchSettings) -> list[Experiment]:
         experiments.append(pretrain)
         for entry in launch.study.downstream:
             config = composer.config("downstream", point, seed=seed, entry=entry)
-            floors.append(Experiment("downstream", plain_copy(config)))
+            floor = plain_copy(config)
+            floor["weights"]["epoch"] = None  # untrained backbones have no epochs
+            floors.append(Experiment("downstream", floor))
             config["weights"]["run"] = str(pretrain.path)
             experiments.append(Experiment("downstream", config, (pretrain,)))
     return [*experiments, *floors] if launch.study.floor else experiments
@@ -247,17 +255,19 @@ def _check_batches(composer: _Composer, launch: LaunchSettings) -> None:
     from crisscross.data.catalogue import check_batch
 
     checked = set()
-    for kind, config in composer.all_configs(launch):
-        sizes = canonical_json([config["data"], config.get("training")])
-        if kind == "pretrain" and sizes not in checked:
+    for _, config in composer.all_configs(launch):
+        sizes = canonical_json([config["data"], training_of(config)])
+        if trains(config) and sizes not in checked:
             checked.add(sizes)
-            check_batch(config)
+            fold = "".join(str(number) for number in config["data"].get("folds", []))  # fine-tuning takes one
+            data = {**config["data"], "train_split": f"{config['data']['train_split']}{fold}"}
+            check_batch({"data": data, "training": training_of(config)})
 
 
 def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
     """Say in a config how it runs on a cluster: on how many devices, in which folder, recorded where."""
     asked = cluster.resources_of(resource_kind_of(kind, config))
-    if kind != "pretrain" and asked.num_tasks > 1:
+    if not trains(config) and asked.num_tasks > 1:
         raise ValueError(
             f"cluster.resources.{resource_kind_of(kind, config)}: an evaluation is one process: set nodes and"
             " tasks_per_node to 1"

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from crisscross.data.catalogue import prepare
+from crisscross.evaluation.finetune_table import complete
 from crisscross.journal import read_journal
 from crisscross.run_directory import RunDirectory
 
@@ -38,6 +39,13 @@ TINY_PRETRAINING = (
     "training.global_batch_size=4",
     "optim.groups.base.warmup_epochs=1",
 )
+TINY_FINETUNING = (
+    "downstream=finetune",
+    "downstream.frames=4",
+    "downstream.training.epochs=3",
+    "downstream.training.global_batch_size=4",
+    "downstream.optim.groups.base.milestone_epochs=[1,2]",
+)
 
 
 def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -48,10 +56,14 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
         folder: clips go to ``folder/data``, runs to ``folder/runs``.
         *overrides: further overrides.
     """
-    chosen = [*TINY_OVERRIDES, *(TINY_PRETRAINING if kind == "pretrain" else ())]
-    chosen += [f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}", *overrides]
+    chosen = [*TINY_OVERRIDES, f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}"]
+    if any(override.startswith("data=") for override in overrides):  # other clips than the demo's
+        chosen = [override for override in chosen if not override.startswith("data.")]
+    chosen += [*(TINY_PRETRAINING if kind == "pretrain" else ()), *overrides]
     with initialize_config_module("experiments.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose(kind, overrides=chosen), resolve=True)
+    if kind == "downstream":
+        config = complete(config, pretrained_on=None)
     return {**config, "data": prepare(config["data"], progress=False)}
 
 
@@ -69,7 +81,7 @@ def history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
 
 
 def final_state(run: RunDirectory) -> dict[str, Any]:
-    """Return the state in a finished pretraining's last checkpoint."""
+    """Return the state in a finished training's last checkpoint."""
     return torch.load(run.path / run.result["checkpoint"], weights_only=True)
 
 

@@ -55,7 +55,10 @@ def prepare(data: Mapping[str, Any], *, progress: bool = True) -> dict[str, Any]
     for split in settings.splits:
         check_split(directory, split, found["num_by_split"])
     fingerprint = toy_settings(settings).fingerprint() if settings.kind == "toy" else found["fingerprint"]
-    return {**data, **_absolute_paths(settings), "fingerprint": fingerprint}
+    places = _absolute_paths(settings)
+    if settings.shards:  # not in there, as it has no say in where the manifest lies
+        places["shards"] = str(Path(settings.shards).absolute())
+    return {**data, **places, "fingerprint": fingerprint}
 
 
 def source_options(settings: DataSettings) -> dict[str, Any]:

@@ -72,3 +72,16 @@ def to_rgb(frame: av.VideoFrame, aspect: float, size: tuple[int, int] | None) ->
         width=width, height=height, format="rgb24", interpolation=_SHRINK if shrinks else _GROW, threads=1
     )
     return turn.apply(scaled.to_ndarray())
+
+
+def from_rgb(pixels: np.ndarray) -> av.VideoFrame:
+    """Return pixels as an encoder takes them: the reverse of ``to_rgb`` but for the halved colour resolution.
+
+    Args:
+        pixels: uint8 of shape (H, W, 3), even H and W.
+
+    Returns:
+        A frame in yuv420p: limited range, the colour matrix of BT.601, which ``to_rgb`` takes an unmarked file to have.
+    """
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(format="yuv420p", interpolation=_SHRINK, threads=1)

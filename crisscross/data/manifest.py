@@ -21,12 +21,13 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crisscross.data import manifest_tables as tables
 from crisscross.data.listing import Listed, assign_splits
 from crisscross.data.source import NO_FILE, Source, Stamp
 from crisscross.files import write_atomically, write_text
@@ -40,26 +41,7 @@ MANIFEST_VERSION = 1  # raise it when the same findings would give another manif
 SHARE_NAMES = "probed.*-of-*.parquet"
 READ_ATTEMPTS = 10  # a reader may meet a rebuild half-way: it looks again after a fifth of a second
 
-CLIP_COLUMNS = [
-    "clip_id",
-    "path",
-    "label",
-    "label_id",
-    "split",
-    "video_start_s",
-    "video_end_s",
-    "audio_start_s",
-    "audio_end_s",
-    "frame_rate_hz",
-    "width",
-    "height",
-    "audio_rate_hz",
-    "size_bytes",
-    "mtime_ns",
-]
 TABLES = ("clips.parquet", "rejected.parquet")
-REJECTED_COLUMNS = ["path", "label", "split", "reason"]
-FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio_end_s", "width", "height")
 
 
 Report = Callable[[int, float], None]
@@ -72,9 +54,9 @@ class Manifest:
     Attributes:
         directory: where the manifest is stored.
         root: the folder to which the clips' paths are relative.
-        clips: one row a good clip, sorted by path, with the columns of ``CLIP_COLUMNS``: ``clip_id`` counts from 0,
-            ``label_id`` is the place in ``classes``, ``split`` holds the splits that it belongs to, joined by ``+``;
-            times are seconds, NaN where a stream is absent.
+        clips: one row a good clip, sorted by path, with the columns of ``manifest_tables.CLIP_COLUMNS``: ``clip_id``
+            counts from 0, ``label_id`` is the place in ``classes``, ``split`` holds the splits that it belongs to,
+            joined by ``+``; times are seconds, NaN where a stream is absent.
         rejected: one row a clip that is left out: path, label, split, reason.
         classes: the labels of the good clips, sorted.
         fingerprint: SHA-256 of the good clips' paths, sizes, labels, splits, times and picture sizes; the same
@@ -145,7 +127,7 @@ def build_manifest(
         )
         for share in shares:  # whose findings are in probed.parquet now
             share.unlink(missing_ok=True)
-        good, rejected = _judge(listed, probed, source.require)
+        good, rejected = tables.judge(listed, probed, source.require)
         good = assign_splits(good, test_fraction=source.test_fraction)
         stamps = [NO_FILE if row.problem else _stamp(probed[row.path]) for row in listed]  # as they were when probed
         built_from = source.digest(listed, stamps, version=[MANIFEST_VERSION, PROBE_VERSION])
@@ -228,10 +210,10 @@ def read_current(directory: str | Path, **options: Any) -> dict[str, Any] | None
     source = Source.of(**options)
     try:
         summary = read_summary(directory)
-        tables = {name: _hash((directory / name).read_bytes()) for name in TABLES}
+        hashes = {name: _hash((directory / name).read_bytes()) for name in TABLES}
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if summary.get("tables") != tables:
+    if summary.get("tables") != hashes:
         return None
     listed = source.list_clips()
     built_from = source.digest(listed, source.stamps(listed), version=[MANIFEST_VERSION, PROBE_VERSION])
@@ -256,7 +238,7 @@ def read_manifest(directory: str | Path, *, root: str | Path | None = None, chec
     for attempt in range(READ_ATTEMPTS):
         summary = read_summary(directory)
         clips = pd.read_parquet(directory / "clips.parquet")
-        if _fingerprint(clips) == summary["fingerprint"]:
+        if tables.fingerprint(clips) == summary["fingerprint"]:
             break
         if attempt + 1 < READ_ATTEMPTS:
             time.sleep(0.2)
@@ -294,21 +276,21 @@ def check_split(directory: Path, name: str, there: Iterable[str]) -> None:
         raise ValueError(f"the manifest {directory} has no split {name!r}: choose from {', '.join(splits)}")
 
 
-def _judge(
-    listed: Iterable[Listed], probed: dict[str, dict[str, Any]], require: Sequence[str]
-) -> tuple[list[Listed], list[dict[str, Any]]]:
-    """Part the files into usable and rejected."""
-    good, rejected = [], []
-    for row in sorted(listed, key=lambda row: row.path):
-        found = probed.get(row.path, {})
-        problems = [row.problem or found["problem"]]
-        if not problems[0]:
-            problems = [found[f"{kind}_problem"] for kind in require if found[f"{kind}_problem"]]
-        if any(problems):
-            rejected.append({**asdict(row), "split": row.split or "", "reason": "; ".join(problems)})
-        else:
-            good.append(row)
-    return good, rejected
+def check_inside(paths: Iterable[str], *, what: str) -> None:
+    """Make sure that clips lie below their root, so that they can have the same relative paths elsewhere.
+
+    Args:
+        paths: of the clips, relative to the root.
+        what: what is to be done with them, for the message.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(
+                f"the clip {path} lies outside of its root and cannot be {what}: give a root that holds all"
+            )
 
 
 def _store(
@@ -319,9 +301,7 @@ def _store(
     probed: dict[str, dict[str, Any]],
     built_from: str,
 ) -> Manifest:
-    import pandas as pd
-
-    rejected = pd.DataFrame(rejected_rows, columns=REJECTED_COLUMNS).astype("str")
+    rejected = tables.rejected_table(rejected_rows)
     rejected_content = rejected.to_parquet(index=False)
     write_atomically(directory / "rejected.parquet", lambda file: file.write(rejected_content))
     if not good:
@@ -331,18 +311,9 @@ def _store(
             f" see {directory / 'rejected.parquet'}, or require fewer streams"
         )
     classes = sorted({row.label for row in good})
-    label_ids = {label: number for number, label in enumerate(classes)}
-    clips = pd.DataFrame(
-        [
-            {**probed[row.path], **asdict(row), "clip_id": clip_id, "label_id": label_ids[row.label]}
-            for clip_id, row in enumerate(good)
-        ],
-        columns=CLIP_COLUMNS,
-    )
-    floats = [name for name in CLIP_COLUMNS if name.endswith(("_s", "_hz"))] + ["width", "height"]
-    clips = clips.astype(dict.fromkeys(floats, "float64") | dict.fromkeys(["clip_id", "label_id"], "int64"))
+    clips = tables.clip_table(good, probed, classes)
     clips_content = clips.to_parquet(index=False)
-    fingerprint = _fingerprint(clips)
+    fingerprint = tables.fingerprint(clips)
     summary = {
         "fingerprint": fingerprint,
         "root": str(source.root),
@@ -367,16 +338,6 @@ def _stamp(found: dict[str, Any]) -> Stamp:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _fingerprint(clips: pd.DataFrame) -> str:
-    # What a clip is, and where it may be cut: the times and sizes that the draws depend on, as far as a probe is exact.
-    extents = [clips[name].fillna(-1).round(3).tolist() for name in FINGERPRINTED_NUMBERS]
-    columns = [*(clips[name].tolist() for name in ("path", "size_bytes", "label", "split")), *extents]
-    digest = hashlib.sha256()
-    for row in sorted(zip(*columns, strict=True)):
-        digest.update(json.dumps(row, ensure_ascii=False).encode())
-    return digest.hexdigest()
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 ``python -m crisscross.data.prepare ucf101 --root DIR`` finds the files, says which of the official lists' clips are
 missing, probes every file and writes the manifest where experiments look for it (``catalogue.manifest_directory``).
 Started again it goes on where it was. With ``--share 2/5`` it probes the second of five shares of the files alone; a
-last call without ``--share`` gathers what the shares have found.
+last call without ``--share`` gathers what the shares have found. Then ``--compact DIR`` makes a compact training copy
+(``compact.py``) and ``--shards`` packs tar files for ``data.stage`` (``shards.py``), in shares too, if asked.
 
 Exit codes: 0 done; 1 it failed on the way; 2 a setting, a list or the dataset is not as it should be and nothing was
 done; 130 and 143 it was stopped, and what it found is kept.
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crisscross.data import copies
 from crisscross.data.catalogue import make_writable, manifest_directory, source_options
 from crisscross.data.listing import Listed
 from crisscross.data.official import DATASETS
@@ -33,6 +35,7 @@ from crisscross.files import write_text
 from crisscross.settings_base import parse
 
 MISSING_TABLE = "missing.csv"
+STOPPED = "stopped: what was found is kept, the same command goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         share = None if options.share is None else parse_share(options.share, os.environ)
         settings = _settings(options)
+        copies.compact_settings(options)
         directory = manifest_directory(settings)
         make_writable(directory, key="data.manifest_root")
         _find(settings, directory)
@@ -48,14 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(error, 2)
     try:
         with _Stoppable():
-            if share is not None:
+            if share is not None and not copies.are_asked_for(options):
                 return _probe_share(settings, directory, share, options.jobs)
-            _build(settings, directory, options.jobs)
-            # A compact copy and shards are made here, from the manifest in `directory`.
+            if share is None:
+                _build(settings, directory, options.jobs)
+            else:
+                _check_built(settings, directory)
+            if copies.are_asked_for(options):
+                copies.make_copies(settings, directory, options, share)
     except (ValueError, OSError, RuntimeError) as error:
         return _tell(error, 1)
     except KeyboardInterrupt:
-        return _tell("stopped; what was found is kept, the same command goes on", 130)
+        return _tell(STOPPED, 130)
     return 0
 
 
@@ -97,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--thorough", action="store_true", help="decode every file whole")
     parser.add_argument("--jobs", type=_positive, help="processes; default: one a CPU that this process may use")
     parser.add_argument("--share", help="K/N: probe the K-th of N shares alone; slurm: the share of this array task")
+    copies.add_options(parser)
     own = parser.add_argument_group("clips of your own (folder)")
     own.add_argument("--name", help="what the tables call the dataset")
     own.add_argument("--csv", help="a list of the clips")
@@ -180,6 +189,14 @@ def _probe_share(settings: DataSettings, directory: Path, share: tuple[int, int]
     return 0
 
 
+def _check_built(settings: DataSettings, directory: Path) -> None:
+    """Make sure that there is a manifest to copy from: tasks that share the copying must not all build it."""
+    from crisscross.data.manifest import read_current
+
+    if read_current(directory, **source_options(settings)) is None:
+        raise ValueError("--share: the manifest is not built yet: run it without --share, --compact and --shards first")
+
+
 def _build(settings: DataSettings, directory: Path, jobs: int | None) -> None:
     from crisscross.data.manifest import build_manifest, read_summary
 
@@ -209,7 +226,7 @@ class _Stoppable:
     def __enter__(self) -> None:
         self._before = None
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            self._before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(_tell(STOPPED, 128 + number)))
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,8 @@ FEW_FILES = 16  # so few are probed in this process: starting others takes longe
 FILES_A_TASK = 8
 
 Found = dict[str, Any]
+
+_IGNORE_CTRL_C = (signal.SIGINT, signal.SIG_IGN)
 
 
 def probe_files(
@@ -128,10 +131,11 @@ def _num_usable_cpus() -> int:
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Return a pool whose processes do not inherit this one's threads and locks."""
+    """Return a pool whose processes do not inherit this one's threads and locks, and leave Ctrl-C to this one."""
     methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in methods else "spawn"
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context(method))
+    context = multiprocessing.get_context(method)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=signal.signal, initargs=_IGNORE_CTRL_C)
 
 
 def _probe_apart(root: Path, path: str, thorough: bool) -> Found:

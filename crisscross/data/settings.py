@@ -31,6 +31,8 @@ class DataSettings(Settings):
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
     thorough: bool = False
     manifest_root: str = "data/manifests"
+    stage: str | None = "off"
+    shards: str | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> DataSettings:
@@ -40,6 +42,11 @@ class DataSettings(Settings):
             raise ValueError(f"data.folds={[*self.folds]} names a fold twice: name each once")
         if self.is_official:
             self._check_official()
+        if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):
+            raise ValueError(
+                f"data.stage={self.stage}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
+                " on the node's own disk, which may begin with a variable"
+            )
         return self
 
     def _check_official(self) -> None:
@@ -52,6 +59,23 @@ class DataSettings(Settings):
         if wrong:
             there = f"folds {', '.join(map(str, known.folds))}" if known.folds else "no folds: set data.folds=[]"
             raise ValueError(f"data.folds={[*self.folds]}: {self.name} has no fold {wrong[0]}; it has {there}")
+
+    def check_for_pretraining(self) -> None:
+        """Make sure that one split of clips with pictures and sound is meant.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if set(self.require) != {"video", "audio"}:
+            raise ValueError(
+                f"data.require=[{','.join(self.require)}]: pretraining learns from pictures and sound: set"
+                " data.require=[video,audio]; clips that lack one of them are then rejected"
+            )
+        if self.is_official and self.folds:
+            raise ValueError(
+                f"data.folds={[*self.folds]}: pretraining takes one split: set data.folds=[]"
+                f" data.train_split={self.splits[0]} data.test_split={self.splits[1]}"
+            )
 
     @property
     def is_official(self) -> bool:

@@ -12,8 +12,17 @@ if TYPE_CHECKING:
 class StepPlan:
     """Which samples each step sees. Pure arithmetic: nothing is consumed."""
 
-    def __init__(self, *, num_clips: int, draws_per_clip: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, *, num_clips: int, draws_per_clip: int, batch_size: int, seed: int, node: str = "training"
+    ) -> None:
         """Plan epochs of whole batches; the samples that do not fill one sit out, others in each epoch.
+
+        Args:
+            num_clips: clips to draw from.
+            draws_per_clip: samples of each in an epoch.
+            batch_size: samples of a step.
+            seed: of their order.
+            node: the config's node that says so, for complaints.
 
         Raises:
             ValueError: when an epoch does not fill one batch.
@@ -25,8 +34,8 @@ class StepPlan:
         self.steps_per_epoch = self.num_samples // batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
-                f"training.global_batch_size={batch_size} is larger than an epoch of {self.num_samples} samples"
-                f" ({num_clips} clips x {draws_per_clip} draws): lower it, or raise training.draws_per_clip"
+                f"{node}.global_batch_size={batch_size} is larger than an epoch of {self.num_samples} samples"
+                f" ({num_clips} clips x {draws_per_clip} draws): lower it, or raise {node}.draws_per_clip"
             )
 
     def batches(self, start_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -7,27 +7,19 @@ that is there is whole. ``toy.json`` says with which settings the folder was mad
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
-import signal
-import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from crisscross.data.workers import num_usable_cores, worker_pool, working_folder
 
 TOY_VERSION = 3  # raise when the same settings would give other clips
 SPLITS = ("train", "test")
 CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
-
-_STALE_AFTER_S = 3600.0  # clips take well under a second: an older working folder belongs to a killed process
 
 
 @dataclass(frozen=True)
@@ -125,8 +117,8 @@ def generate(
         _claim(root, settings)
         missing = [clip for clip in list_clips(settings) if not (root / clip.path).exists()]
         if missing:
-            with _working_folder(root) as workplace:
-                _make_all(root, workplace, missing, settings, jobs=jobs or _usable_cores(), progress=progress)
+            with working_folder(root) as workplace:
+                _make_all(root, workplace, missing, settings, jobs=jobs or num_usable_cores(), progress=progress)
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"cannot write the toy clips to {root}: {reason}; free space, or choose a writable folder"
@@ -157,20 +149,6 @@ def _claim(root: Path, settings: ToySettings) -> None:
         )
 
 
-@contextlib.contextmanager
-def _working_folder(root: Path) -> Iterator[Path]:
-    """A folder of this call's own for files being written; removes those that killed processes left."""
-    for old in root.glob(".making-*"):
-        with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
-            if time.time() - old.stat().st_mtime > _STALE_AFTER_S:
-                shutil.rmtree(old, ignore_errors=True)
-    workplace = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
-    try:
-        yield workplace
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
-
-
 def _make_all(
     root: Path, workplace: Path, missing: list[ToyClip], settings: ToySettings, *, jobs: int, progress: bool
 ) -> None:
@@ -181,10 +159,7 @@ def _make_all(
     if jobs == 1 or len(tasks) == 1:
         _drain(map(_make_task, tasks), len(tasks), progress=progress)
         return
-    # Spawned, not forked: the caller may have threads (torch) that a fork would break.
-    pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
+    pool = worker_pool(min(jobs, len(tasks)))
     try:
         _drain(pool.map(_make_task, tasks, chunksize=4), len(tasks), progress=progress)
     finally:
@@ -202,18 +177,6 @@ def _drain(results: Iterable[None], total: int, *, progress: bool) -> None:
     console = Console(stderr=True)  # standard output is for results
     for _ in track(results, description="making toy clips", total=total, console=console):
         pass
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive a parent that was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_task(task: tuple[Path, Path, ToyClip, ToySettings]) -> None:
@@ -240,9 +203,3 @@ def _write_whole(target: Path, content: bytes, *, beside: Path) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a Slurm job may use, not what the node has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

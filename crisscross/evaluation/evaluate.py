@@ -8,7 +8,8 @@ import torch
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Interrupted, Network
+from crisscross.data.staging import staged
+from crisscross.evaluation.features import Network
 from crisscross.evaluation.finetune import finetune
 from crisscross.evaluation.fold_features import FoldFeatures
 from crisscross.evaluation.folds import Fold, folds_of, require_streams
@@ -26,7 +27,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ class _Evaluation:
     def __init__(self, run: RunDirectory, settings: DownstreamSettings) -> None:
         self._run, self._settings, self._protocol = run, settings, settings.downstream
         self._device = choose_device(settings.execution.device)
-        self._manifest: Manifest = open_manifest(settings.data)
+        self._manifest: Manifest = staged(
+            open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase
+        )
         self._seed = derive_key(settings.seed, "svm") % 2**31  # of whatever a protocol draws
 
     def run(self) -> None:
@@ -90,9 +93,7 @@ class _Evaluation:
             "v": (backbones.video_backbone, chosen.video_layer),
             "a": (backbones.audio_backbone, chosen.audio_layer),
         }
-        return {
-            stream: feature_of(*layers[stream], l2_normalise=chosen.l2_normalise) for stream in self._protocol.streams
-        }
+        return {stream: feature_of(*layers[stream], normalise=chosen.normalise) for stream in self._protocol.streams}
 
     def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
         """Run the protocol on one fold and modality."""

@@ -17,7 +17,7 @@ from crisscross.data.decode import DecodeError
 from crisscross.data.loader import SegmentDataset, batch_loader
 from crisscross.files import read_json, write_json
 from crisscross.settings import ExecutionSettings, ViewSettings
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.views import segment_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
@@ -27,10 +27,6 @@ SEGMENTS_PER_BATCH = 160
 """Segments in one pass through a network: 16 clips of 10 segments (chosen by us)."""
 
 Network = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Interrupted(Exception):
-    """Raised between two batches when a signal asked the job to leave."""
 
 
 @dataclass(frozen=True)

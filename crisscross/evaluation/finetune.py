@@ -12,9 +12,7 @@ statistics are those of other clips, of another size). While it is frozen, it is
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +21,12 @@ from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
-from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips, SegmentDataset
-from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Extraction, FeatureStore, Interrupted, extract
-from crisscross.evaluation.scores import top_k
+from crisscross.evaluation.features import Extraction, FeatureStore, extract
+from crisscross.evaluation.folds import Fold, folds_of
+from crisscross.evaluation.results import Results, write_results
 from crisscross.evaluation.weights import backbones_of
-from crisscross.files import read_json, write_atomically, write_text
-from crisscross.journal import Journal
+from crisscross.files import write_atomically
 from crisscross.methods.base import Trainable, Views
 from crisscross.models.heads import classifier
 from crisscross.models.initialisation import initialise
@@ -40,12 +36,17 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, ViewSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device, join_world
+from crisscross.training.interruption import Interrupted
 from crisscross.training.loop import Trainer
+from crisscross.training.opening import open_clips
 from crisscross.training.task import Task
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER_FILE = "classifier.pt"
+
+PIXELS_PER_PASS = 32 * 8 * 224 * 224
+"""Pixels in one pass of the test: 32 segments of 8 frames, 8 of 32 (chosen by us)."""
 
 
 class Finetuning(Trainable):
@@ -110,10 +111,11 @@ def finetune(run: RunDirectory) -> bool:
     """
     settings = parse(DownstreamSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
-    manifest = open_manifest(settings.data)
-    train_split, test_split = splits_of(settings)
-    task = _task(run, settings, Clips(manifest.split(train_split), manifest.root), num_classes=len(manifest.classes))
     with join_world(settings.execution.device) as world:
+        manifest = open_clips(run, settings.data, world, splits=settings.data.splits)
+        (fold,) = folds_of(manifest, settings.data)
+        _require_pictures(fold)
+        task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
             return False
@@ -123,18 +125,26 @@ def finetune(run: RunDirectory) -> bool:
     network = trainer.network
     _export(network, run.path / CLASSIFIER_FILE)
     try:
-        scores = dense_scores(run, settings, network, Clips(manifest.split(test_split), manifest.root))
+        scores = dense_scores(run, settings, network, Clips(fold.test, manifest.root))
     except Interrupted as signal_name:
         logger.info("%s: stopped in the test; the training and the scores so far are kept", signal_name)
         return False
-    _write(run, manifest, test_split, scores, trained=trained, num_train=len(task.clips))
+    results = Results(manifest.classes, num_folds=1)
+    of_label = scores[np.arange(len(scores)), fold.test["label_id"]]
+    columns = {"probability_v": scores.max(axis=1), "probability_of_label_v": of_label}
+    results.add_scores(fold, "v", scores, {}, columns=columns)
+    write_results(run, results, trained={**trained, "classifier": CLASSIFIER_FILE})
     return True
 
 
-def splits_of(settings: DownstreamSettings) -> tuple[str, str]:
-    """Return the names of the training and the test split of the fold that is fine-tuned on."""
-    fold = "".join(str(fold) for fold in settings.data.folds)
-    return f"{settings.data.train_split}{fold}", f"{settings.data.test_split}{fold}"
+def _require_pictures(fold: Fold) -> None:
+    frame = pd.concat([fold.train, fold.test])
+    without = frame[frame["video_start_s"].isna()]
+    if len(without):
+        raise ValueError(
+            f"fine-tuning needs pictures, {len(without)} of {len(frame)} clips have none (the first is"
+            f" {without['path'].iloc[0]}): leave such clips out with data.require=[video]"
+        )
 
 
 def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_classes: int) -> Task:
@@ -154,6 +164,7 @@ def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_
         execution=settings.execution,
         tracking=settings.tracking,
         seed=settings.seed,
+        node="downstream.training",
     )
 
 
@@ -196,13 +207,11 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
             eta_s=(len(clips) - done) / rate,
         )
 
+    network.eval()
     device = choose_device(settings.execution.device)
-    scorer = nn.Sequential(network.video_backbone, network.head).to(device).eval()
-    store = FeatureStore(
-        run.path / "features" / "logits", num_clips=len(clips), num_segments=settings.views.evaluation_clips
-    )
+    store = FeatureStore(run.path / "features" / "logits", len(clips), settings.views.evaluation_clips)
     extraction = Extraction(
-        networks={"v": scorer},
+        networks={"v": lambda frames: _logits(network, frames)},
         dataset=SegmentDataset(clips, settings.views, modalities="v"),
         views=settings.views,
         execution=settings.execution,
@@ -212,38 +221,7 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
     return softmax(store.array("v").astype(np.float64), axis=-1).mean(axis=1)
 
 
-def _write(
-    run: RunDirectory,
-    manifest: Manifest,
-    test_split: str,
-    scores: np.ndarray,
-    *,
-    trained: Mapping[str, Any],
-    num_train: int,
-) -> None:
-    """Write predictions, the end of the history, and the result."""
-    frame = manifest.split(test_split)
-    labels = frame["label_id"].to_numpy()
-    chosen = scores.argmax(axis=1)
-    table = pd.DataFrame({"path": frame["path"].to_numpy(), "label": frame["label"].to_numpy()})
-    table["predicted_v"] = [manifest.classes[index] for index in chosen]
-    table["probability_v"] = scores.max(axis=1)
-    table["probability_of_label"] = scores[np.arange(len(scores)), labels]
-    write_text(run.path / "predictions.csv", table.to_csv(index=False))
-    metrics = {f"eval/top{k}_v": top_k(scores, labels, k) for k in (1, 5)}
-    # After the last step of the training: an earlier start may have come as far as this, and is overwritten.
-    journal = Journal(run.metrics_path, resume_at=read_json(run.path / "durable.json")["metrics_bytes"])
-    journal.write(trained["steps"] + 1, metrics)
-    journal.sync()
-    journal.close()
-    run.write_result(
-        {
-            **trained,
-            "metrics": {**trained["metrics"], **metrics},
-            "classifier": CLASSIFIER_FILE,
-            "num_train_clips": num_train,
-            "num_test_clips": len(frame),
-            "num_classes": len(manifest.classes),
-            "artifacts": ["predictions.csv"],
-        }
-    )
+def _logits(network: Finetuning, frames: torch.Tensor) -> torch.Tensor:
+    """Map frames (B, 3, T, H, W) to logits (B, K), some segments at a time: at 224 px all would fill a small GPU."""
+    at_a_time = max(1, PIXELS_PER_PASS // frames[0, 0].numel())
+    return torch.cat([network.head(network.video_backbone(part)) for part in frames.split(at_a_time)])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
 
 
-def feature_of(backbone: nn.Module, layer: str, *, l2_normalise: bool) -> Callable[[Tensor], Tensor]:
+def feature_of(backbone: nn.Module, layer: str, *, normalise: str) -> Callable[[Tensor], Tensor]:
     """Return a function from a backbone's input to features (B, D).
 
     Args:
@@ -19,13 +19,16 @@ def feature_of(backbone: nn.Module, layer: str, *, l2_normalise: bool) -> Callab
         layer: ``pooled``, the global average of the last map; ``max``, its global maximum; ``map``, the audio
             network's last map, max-pooled over time by 3 with stride 2 and flattened (PAPER section 5: 4,608 values
             for 2 s, 10,752 for 5 s); or a stage, such as ``block3`` or ``conv4x``, averaged over all positions.
-        l2_normalise: divide by the norm over the last axis, before flattening: of a map that is time, of a pooled
-            feature the feature.
+        normalise: ``none``; ``last_axis`` = divide by the l2 norm over the last axis, before flattening: of a map that
+            is time (PAPER section 5), of a pooled feature the feature; or ``feature``, over the flattened feature.
     """
 
     def feature(x: Tensor) -> Tensor:
         values = _values(backbone, layer, x)
-        return (F.normalize(values, dim=-1) if l2_normalise else values).flatten(1)
+        if normalise == "last_axis":
+            values = F.normalize(values, dim=-1)
+        values = values.flatten(1)
+        return F.normalize(values, dim=1) if normalise == "feature" else values
 
     return feature
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crisscross.evaluation.features import Interrupted
 from crisscross.files import read_json, write_json
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 
 
 def leave_if_asked() -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.retrieval import Neighbours
 from crisscross.evaluation.scores import top_k
-from crisscross.files import write_text
+from crisscross.files import read_json, write_text
 from crisscross.journal import Journal
 from crisscross.run_directory import RunDirectory
 
@@ -33,13 +33,23 @@ class Results:
         self._neighbours: list[pd.DataFrame] = []
         self._sizes: dict[str, tuple[int, int]] = {}
 
-    def add_scores(self, fold: Fold, modality: str, scores: np.ndarray, more: Mapping[str, float]) -> None:
-        """Note the scores of a fold's test clips, (N, K), and further metrics by name."""
+    def add_scores(
+        self,
+        fold: Fold,
+        modality: str,
+        scores: np.ndarray,
+        more: Mapping[str, float],
+        *,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Note the scores of a fold's test clips, (N, K), further metrics by name, and what else is said of a clip."""
         labels = fold.test["label_id"].to_numpy()
         found = {f"eval/top{k}": top_k(scores, labels, k) for k in (1, 5)}
         self._add(fold, modality, {**found, **more})
         predicted = [self._classes[index] for index in scores.argmax(axis=1)]
         self._table(fold)[f"predicted_{modality}"] = predicted
+        for name, values in (columns or {}).items():
+            self._table(fold)[name] = values
         known = ", ".join(f"{name.partition('/')[2]} {value:g}" for name, value in more.items())
         logger.info(
             "%s%s: top-1 %.1f %%%s", modality, _where(fold), 100 * found["eval/top1"], f" ({known})" if known else ""
@@ -116,16 +126,27 @@ class Results:
         return self._predictions[fold.name]
 
 
-def write_results(run: RunDirectory, results: Results) -> None:
-    """Write tables, history and, last, ``result.json``."""
+def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, Any] | None = None) -> None:
+    """Write tables, history and, last, ``result.json``.
+
+    Args:
+        run: where they go.
+        results: what was found.
+        trained: what ``result.json`` says of a training that came before (``Trainer.summary``); the history then goes
+            on behind its last step, where an earlier start may have come as far as this.
+    """
     tables = results.tables()
     for name, table in tables.items():
         write_text(run.path / name, table.to_csv(index=False))
-    journal = Journal(run.metrics_path)
-    journal.write(1, results.metrics)
+    trained = dict(trained or {})
+    durable = read_json(run.path / "durable.json") or {"metrics_bytes": 0}
+    journal = Journal(run.metrics_path, resume_at=durable["metrics_bytes"])
+    journal.write(trained.get("steps", 0) + 1, results.metrics)
     journal.sync()
     journal.close()
-    run.write_result({**results.about(), "artifacts": [*tables]})
+    about = results.about()
+    metrics = {**trained.get("metrics", {}), **about["metrics"]}
+    run.write_result({**trained, **about, "metrics": metrics, "artifacts": [*tables]})
 
 
 def _where(fold: Fold) -> str:

@@ -18,7 +18,7 @@ class FeatureSettings(Settings):
 
     video_layer: Literal["pooled", "max", "conv2x", "conv3x", "conv4x", "conv5x"]
     audio_layer: Literal["pooled", "max", "map", "block1", "block2", "block3", "block4"]
-    l2_normalise: bool
+    normalise: Literal["none", "last_axis", "feature"]
     train_draws: int = Field(ge=0)
 
 

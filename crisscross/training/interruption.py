@@ -50,6 +50,10 @@ class Interruption:
         self.signal_name = signal.Signals(number).name
 
 
+class Interrupted(Exception):
+    """Raised where a job can leave in good order, because a signal asked it to; the message is the signal's name."""
+
+
 INTERRUPTION = Interruption()
 """Signal handlers belong to the process, so there is one flag a process."""
 

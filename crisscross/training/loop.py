@@ -61,7 +61,7 @@ class Trainer:
         if task.training.samples_per_pass % world.size:
             raise ValueError(
                 f"a pass of {task.training.samples_per_pass} samples cannot be shared by {world.size} processes:"
-                " choose a number of devices that divides training.micro_batch_size"
+                f" choose a number of devices that divides {task.node}.micro_batch_size"
             )
         self.run, self.task, self.world = run, task, world
         self.plan = StepPlan(
@@ -69,6 +69,7 @@ class Trainer:
             draws_per_clip=task.training.draws_per_clip,
             batch_size=task.training.global_batch_size,
             seed=task.seed,
+            node=task.node,
         )
         self.total_steps = task.training.epochs * self.plan.steps_per_epoch
         self.video_transform = VideoTransformSettings(**task.views.video.transform)
@@ -202,7 +203,7 @@ class Trainer:
                 shown = ", ".join(clips[:8]) + (f" and {len(clips) - 8} more" if len(clips) > 8 else "")
                 error = NonFiniteLossError(
                     f"the {name} is {value} at step {self.step} (of {self.total_steps}): no step was taken, the last"
-                    " checkpoint is good; lower the learning rate or use training.precision=fp32."
+                    f" checkpoint is good; lower the learning rate or use {self.task.node}.precision=fp32."
                     f" Clips of this step: {shown}"
                 )
         self.world.raise_first(error)
@@ -275,7 +276,7 @@ class Trainer:
             if self.world.device.type == "cuda":
                 network = torch.compile(network)
             else:
-                logger.warning("training.compile=true is for GPUs: ignored on %s", self.world.device)
+                logger.warning("%s.compile=true is for GPUs: ignored on %s", self.task.node, self.world.device)
         if self.world.size > 1:
             network = data_parallel(network, self.world, uses_all_parameters=self.network.uses_all_parameters)
         return network

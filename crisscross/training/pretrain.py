@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from crisscross.data.catalogue import open_manifest
 from crisscross.data.loader import Clips
+from crisscross.data.manifest import Manifest
 from crisscross.methods.base import build_method
 from crisscross.models.released import export_backbone
 from crisscross.run_directory import RunDirectory
@@ -13,6 +13,7 @@ from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import join_world
 from crisscross.training.loop import Trainer
+from crisscross.training.opening import open_clips
 from crisscross.training.task import Task
 
 
@@ -34,7 +35,8 @@ def pretrain(run: RunDirectory) -> bool:
     settings = parse(PretrainSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     with join_world(settings.execution.device) as world:
-        trainer = Trainer(run, _task(settings), world)
+        manifest = open_clips(run, settings.data, world, splits=[settings.data.train_split])
+        trainer = Trainer(run, _task(settings, manifest), world)
         if not trainer.run_to_end():
             return False
         if world.is_main:
@@ -47,8 +49,7 @@ def pretrain(run: RunDirectory) -> bool:
     return True
 
 
-def _task(settings: PretrainSettings) -> Task:
-    manifest = open_manifest(settings.data)
+def _task(settings: PretrainSettings, manifest: Manifest) -> Task:
     return Task(
         phase="pretraining",
         network=build_method(settings.method, settings.model, seed=settings.seed),

@@ -55,11 +55,6 @@ class TrainingSettings(Settings):
         """Forward passes in one optimiser step."""
         return self.global_batch_size // self.samples_per_pass
 
-    @property
-    def kept_epochs(self) -> list[int]:
-        """Epochs after which the weights stay for good: those of ``keep_epochs`` that come, and the last."""
-        return sorted({epoch for epoch in self.keep_epochs if 0 < epoch < self.epochs} | {self.epochs})
-
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSettings:
         if self.global_batch_size % self.samples_per_pass:

@@ -26,6 +26,7 @@ class Task:
         execution: devices, loaders, how often to save.
         tracking: how often to record.
         seed: of the order of the clips, the views, their augmentation, and what the network draws.
+        node: where the config has ``training``, for complaints.
     """
 
     phase: str
@@ -39,3 +40,4 @@ class Task:
     execution: ExecutionSettings
     tracking: TrackingSettings
     seed: int
+    node: str = "training"

@@ -17,7 +17,8 @@ import pytest
 from crisscross.data import manifest as manifest_module
 from crisscross.data import probing
 from crisscross.data.listing import Listed, assign_splits
-from crisscross.data.manifest import CLIP_COLUMNS, build_manifest, main, read_fingerprint, read_manifest
+from crisscross.data.manifest import build_manifest, read_fingerprint, read_manifest
+from crisscross.data.manifest_tables import CLIP_COLUMNS
 from tests.data.clips import even_times_s, tone, write_clip
 
 REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
@@ -140,6 +141,26 @@ class TestLists:
             "c.mp4": "no split",
             "gone.mp4": "file missing",
         }
+
+
+class TestMemberships:
+    """A clip may belong to several splits, as with folds."""
+
+    def test_a_split_has_the_clips_that_name_it(self, tmp_path, clip):
+        root = fill(tmp_path / "data", clip, "1.mp4", "2.mp4", "3.mp4")
+        rows = "1.mp4,x,train1+test2\n2.mp4,x,test1+train2\n3.mp4,x,train1+train2\n"
+        (root / "list.csv").write_text("file,label,split\n" + rows)
+        manifest = build(tmp_path, root=root, csv=root / "list.csv")
+        assert {name: manifest.split(name)["path"].tolist() for name in ("train1", "test1", "train2", "test2")} == {
+            "train1": ["1.mp4", "3.mp4"],
+            "test1": ["2.mp4"],
+            "train2": ["2.mp4", "3.mp4"],
+            "test2": ["1.mp4"],
+        }
+        summary = json.loads((tmp_path / "manifest" / "manifest.json").read_text())
+        assert summary["num_by_split"] == {"test1": 1, "test2": 1, "train1": 2, "train2": 2}
+        with pytest.raises(ValueError, match="has no split 'train': choose from test1, test2, train1, train2"):
+            manifest.split("train")
 
 
 class TestErrors:
@@ -302,15 +323,17 @@ class TestProcesses:
     @pytest.mark.slow
     def test_two_builds_at_once(self, tmp_path, clip):
         root = fill(tmp_path / "data", clip, *(f"{n % 3}/{n}.mp4" for n in range(12)))
-        command = [sys.executable, "-m", "crisscross.data.manifest", str(tmp_path / "m"), "--root", str(root)]
+        command = [sys.executable, "-m", "crisscross.data.prepare", "folder", "--root", str(root)]
+        command += ["--manifest-root", str(tmp_path / "m")]
         builds = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
         ]
         for process in builds:
             out, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
-            assert out.startswith("12 clips of 3 classes (3 test, 9 train)")
-        assert len(read_manifest(tmp_path / "m").clips) == 12
+            assert "12 clips of 3 classes (3 test, 9 train)" in out
+        (directory,) = (tmp_path / "m").iterdir()
+        assert len(read_manifest(directory).clips) == 12
 
     def test_a_file_that_kills_its_process_is_rejected(self, tmp_path, clip, monkeypatch):
         class Broken:
@@ -361,30 +384,10 @@ class TestSplits:
         assert [row.split for row in assign_splits(clips, test_fraction=0.5)] == ["val", "train"]
 
 
-class TestCommand:
-    def test_prints_counts_and_reasons(self, tmp_path, clip, capsys):
-        root = fill(tmp_path / "data", clip, "a/1.mp4", "a/2.mp4")
-        (root / "a/empty.mp4").touch()
-        assert main([str(tmp_path / "m"), "--root", str(root), "--jobs", "1"]) == 0
-        out = capsys.readouterr().out
-        assert out.startswith("2 clips of 1 classes (1 test, 1 train)")
-        assert "1 rejected\n       1  empty file (0 bytes)" in out
-
-    def test_a_mistake_is_one_line(self, tmp_path, capsys):
-        assert main([str(tmp_path / "m"), "--root", str(tmp_path / "gone")]) == 2
-        assert capsys.readouterr().err.startswith("error: the data folder")
-
-
 @pytest.mark.real_data
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips")
 class TestRealFiles:
-    def test_clips(self, tmp_path):
-        folder = Path(REAL_DATA) / "video" / "clips"
-        manifest = build(tmp_path, root=folder, csv=folder / "clips.csv", label_column="kind", jobs=None)
-        assert (len(manifest.clips), len(manifest.rejected), len(manifest.classes)) == (70, 0, 8)
-        assert set(manifest.clips["split"]) == {"train", "test"}
-
     def test_ucf101_has_sound_in_four_classes(self, tmp_path):
         folder = Path(REAL_DATA) / "video" / "ucf101"
         columns = {"label_column": "cls", "split_column": "split1"}
@@ -393,9 +396,3 @@ class TestRealFiles:
         assert set(manifest.rejected["reason"]) == {"no audio stream"}
         video = build(tmp_path, root=folder, csv=folder / "ucf101.csv", require=("video",), **columns)
         assert (len(video.clips), len(video.rejected)) == (167, 0)
-
-    def test_torture(self, tmp_path):
-        folder = Path(REAL_DATA) / "video" / "torture"
-        manifest = build(tmp_path, root=folder, csv=folder / "torture.csv", label_column="source", jobs=None)
-        assert (len(manifest.clips), len(manifest.rejected)) == (22, 24)
-        assert (manifest.rejected["reason"].str.len() > 0).all()

@@ -50,6 +50,7 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
             "epochs=1: there is no setting epochs: did you mean training.epochs?",
         ),
         ("downstream", ["relaxation=mild"], "relaxation=mild: relaxation is a setting of pretrain experiments only"),
+        ("downstream", ["weights.epoch=3"], "weights.epoch=3 is an epoch of a pretraining: set weights.run, too"),
         ("downstream", ["weights.run="], "weights.run is empty: give a path, or leave it out"),
         ("downstream", ["weights.video=x.pt"], "weights.video=x.pt: no such file: give a file of released weights"),
     ],

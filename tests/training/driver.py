@@ -1,4 +1,4 @@
-"""Runs a pretraining in a process of its own and strikes it at a chosen place.
+"""Runs a training in a process of its own and strikes it at a chosen place.
 
 The processes come from a fork server that has imported everything once, so that a dozen deaths cost seconds.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import crisscross.training.checkpoint as checkpoint_module
+from crisscross.evaluation import features
 from crisscross.experiment import run as run_experiment
 from crisscross.run_directory import RunDirectory
 from crisscross.training import loop
@@ -43,7 +44,7 @@ def _main(path: str, strike: str, at_step: int) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
     if strike:
-        STRIKES[strike](at_step)
+        {**STRIKES, **STRIKES_IN_THE_TEST}[strike](at_step)
     done = run_experiment(RunDirectory.open(path))
     os._exit(0 if done else INTERRUPTED_EXIT_CODE)
 
@@ -120,6 +121,19 @@ def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
     loop.Trainer._save = struck
 
 
+def _in_the_dense_test(act: Callable[[], None], at_step: int) -> None:
+    original, seen = features.segment_views, []
+    features.SEGMENTS_PER_BATCH = 4  # two clips
+
+    def struck(batch, **settings):
+        seen.append(batch)
+        if len(seen) == 2:
+            act()
+        return original(batch, **settings)
+
+    features.segment_views = struck
+
+
 def _before_the_result(at_step: int) -> None:
     RunDirectory.write_result = lambda self, result: _kill()
 
@@ -147,3 +161,9 @@ STRIKES: dict[str, Callable[[int], None]] = {
     "SIGINT": _signal(signal.SIGINT),
     "SIGUSR2": _signal(signal.SIGUSR2),
 }
+
+STRIKES_IN_THE_TEST: dict[str, Callable[[int], None]] = {
+    "SIGKILL in the test": lambda at_step: _in_the_dense_test(_kill, at_step),
+    "SIGTERM in the test": lambda at_step: _in_the_dense_test(lambda: os.kill(os.getpid(), signal.SIGTERM), at_step),
+}
+"""Only fine-tuning has a test behind its training."""

@@ -1,0 +1,465 @@
+"""Fine-tuning: the paper's numbers, a network that learns, resuming bit for bit, and the dense test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from crisscross.data.catalogue import open_manifest, prepare
+from crisscross.data.loader import Clips, decode_segments
+from crisscross.data.sampling import even_starts
+from crisscross.evaluation.finetune import build_network
+from crisscross.evaluation.finetune_table import OPEN, TABLE, complete, recipe_of
+from crisscross.experiment import run as run_experiment
+from crisscross.identity import weights_fingerprint
+from crisscross.models.backbones import untrained_backbones
+from crisscross.models.heads import classifier
+from crisscross.models.released import export_backbone, load_video_backbone
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings
+from crisscross.settings_base import parse
+from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
+from crisscross.transforms.settings import VideoTransformSettings
+from crisscross.transforms.video import evaluate_video
+from tests.data.miniatures import data_overrides, make_miniature
+from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
+from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process
+
+PAPER_TABLE = """
+| Kinetics-Sound, Kinetics400 | UCF101 | 8 | 64 | 5e-4 | no |
+| Kinetics-Sound, Kinetics400 | UCF101 | 32 | 32 | 7e-5 | no |
+| Kinetics-Sound, Kinetics400 | HMDB51 | 8 | 64 | 5e-4 | no |
+| Kinetics-Sound, Kinetics400 | HMDB51 | 32 | 32 | 1e-4 | no |
+| AudioSet | UCF101 | 8 | 64 | 7e-5 | 0.1 |
+| AudioSet | UCF101 | 32 | 32 | 7e-5 | no |
+| AudioSet | HMDB51 | 8 | 64 | 1e-4 | 0.1 |
+| AudioSet | HMDB51 | 32 | 32 | 1e-4 | 0.1 |
+"""
+NAMES = {"Kinetics-Sound": "kinetics_sound", "Kinetics400": "kinetics400", "AudioSet": "audioset"}
+_RATE = ("downstream.optim.groups.base.initial=0.1",)
+TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finetune")
+
+
+def _config(folder: Path, *overrides: str) -> dict[str, Any]:
+    return tiny_config("downstream", folder, *TINY_FINETUNING, *overrides)
+
+
+def _make(folder: Path, *overrides: str, runs: str = "runs", **options: Any) -> RunDirectory:
+    return RunDirectory.create(
+        "downstream", {**_config(folder, *overrides), "runs_root": str(folder / runs)}, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> RunDirectory:
+    run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="undisturbed")
+    assert in_process(run) == 0
+    return run
+
+
+def test_the_table_is_the_papers() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAPER_TABLE.strip().splitlines()]
+    assert len(rows) == len(TABLE) == 8
+    for pretrained, dataset, frames, batch, rate, dropout in rows:
+        for name in pretrained.split(", "):
+            found = recipe_of(NAMES[name], dataset.lower(), int(frames))
+            assert (found.batch_size, found.learning_rate) == (int(batch), float(rate))
+            assert found.dropout == (0.0 if dropout == "no" else float(dropout))
+            assert found.milestone_epochs == ((6, 10, 14) if frames == "8" else (8, 12, 16))
+            assert found.epochs == 20
+
+
+def _composed(*overrides: str) -> dict[str, Any]:
+    chosen = ["downstream=finetune", "scale=paper", "data=folder", "data.root=x", *overrides]
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("downstream", overrides=chosen), resolve=True)
+
+
+@pytest.mark.parametrize("frames", [8, 32])
+def test_the_resolved_config_says_everything(frames: int) -> None:
+    config = complete(_composed("data.name=hmdb51", f"downstream.frames={frames}"), pretrained_on="audioset")
+    settings = parse(DownstreamSettings, config)
+    protocol = settings.downstream
+    assert protocol.pretrained_on == "audioset"
+    assert (protocol.training.epochs, protocol.training.draws_per_clip) == (20, 10)
+    assert protocol.training.global_batch_size == {8: 64, 32: 32}[frames]
+    assert (protocol.head.pool, protocol.head.dropout, protocol.head.hidden_dim) == ("max", 0.1, None)
+    assert (protocol.optim.name, protocol.optim.momentum, protocol.optim.weight_decay) == ("sgd", 0.9, 0.0)
+    assert not protocol.optim.larc.enabled
+    milestones = {8: [6, 10, 14], 32: [8, 12, 16]}[frames]
+    schedule = {"name": "steps_decay", "initial": 1e-4, "gamma": 0.3, "milestone_epochs": milestones}
+    assert protocol.optim.groups == {"base": schedule}
+    assert settings.views.video.num_frames == frames
+    assert settings.views.video.seconds == frames / 16
+    assert settings.views.video.transform["crop_px"] == 224
+    assert settings.views.evaluation_clips == 10
+
+
+def test_numbers_that_are_given_stay() -> None:
+    given = ("downstream.head.dropout=0.5", "downstream.optim.groups.base.initial=0.1", "data.name=ucf101")
+    protocol = complete(_composed(*given), pretrained_on="kinetics400")["downstream"]
+    assert (protocol["head"]["dropout"], protocol["optim"]["groups"]["base"]["initial"]) == (0.5, 0.1)
+    assert protocol["training"]["global_batch_size"] == 64
+    with pytest.raises(ValueError, match=r"data.name=folder.*: the paper says how to fine-tune .* or set downstream"):
+        complete(_composed(), pretrained_on="kinetics400")
+    everything = [f"{key}={[2] if 'milestone' in key else 2}" for key in OPEN if "dropout" not in key]
+    assert complete(_composed(*everything, "downstream.head.dropout=0"), pretrained_on="mine")
+
+
+def test_what_released_weights_were_pretrained_on_must_be_said() -> None:
+    config = _composed("data.name=ucf101", "weights.video=some.pt")
+    with pytest.raises(ValueError, match=r"downstream.pretrained_on is null: released weights do not say"):
+        complete(config, pretrained_on=None)
+    untrained = complete(_composed("data.name=ucf101"), pretrained_on=None)
+    assert untrained["downstream"]["pretrained_on"] == "nothing"
+    assert untrained["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4
+
+
+def test_avids_recipe_can_be_written(folder: Path) -> None:
+    """BASELINES: 5 head-only epochs, then Adam 1e-4, dropout 0.5, UCF101 16 epochs, x0.3 at 6/10/14 of them."""
+    recipe = (
+        "data.name=ucf101",
+        "downstream.freeze_backbone_epochs=5",
+        "downstream.optim.name=adam",
+        "downstream.optim.groups.base.initial=1e-4",
+        "downstream.optim.groups.base.milestone_epochs=[11,15,19]",
+        "downstream.head.dropout=0.5",
+        "downstream.head.batch_norm=true",
+        "downstream.training.epochs=21",
+        "downstream.training.global_batch_size=32",
+    )
+    settings = parse(DownstreamSettings, complete(_composed(*recipe), pretrained_on="audioset"))
+    assert settings.downstream.freeze_backbone_epochs == 5
+
+
+def test_several_folds_are_refused() -> None:
+    config = complete(_composed("data.name=ucf101", "data.folds=[1,2,3]"), pretrained_on="audioset")
+    with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold an experiment"):
+        parse(DownstreamSettings, config)
+
+
+def test_frames_are_set_in_one_place() -> None:
+    config = complete(_composed("data.name=ucf101", "views.video.num_frames=32"), pretrained_on="audioset")
+    with pytest.raises(ValueError, match=r"views.video.num_frames=32 is not downstream.frames=8: set"):
+        parse(DownstreamSettings, config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["downstream.training.draws_per_clip=0"], "downstream.training.draws_per_clip=0: input should be greater"),
+        (["+downstream.foo=1"], "downstream.foo is not a setting: check its spelling"),
+        (["~downstream.head.pool"], "downstream.head.pool is missing: set it"),
+        (["downstream.head.pool=mean"], "downstream.head.pool=mean: input should be 'max' or 'avg'"),
+        (["downstream.training.micro_batch_size=5"], "downstream.training.micro_batch_size=5 does not divide training"),
+        (["downstream.optim.groups.base.name=cosin"], "downstream.optim.groups.base: schedule name='cosin': expected"),
+        (["execution.num_devices=3"], "a pass of 64 samples cannot be shared by execution.num_devices=3"),
+    ],
+)
+def test_complaints_name_the_key(overrides: list[str], complaint: str) -> None:
+    config = complete(_composed("data.name=ucf101", *overrides), pretrained_on="kinetics400")
+    with pytest.raises(ValueError) as caught:
+        parse(DownstreamSettings, config)
+    assert str(caught.value).startswith(complaint)
+
+
+def test_an_unknown_protocol_lists_those_there_are() -> None:
+    config = {**_composed(), "downstream": {"name": "finetun"}}
+    with pytest.raises(ValueError, match=r"downstream.name=finetun is unknown: choose one of svm, .*finetune"):
+        parse(DownstreamSettings, config)
+
+
+def test_too_few_clips_for_a_batch_are_refused(folder: Path) -> None:
+    run = _make(folder, "downstream.training.global_batch_size=16", runs="few")
+    with pytest.raises(ValueError, match=r"downstream.training.global_batch_size=16 is larger than an epoch of 12"):
+        run_experiment(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, ["linear"]),
+        ({"dropout": 0.1}, ["dropout", "linear"]),
+        ({"batch_norm": True, "dropout": 0.5}, ["norm", "dropout", "linear"]),
+        ({"hidden_dim": 6, "batch_norm": True}, ["hidden", "norm", "linear"]),
+    ],
+)
+def test_heads(options: dict[str, Any], layers: list[str]) -> None:
+    head = classifier(8, 5, **options)
+    assert [name for name, _ in head.named_children()] == layers
+    assert head(torch.randn(4, 8)).shape == (4, 5)
+
+
+def test_a_head_needs_a_class() -> None:
+    with pytest.raises(ValueError, match="num_classes=0: expected at least 1"):
+        classifier(8, 0)
+
+
+def test_it_learns(folder: Path) -> None:
+    """The demo's network without augmentation learns its clips, and something about others."""
+    off = ("crop", "flip", "jitter", "grayscale", "blur", "cutout")
+    run = _make(
+        folder,
+        "data.toy.train_clips_per_class=12",
+        "data.toy.test_clips_per_class=8",
+        "model.video.width=16",
+        "views.video.canvas_px=[40,40]",
+        "views.video.transform.crop_px=32",
+        *(f"views.video.transform.{name}_probability=0" for name in off),
+        "downstream.frames=8",
+        "views.video.num_frames=8",
+        "downstream.training.global_batch_size=12",
+        "downstream.training.epochs=30",
+        "downstream.optim.groups.base.initial=5e-3",
+        "downstream.optim.groups.base.milestone_epochs=[20,25]",
+        runs="learns",
+    )
+    assert run_experiment(run)
+    steps = history(run)
+    losses = [metrics["loss/total"] for _, metrics in steps[:-1]]
+    assert np.mean(losses[-9:]) < 0.5 * np.mean(losses[:9])
+    assert run.result["metrics"]["eval/top1_v"] > 0.5  # chance is 1/3
+
+
+def test_history_result_and_predictions_agree(undisturbed: RunDirectory) -> None:
+    result, steps = undisturbed.result, history(undisturbed)
+    assert undisturbed.label == "untrained-s0-finetune-demo"
+    assert [step for step, _ in steps] == list(range(1, TOTAL_STEPS + 2))
+    assert steps[-1][1] == {name: result["metrics"][name] for name in ("eval/top1_v", "eval/top5_v")}
+    expected = {"loss/total", "train/top1", "optim/lr_base", "optim/gradient_norm", "data/fallback_fraction"}
+    assert all(metrics.keys() == expected for _, metrics in steps[:-1])
+    assert {metrics["data/fallback_fraction"] for _, metrics in steps[:-1]} == {0.0}
+    table = pd.read_csv(undisturbed.path / "predictions.csv")
+    assert len(table) == result["num_test_clips"] == 6
+    assert (table["label"] == table["predicted_v"]).mean() == pytest.approx(result["metrics"]["eval/top1_v"])
+    assert table["probability_v"].ge(table["probability_of_label_v"]).all()
+    assert result["artifacts"] == ["predictions.csv"]
+
+
+def test_the_learning_rate_falls_at_the_milestones(undisturbed: RunDirectory) -> None:
+    rates = [metrics["optim/lr_base"] for _, metrics in history(undisturbed)[:-1]]
+    initial = undisturbed.config["downstream"]["optim"]["groups"]["base"]["initial"]
+    assert rates == pytest.approx([initial] * 3 + [0.3 * initial] * 3 + [0.09 * initial] * 3)
+
+
+def _literal_scores(run: RunDirectory) -> np.ndarray:
+    """The dense test, one segment at a time."""
+    settings = parse(DownstreamSettings, run.config)
+    manifest = open_manifest(settings.data)
+    clips = Clips(manifest.split("test"), manifest.root)
+    backbone = untrained_backbones(settings.model, seed=9).video_backbone
+    network = build_network(settings, backbone, num_classes=len(manifest.classes)).eval()
+    network.load_state_dict(torch.load(run.path / "classifier.pt", weights_only=True))
+    scores = np.zeros((len(clips), len(manifest.classes)))
+    for index in range(len(clips)):
+        extent = clips.extent(index, "v")
+        starts = even_starts(extent.video_start_s, extent.video_end_s, seconds=settings.views.video.seconds, num=2)
+        for start in starts:
+            frames, _ = decode_segments(clips.path(index), settings.views, video_starts_s=[start], audio_starts_s=[])
+            aspect = torch.tensor([clips.aspects[index]])
+            transform = VideoTransformSettings(**settings.views.video.transform)
+            crop = evaluate_video(torch.from_numpy(frames), aspect, transform)
+            feature = network.video_backbone.feature_map(crop).amax(dim=(2, 3, 4))
+            scores[index] += network.head(feature).softmax(dim=1)[0].detach().double().numpy() / len(starts)
+    return scores
+
+
+def test_the_dense_test_equals_a_literal_one(undisturbed: RunDirectory) -> None:
+    table = pd.read_csv(undisturbed.path / "predictions.csv")
+    scores = _literal_scores(undisturbed)
+    assert table["probability_v"].to_numpy() == pytest.approx(scores.max(axis=1), abs=1e-5)
+
+
+def test_head_variants_run(folder: Path) -> None:
+    variant = ("pool=avg", "hidden_dim=8", "batch_norm=true", "dropout=0.3")
+    run = _make(folder, *(f"downstream.head.{option}" for option in variant), runs="variant")
+    assert run_experiment(run)
+    state = torch.load(run.path / "classifier.pt", weights_only=True)
+    assert state["head.hidden.0.weight"].shape == (8, 32)
+    assert state["head.linear.weight"].shape == (3, 8)
+
+
+def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
+    assert run.identity == undisturbed.identity
+    assert history(run) == history(undisturbed)
+    assert_same_state(final_state(run), final_state(undisturbed))
+    one, other = (torch.load(some.path / "classifier.pt", weights_only=True) for some in (run, undisturbed))
+    assert_same_state(one, other)
+    one, other = (pd.read_csv(some.path / "predictions.csv") for some in (run, undisturbed))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5)  # batches of another size may round otherwise
+
+
+@pytest.mark.parametrize("strike", [*STRIKES, *STRIKES_IN_THE_TEST])
+def test_struck_once(folder: Path, undisturbed: RunDirectory, strike: str) -> None:
+    options = ("downstream.training.keep_epochs=[1,2]", "execution.num_workers=1")
+    run = _make(folder, *options, runs=f"once {strike}")
+    code = in_process(run, strike, at_step=4)
+    assert code == (-9 if strike.startswith("SIGKILL") else 75)
+    assert run.result is None
+    assert in_process(run) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None:
+    run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="often")
+    for strike, at_step in (
+        ("SIGUSR2", 1),
+        ("SIGKILL in the middle of a step", 2),
+        ("SIGKILL between a checkpoint and its hash", 3),
+        ("SIGTERM", 6),
+        ("SIGKILL in the test", 0),
+        ("SIGTERM in the test", 0),
+        ("SIGKILL before the result", 9),
+    ):
+        assert in_process(run, strike, at_step=at_step) in (-9, 75), strike
+    assert in_process(run) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_a_frozen_backbone_stays_as_it_is_and_resumes(folder: Path) -> None:
+    options = (
+        "downstream.freeze_backbone_epochs=2",
+        "downstream.optim.name=adam",
+        "downstream.optim.groups.base.initial=1e-3",
+        "downstream.head.dropout=0.5",
+        "downstream.training.keep_epochs=[2]",
+    )
+    whole = _make(folder, *options, runs="frozen whole")
+    assert in_process(whole) == 0
+    settings = parse(DownstreamSettings, whole.config)
+    start = untrained_backbones(settings.model, seed=0).video_backbone.state_dict()
+    frozen, _ = load_checkpoint(checkpoint_path(whole.checkpoints, 6))
+    for name, tensor in start.items():
+        assert torch.equal(frozen["method"][f"video_backbone.{name}"], tensor), name
+    end = final_state(whole)["method"]
+    assert not torch.equal(end["video_backbone.conv1.0.weight"], start["conv1.0.weight"])
+    assert not torch.equal(end["video_backbone.conv1.1.running_mean"], start["conv1.1.running_mean"])
+    pieces = _make(folder, *options, runs="frozen pieces")
+    for at_step in (2, 7):
+        assert in_process(pieces, "SIGTERM", at_step=at_step) == 75
+    assert in_process(pieces) == 0
+    _assert_equal(pieces, whole)
+
+
+def _backbone_at_the_end(run: RunDirectory) -> dict[str, torch.Tensor]:
+    state = torch.load(run.path / "classifier.pt", weights_only=True)
+    own = {name: tensor for name, tensor in state.items() if name.startswith("video_backbone.")}
+    return {name.removeprefix("video_backbone."): tensor for name, tensor in own.items()}
+
+
+def test_it_starts_from_the_weights_that_are_named(folder: Path) -> None:
+    """Without a step, what comes out is what went in."""
+    pretraining = RunDirectory.create("pretrain", tiny_config("pretrain", folder))
+    assert run_experiment(pretraining)
+    exported = pretraining.path / "video_backbone.pt"
+    of_run = _make(folder, "downstream.training.epochs=0", parents=[pretraining])
+    config = _config(folder, "downstream.training.epochs=0")
+    files = {"video": str(exported), "audio": None}
+    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    released = RunDirectory.create("downstream", config)
+    untrained = _make(folder, "downstream.training.epochs=0", "seed=3")
+    for run in (of_run, released, untrained):
+        assert run_experiment(run)
+        assert run.result["steps"] == 0
+    expected = load_video_backbone(exported).state_dict()
+    assert_same_state(_backbone_at_the_end(of_run), dict(expected))
+    assert_same_state(_backbone_at_the_end(released), dict(expected))
+    model = parse(DownstreamSettings, untrained.config).model
+    assert_same_state(
+        _backbone_at_the_end(untrained), dict(untrained_backbones(model, seed=3).video_backbone.state_dict())
+    )
+    assert of_run.result["metrics"] == released.result["metrics"]
+    assert len({run.identity for run in (of_run, released, untrained)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("modality", "complaint"),
+    [("audio", "fine-tuning trains the video network: set weights.video"), ("video", "holds audio weights; expected")],
+)
+def test_the_wrong_weights_are_refused(folder: Path, modality: str, complaint: str) -> None:
+    config = _config(folder)
+    backbones = untrained_backbones(parse(DownstreamSettings, config).model, seed=0)
+    export_backbone(backbones.audio_backbone, folder / "audio.pt")
+    files = {"video": None, "audio": None, modality: str(folder / "audio.pt")}
+    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    with pytest.raises(ValueError, match=complaint) as caught:
+        run_experiment(RunDirectory.create("downstream", config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_a_fold_of_an_official_dataset_without_sound(folder: Path, name: str) -> None:
+    root = make_miniature(name, folder / name)
+    frames = ("downstream.frames=8", "views.video.num_frames=8")
+    run = _make(folder, *data_overrides(name, root), "data.folds=[2]", *frames, "downstream.training.epochs=1")
+    assert run.label == f"untrained-s0-finetune-{name}-fold2"
+    assert run.config["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4  # the table's, at 8 frames
+    assert run_experiment(run)
+    assert run.result["num_test_clips"] == 6
+    assert run.result["metrics"]["eval/top1_v_fold2"] == run.result["metrics"]["eval/top1_v"]
+
+
+def test_clips_without_pictures_are_refused(folder: Path) -> None:
+    root = make_miniature("esc50", folder / "esc50")
+    run = _make(folder, *data_overrides("esc50", root), "data.folds=[1]", "downstream.head.dropout=0", *_RATE)
+    with pytest.raises(ValueError, match=r"fine-tuning needs pictures, 30 of 30 clips have none .*data.require="):
+        run_experiment(run)
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_together(folder: Path) -> None:
+    def job(run: RunDirectory) -> int:
+        return subprocess.run([sys.executable, "-m", "launch.job", str(run.path)], timeout=300).returncode
+
+    whole = _make(folder, "execution.num_devices=2", runs="two whole")
+    assert job(whole) == 0
+    options = ("execution.num_devices=2", "execution.max_steps_this_launch=5")
+    pieces = _make(folder, *options, runs="two pieces")
+    assert job(pieces) == 75
+    assert job(pieces) == 0
+    _assert_equal(pieces, whole)
+
+
+@pytest.mark.slow
+def test_a_full_size_step_runs(folder: Path) -> None:
+    """R(2+1)D-18 with 15.38 M parameters, 8 x 224 x 224, batch 2, and a test of two segments a clip."""
+    overrides = [
+        "downstream=finetune",
+        "scale=paper",
+        "data.toy.num_classes=2",
+        "data.toy.train_clips_per_class=1",
+        "data.toy.test_clips_per_class=1",
+        "data.toy.seconds=2.5",
+        "downstream.training.epochs=1",
+        "downstream.training.draws_per_clip=1",
+        "downstream.training.global_batch_size=2",
+        "downstream.training.precision=fp32",
+        "views.evaluation_clips=2",
+        "execution.num_workers=0",
+        "execution.device=cpu",
+        f"data.root={folder / 'full'}",
+        f"runs_root={folder / 'runs'}",
+    ]
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("downstream", overrides=overrides), resolve=True)
+    config = complete(config, pretrained_on=None)
+    run = RunDirectory.create("downstream", {**config, "data": prepare(config["data"], progress=False)})
+    assert run_experiment(run)
+    assert run.result["steps"] == 1
+    state = final_state(run)["method"]
+    counted = sum(t.numel() for n, t in state.items() if "running" not in n and "num_batches" not in n)
+    assert counted == 15_379_136 + 2 * 512 + 2

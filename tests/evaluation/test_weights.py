@@ -1,0 +1,103 @@
+"""Which backbones an evaluation starts from, those of a pretraining's kept epochs above all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from crisscross.evaluation.weights import backbones_of, check_epoch
+from crisscross.experiment import run as run_experiment
+from crisscross.models.backbones import untrained_backbones
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings, check_kept
+from crisscross.settings_base import parse
+from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
+from tests.support import assert_same_state, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder: Path) -> RunDirectory:
+    """Three epochs of three steps, the first kept; the last two checkpoints are those of epochs 1 and 3."""
+    run = RunDirectory.create("pretrain", tiny_config("pretrain", folder, "training.keep_epochs=[1]", "seed=5"))
+    assert run_experiment(run)
+    return run
+
+
+def _make(folder: Path, *overrides: str, parents: list[RunDirectory]) -> RunDirectory:
+    return RunDirectory.create("downstream", tiny_config("downstream", folder, *overrides), parents=parents)
+
+
+def _state_of(run: RunDirectory) -> dict[str, torch.Tensor]:
+    return dict(backbones_of(run, parse(DownstreamSettings, run.config)).state_dict())
+
+
+def test_an_epoch_is_the_checkpoint_that_was_kept(folder: Path, pretrained: RunDirectory) -> None:
+    kept, _ = load_checkpoint(checkpoint_path(pretrained.checkpoints, 3))
+    state = _state_of(_make(folder, "weights.epoch=1", parents=[pretrained]))
+    assert state.keys() == {name for name in kept["method"] if "_backbone." in name}
+    for name, tensor in state.items():
+        assert torch.equal(tensor, kept["method"][name])
+
+
+def test_the_last_epoch_is_the_end(folder: Path, pretrained: RunDirectory) -> None:
+    at_the_end = _state_of(_make(folder, parents=[pretrained]))
+    assert_same_state(_state_of(_make(folder, "weights.epoch=3", parents=[pretrained])), at_the_end)
+    first = _state_of(_make(folder, "weights.epoch=1", parents=[pretrained]))
+    assert not torch.equal(first["video_backbone.conv1.0.weight"], at_the_end["video_backbone.conv1.0.weight"])
+
+
+def test_epoch_zero_is_before_the_first_step(folder: Path, pretrained: RunDirectory) -> None:
+    run = _make(folder, "weights.epoch=0", parents=[pretrained])
+    model = parse(DownstreamSettings, run.config).model
+    assert_same_state(_state_of(run), dict(untrained_backbones(model, seed=5).state_dict()))
+
+
+def test_an_epoch_is_an_experiment_of_its_own(folder: Path, pretrained: RunDirectory) -> None:
+    runs = [_make(folder, *some, parents=[pretrained]) for some in ([], ["weights.epoch=1"], ["weights.epoch=0"])]
+    assert len({run.identity for run in runs}) == 3
+    assert runs[1].label == "crisscross-mild-demo-s5-e1-svm-demo"
+    assert run_experiment(runs[1])
+
+
+def test_an_epoch_that_was_not_kept_is_refused(folder: Path, pretrained: RunDirectory) -> None:
+    with pytest.raises(
+        ValueError, match=r"weights.epoch=2: .* has kept epochs 0, 1, 3: choose one of these, or"
+    ) as error:
+        check_epoch(pretrained, 2)
+    assert "training.keep_epochs=[2]" in str(error.value)
+    with pytest.raises(ValueError, match=r"weights.epoch=2: "):
+        run_experiment(_make(folder, "weights.epoch=2", parents=[pretrained]))
+
+
+def test_a_study_is_told_before_it_begins() -> None:
+    training = {"epochs": 100, "keep_epochs": [10, 50, 200]}
+    for epoch in (None, 0, 10, 50, 100):
+        check_kept(epoch, training)
+    with pytest.raises(ValueError, match=r"weights.epoch=20: the pretraining keeps epochs 0, 10, 50, 100: choose"):
+        check_kept(20, training)
+
+
+def test_an_epoch_needs_a_pretraining(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"weights.epoch=1 is an epoch of a pretraining: set weights.run, too"):
+        run_experiment(_make(folder, "weights.epoch=1", parents=[]))
+
+
+def test_another_size_is_refused(folder: Path, pretrained: RunDirectory) -> None:
+    run = _make(folder, "weights.epoch=1", "model.video.width=8", parents=[pretrained])
+    with pytest.raises(ValueError, match=r"has backbones of another size than the config's model node: set scale= or"):
+        run_experiment(run)
+
+
+def test_a_damaged_checkpoint_is_refused(folder: Path) -> None:
+    run = RunDirectory.create("pretrain", tiny_config("pretrain", folder, "training.keep_epochs=[1]", "seed=6"))
+    assert run_experiment(run)
+    checkpoint_path(run.checkpoints, 3).write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"step-000000003.pt is torn or corrupt"):
+        run_experiment(_make(folder, "weights.epoch=1", parents=[run]))
