@@ -47,8 +47,8 @@ def evaluate_linear(
         settings: the protocol.
         seed: of the layer's first weights, of the order of the rows, of dropout.
         device: where to compute.
-        state_path: where the training is kept, when a signal asks the job to leave and every now and then; None =
-            nowhere.
+        state_path: where the training is kept, when a signal asks the job to leave, every now and then, and when it
+            is done; None = nowhere.
         keep_minutes: how often that is.
 
     Returns:
@@ -78,6 +78,7 @@ def evaluate_linear(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+    _keep(state_path, layer, optimizer, settings.epochs)  # the other folds and modalities may be interrupted
     return _probabilities(layer, test, mean, std)
 
 

@@ -39,10 +39,10 @@ def retrieve(queries: Rows, gallery: Rows, *, settings: RetrievalSettings) -> Ne
         gallery: the training clips.
         settings: the protocol: distance, normalisation, centring (of each set by its own mean).
     """
-    wanted = max(*settings.ranks, settings.num_neighbours)
-    k = min(wanted, len(gallery.clips))
-    if k < wanted:
-        logger.warning("the gallery has %d clips: R@%d means that any of them is a hit", k, wanted)
+    largest = max(settings.ranks)
+    if largest > len(gallery.clips):
+        logger.warning("the gallery has %d clips: R@%d means that any of them is a hit", len(gallery.clips), largest)
+    k = min(max(largest, settings.num_neighbours), len(gallery.clips))
     kept, others = (_clip_features(rows, settings) for rows in (queries, gallery))
     indices, distances = [], []
     for first in range(0, len(kept), QUERIES_PER_BLOCK):

@@ -62,7 +62,7 @@ def evaluate_svm(
         seed: of the cross-validation's folds.
         groups: the official fold of every training clip; the cross-validation then leaves out one fold at a time.
         device: where to compute.
-        memo: where the accuracies of the search are kept; None = nowhere.
+        memo: where the hits of the search are kept; None = nowhere.
 
     Raises:
         Interrupted: when a signal asked the job to leave.
@@ -74,30 +74,35 @@ def evaluate_svm(
             f"an SVM needs clips of 2 classes to train on, got {len(present)}: check the labels and the split"
         )
     fitter = _Fitter(num_classes, present, standardise=settings.standardise, device=device)
-    accuracies = dict.fromkeys(sorted(settings.c_grid), 0.0)
-    chosen, validation_top1 = min(accuracies), None
-    if len(accuracies) > 1 and settings.select == "test":
-        for c, model in fitter.path(train, accuracies):
-            accuracies[c] = top_k(fitter.scores(model, test), test.labels, 1)
-        chosen = _best(accuracies)
-    elif len(accuracies) > 1:
+    hits = dict.fromkeys(sorted(settings.c_grid), 0)
+    chosen, validation_top1 = min(hits), None
+    if len(hits) > 1 and settings.select == "test":
+        for c, model in fitter.path(train, hits):
+            hits[c] = _hits(fitter.scores(model, test), test.labels)
+        chosen = _best(hits)
+    elif len(hits) > 1:
         splits = list(_splits(train.labels, min(settings.num_folds, int(counts.max())), groups=groups, seed=seed))
         for number, (fit, held_out) in enumerate(splits):
 
-            def search(fit: np.ndarray = fit, held_out: np.ndarray = held_out) -> list[float]:
-                return _accuracies(fitter, train, fit, held_out, settings)
+            def search(fit: np.ndarray = fit, held_out: np.ndarray = held_out) -> list[int]:
+                return _held_out_hits(fitter, train, fit, held_out, settings)
 
-            found = (memo or Memo()).value(f"accuracies of fold {number}", search)
-            for c, accuracy in zip(accuracies, found, strict=True):
-                accuracies[c] += accuracy * len(held_out) / len(train.clips)
-        chosen = _best(accuracies)
-        validation_top1 = accuracies[chosen]
+            found = (memo or Memo()).value(f"hits of fold {number}", search)
+            for c, count in zip(hits, found, strict=True):
+                hits[c] += count
+        chosen = _best(hits)
+        validation_top1 = hits[chosen] / len(train.clips)
     ((_, model),) = fitter.path(train, [chosen])
     return SvmResult(fitter.scores(model, test), chosen, validation_top1)
 
 
-def _best(accuracies: dict[float, float]) -> float:
-    return max(accuracies, key=lambda c: (accuracies[c], -c))
+def _best(hits: dict[float, int]) -> float:
+    """Return the C with the most hits, whole numbers: rounding must not tell equally good ones apart."""
+    return max(hits, key=lambda c: (hits[c], -c))
+
+
+def _hits(scores: np.ndarray, labels: np.ndarray) -> int:
+    return round(top_k(scores, labels, 1) * len(labels))
 
 
 def _splits(
@@ -114,14 +119,14 @@ def _splits(
     return StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(clips, labels, groups=clips)
 
 
-def _accuracies(
+def _held_out_hits(
     fitter: _Fitter, train: Rows, fit: np.ndarray, held_out: np.ndarray, settings: SvmSettings
-) -> list[float]:
-    """Return the accuracy of every C, ascending, on the clips that one fold holds out."""
+) -> list[int]:
+    """Return the hits of every C, ascending, among the clips that one fold holds out."""
     rows = train.some(fit, num_segments=settings.search_segments)
     validation = train.some(held_out, num_segments=settings.search_segments)
     models = fitter.path(rows, settings.c_grid)
-    return [top_k(fitter.scores(model, validation), validation.labels, 1) for _, model in models]
+    return [_hits(fitter.scores(model, validation), validation.labels) for _, model in models]
 
 
 class _Fitter:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from crisscross.data.loader import Batch
-from crisscross.evaluation import features, svm
+from crisscross.data.manifest import Manifest
+from crisscross.evaluation import evaluate as evaluate_module
+from crisscross.evaluation import features, results, svm
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
@@ -77,76 +79,142 @@ def test_untrained_is_the_pretraining_before_its_first_step(folder: Path) -> Non
     assert untrained.result["metrics"] == of_start.result["metrics"]
 
 
+def _features(run: RunDirectory) -> dict[str, bytes]:
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in sorted(run.path.glob("features/**/*.f32"))}
+
+
 def test_an_interrupted_extraction_goes_on_where_it_stopped(
-    folder: Path, pretrained: RunDirectory, evaluated: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    folder: Path, pretrained: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config("downstream", folder, "downstream.num_folds=2")
-    run = RunDirectory.create("downstream", config, parents=[pretrained])
-    monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 4)
+    monkeypatch.setattr(features, "SEGMENTS_PER_BATCH", 8)  # 4 clips
     looked: list[int] = []
+    leave_at: list[int] = []
 
-    def views_until(last: int) -> Any:
-        def views(batch: Batch, **settings: Any) -> Any:
-            looked.extend(batch.clip_ids.tolist())
-            if last in batch.clip_ids:
-                monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
-            return segment_views(batch, **settings)
+    def views(batch: Batch, **settings: Any) -> Any:
+        looked.extend(batch.sample_ids.tolist())
+        if leave_at and len(looked) >= leave_at[0]:
+            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
+        return segment_views(batch, **settings)
 
-        return views
-
-    for last in (5, 10):  # in the second batch of the training clips, and in their last
-        monkeypatch.setattr(features, "segment_views", views_until(last))
+    monkeypatch.setattr(features, "segment_views", views)
+    whole, run = (
+        RunDirectory.create(
+            "downstream",
+            {**tiny_config("downstream", folder, "downstream.num_folds=2"), "runs_root": str(folder / name)},
+            parents=[pretrained],
+        )
+        for name in ("whole", "stopped")
+    )
+    assert run_experiment(whole)
+    assert sorted(looked) == list(range(18))
+    looked.clear()
+    for leave in (8, 18):  # in the second batch of the clips, and in their last
+        leave_at[:] = [leave]
         assert not run_experiment(run)
         assert run.progress["state"] == "interrupted"
         assert run.progress["signal"] == "SIGTERM"
         monkeypatch.setattr(INTERRUPTION, "signal_name", None)
-    assert looked == list(range(12))  # each clip once
-    monkeypatch.setattr(features, "segment_views", segment_views)
+    assert sorted(looked) == list(range(18))  # each clip once, though most are in the training split alone
+    leave_at.clear()
     assert run_experiment(run)
-    assert [path.name for path in sorted((run.path / "features").glob("*.npz"))] == ["test.npz", "train.npz"]
-    monkeypatch.setattr(features, "VIDEOS_PER_BATCH", 16)
-    for split in ("train", "test"):
-        kept, whole = (np.load(some.path / "features" / f"{split}.npz") for some in (run, evaluated))
-        assert np.array_equal(kept["labels"], whole["labels"])
-        assert np.allclose(kept["video"], whole["video"], rtol=1e-4, atol=1e-6)  # batches of another size
+    assert len(looked) == 18
+    assert [*_features(run)] == ["features/clips/a.f32", "features/clips/v.f32"]
+    assert _features(run) == _features(whole)
+    assert run.result["metrics"] == whole.result["metrics"]
+
+
+def test_workers_do_not_change_a_bit(folder: Path, pretrained: RunDirectory, evaluated: RunDirectory) -> None:
+    config = tiny_config("downstream", folder, "execution.num_workers=2", f"runs_root={folder / 'workers'}")
+    run = RunDirectory.create("downstream", config, parents=[pretrained])
+    assert run.identity == evaluated.identity
+    assert run_experiment(run)
+    assert _features(run) == _features(evaluated)
+    assert run.result["metrics"] == evaluated.result["metrics"]
+
+
+def test_training_and_test_clips_are_apart_where_only_some_are_augmented(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def views(batch: Batch, *, seed: int | None, **settings: Any) -> Any:
+        seeds.append((len(batch.labels), seed is None))
+        return segment_views(batch, seed=seed, **settings)
+
+    monkeypatch.setattr(features, "segment_views", views)
+    overrides = ("downstream.features.train_draws=3", "downstream.modalities=[a]", "downstream.c_grid=[0.1]")
+    run = RunDirectory.create("downstream", tiny_config("downstream", folder, *overrides))
+    assert run_experiment(run)
+    assert seeds == [(12, False), (6, True)]
+    sizes = {name: len(content) for name, content in _features(run).items()}
+    assert sizes == {"features/test/a.f32": 6 * 2 * 32 * 4, "features/train/a.f32": 12 * 3 * 32 * 4}
 
 
 def test_an_interrupted_cross_validation_goes_on_where_it_stopped(
     folder: Path, pretrained: RunDirectory, evaluated: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config("downstream", folder)
     fits: list[float] = []
-    original = svm._fit
+    original = svm.fit_svm
 
-    def fit(*arrays: Any, c: float, seed: int) -> Any:
+    def fit(*arrays: Any, c: float, **settings: Any) -> Any:
         fits.append(c)
-        if len(fits) in (4, 9):
+        if len(fits) in (8, 28):
             monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGUSR2")
-        return original(*arrays, c=c, seed=seed)
+        return original(*arrays, c=c, **settings)
 
-    monkeypatch.setattr(svm, "_fit", fit)
-    run = RunDirectory.create("downstream", {**config, "runs_root": str(folder / "others")}, parents=[pretrained])
-    for expected in (4, 9):
+    monkeypatch.setattr(svm, "fit_svm", fit)
+    config = {**tiny_config("downstream", folder), "runs_root": str(folder / "others")}
+    run = RunDirectory.create("downstream", config, parents=[pretrained])
+    for expected in (8, 28):  # in the second fold of v, in the second of a
         assert not run_experiment(run)
         assert len(fits) == expected
         monkeypatch.setattr(INTERRUPTION, "signal_name", None)
     assert run_experiment(run)
-    assert len(fits) == 3 * (6 * 3 + 1)  # modalities x (values of C x folds, and the last one): none twice
+    # Modalities x (folds x values of C, and the last one); besides what was broken off, and v's last one again.
+    assert len(fits) == 3 * (3 * 6 + 1) + 2 + 2
+    assert run.result["metrics"] == evaluated.result["metrics"]
+    assert (run.path / "predictions.csv").read_text() == (evaluated.path / "predictions.csv").read_text()
+
+
+def test_an_interruption_between_two_modalities_is_heard(
+    folder: Path, evaluated: RunDirectory, pretrained: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = results.Results.add_scores
+
+    def add_scores(self: results.Results, *arguments: Any) -> None:
+        original(self, *arguments)
+        monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGINT")
+
+    config = {**tiny_config("downstream", folder), "runs_root": str(folder / "between")}
+    run = RunDirectory.create("downstream", config, parents=[pretrained])
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Results, "add_scores", add_scores)
+        assert not run_experiment(run)
+    assert run.result is None
+    assert run.progress["signal"] == "SIGINT"
+    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    assert run_experiment(run)
     assert run.result["metrics"] == evaluated.result["metrics"]
 
 
-def test_parts_after_a_gap_or_a_damage_are_passed_over(tmp_path: Path) -> None:
-    def part(num_clips: int) -> features.Features:
-        rows = np.zeros((num_clips, 1, 2), np.float32)
-        return features.Features(rows, rows, np.zeros(num_clips, np.int64))
+def test_sound_that_the_clips_lack_is_refused_before_anything_is_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = evaluate_module.open_manifest
 
-    parts = features.Parts(tmp_path / "train.parts")
-    assert parts.load() == []
-    for first in (0, 4, 12):
-        parts.save(part(4), first=first)
-    assert [len(some.labels) for some in parts.load()] == [4, 4]
-    (tmp_path / "train.parts" / "0000004-0000008.npz").write_bytes(b"torn")
-    assert [len(some.labels) for some in parts.load()] == [4]
+    def without_sound(settings: Any) -> Manifest:
+        manifest = original(settings)
+        manifest.clips.loc[5:, ["audio_start_s", "audio_end_s"]] = np.nan
+        return manifest
+
+    monkeypatch.setattr(evaluate_module, "open_manifest", without_sound)
+    run = RunDirectory.create("downstream", tiny_config("downstream", folder, "seed=5"))
+    with pytest.raises(
+        ValueError,
+        match=r"^downstream.modalities needs sound, 13 of 18 clips have none .*: set downstream.modalities=\[v\]",
+    ):
+        run_experiment(run)
+    assert not (run.path / "features").exists()
 
 
 def test_weights_of_another_size_are_refused(folder: Path, pretrained: RunDirectory) -> None:

@@ -1,0 +1,60 @@
+"""What several tests of evaluations need: features whose classes are known, and settings of the protocols."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from crisscross.data.manifest import CLIP_COLUMNS, Manifest
+from crisscross.evaluation.rows import Rows
+from crisscross.evaluation.settings import LinearSettings, RetrievalSettings, SvmSettings
+from crisscross.settings import DownstreamSettings
+from crisscross.settings_base import parse
+
+Settings = SvmSettings | LinearSettings | RetrievalSettings
+
+
+def rows_of(features: np.ndarray, labels: np.ndarray) -> Rows:
+    """Return rows of features (N, V, D), in memory."""
+    return Rows((np.asarray(features, np.float32),), np.arange(len(features)), np.asarray(labels), features.shape[1])
+
+
+def clusters(
+    num_clips: int, *, spread: float, seed: int = 0, num_classes: int = 4, dim: int = 16, num_segments: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, V, D) around one centre a class, the same for every seed, and labels (N,)."""
+    labels = np.arange(num_clips) % num_classes
+    centres = np.random.default_rng(99).normal(size=(num_classes, dim))
+    noise = np.random.default_rng(seed).normal(size=(num_clips, num_segments, dim))
+    return (centres[labels][:, None] + spread * noise).astype(np.float32), labels
+
+
+def protocol(name: str, **changes: Any) -> Settings:
+    """Return a protocol's settings as its config file has them, with changes."""
+    config = copy.deepcopy(_config(name))
+    config["downstream"] |= changes
+    return parse(DownstreamSettings, config).downstream
+
+
+@functools.cache
+def _config(name: str) -> dict[str, Any]:
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("downstream", overrides=[f"downstream={name}"]), resolve=True)
+
+
+def manifest_of(clips: list[dict[str, Any]]) -> Manifest:
+    """Return a manifest of clips that nobody has, each with a path, a label and splits; with both streams of 3 s."""
+    classes = sorted({clip["label"] for clip in clips})
+    there = {"video_start_s": 0.0, "video_end_s": 3.0, "audio_start_s": 0.0, "audio_end_s": 3.0}
+    rows = [
+        {"clip_id": index, "label_id": classes.index(clip["label"]), **there, **clip}
+        for index, clip in enumerate(clips)
+    ]
+    frame = pd.DataFrame(rows).reindex(columns=CLIP_COLUMNS)
+    return Manifest(None, None, frame, pd.DataFrame(), classes, "")

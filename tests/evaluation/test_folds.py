@@ -1,0 +1,117 @@
+"""Folds of a manifest: which clips train and test, what a cross-validation leaves out, what is refused."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from crisscross.data.manifest import Manifest
+from crisscross.data.settings import DataSettings
+from crisscross.evaluation.folds import Fold, folds_of, require_streams
+from tests.evaluation.support import manifest_of
+
+NUM_FOLDS = 5
+
+
+def _data(**changes: object) -> DataSettings:
+    known = {"name": "some", "kind": "folder", "root": "x", "train_split": "train", "test_split": "test"}
+    return DataSettings(**{**known, "fingerprint": None, **changes})
+
+
+def _splits(fold: int, folds: range = range(1, NUM_FOLDS + 1)) -> str:
+    """Return the splits of a clip that is the test of one fold and trains in the others, as ESC-50 has it."""
+    return "+".join(f"test{other}" if other == fold else f"train{other}" for other in folds)
+
+
+@pytest.fixture
+def folded() -> Manifest:
+    return manifest_of(
+        [
+            {"path": f"{fold}-{label}", "label": label, "split": _splits(fold)}
+            for fold in range(1, NUM_FOLDS + 1)
+            for label in ("cat", "dog")
+        ]
+    )
+
+
+def test_every_clip_is_tested_once_and_trains_in_the_other_folds(folded: Manifest) -> None:
+    folds = folds_of(folded, _data(folds=(1, 2, 3, 4, 5)))
+    assert [fold.name for fold in folds] == ["1", "2", "3", "4", "5"]
+    for fold in folds:
+        assert set(fold.test["path"]) == {f"{fold.name}-cat", f"{fold.name}-dog"}
+        assert set(fold.train["path"]) == set(folded.clips["path"]) - set(fold.test["path"])
+    assert sorted(path for fold in folds for path in fold.test["path"]) == sorted(folded.clips["path"])
+
+
+def test_groups_are_the_folds_that_clips_are_the_test_of(folded: Manifest) -> None:
+    fold = folds_of(folded, _data(folds=(3,)))[0]
+    assert fold.groups.tolist() == [f"test{path[0]}" for path in fold.train["path"]]
+    assert sorted(set(fold.groups)) == ["test1", "test2", "test4", "test5"]
+
+
+def test_there_are_no_groups_where_a_clip_is_never_or_twice_tested(folded: Manifest) -> None:
+    for splits in ("train1+train2", "train1+test2+test3"):
+        clips = [*folded.clips[["path", "label", "split"]].to_dict("records")]
+        other = manifest_of([*clips, {"path": "x", "label": "cat", "split": splits}])
+        assert folds_of(other, _data(folds=(1,)))[0].groups is None
+        assert folds_of(other, _data(folds=(5,)))[0].groups is not None  # it is not in there
+
+
+def test_without_folds_there_is_one_without_a_name_and_groups() -> None:
+    manifest = manifest_of(
+        [{"path": f"{split}-{label}", "label": label, "split": split} for split in ("train", "test") for label in "ab"]
+    )
+    (fold,) = folds_of(manifest, _data())
+    assert fold.name == ""
+    assert fold.groups is None
+    assert fold.train["path"].tolist() == ["train-a", "train-b"]
+    assert fold.test["label_id"].tolist() == [0, 1]
+    (swapped,) = folds_of(manifest, _data(train_split="test", test_split="train"))
+    assert swapped.train["path"].tolist() == ["test-a", "test-b"]
+
+
+def test_a_clip_in_both_splits_is_refused() -> None:
+    clips = [{"path": name, "label": "a", "split": split} for name, split in (("x", "train"), ("y", "train+test"))]
+    with pytest.raises(
+        ValueError,
+        match=r"^1 clips are in the training and in the test split \(the first is y\): data.train_split and"
+        r" data.test_split must have none in common$",
+    ):
+        folds_of(manifest_of(clips), _data())
+    with pytest.raises(ValueError, match="2 clips are in the training and in the test split"):
+        folds_of(manifest_of(clips), _data(test_split="train"))
+
+
+def test_a_fold_that_the_lists_lack_is_refused(folded: Manifest) -> None:
+    with pytest.raises(ValueError, match="train7"):
+        folds_of(folded, _data(folds=(1, 7)))
+
+
+def test_classes_without_training_clips_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    clips = [("x", "a", "train"), ("y", "b", "test"), ("z", "c", "test"), ("w", "a", "test")]
+    keys = ("path", "label", "split")
+    with caplog.at_level(logging.WARNING):
+        folds_of(manifest_of([dict(zip(keys, clip, strict=True)) for clip in clips]), _data())
+    assert caplog.messages == ["no training clips of b, c: their test clips count as errors"]
+
+
+def _without(stream: str) -> Fold:
+    start, end = f"{stream}_start_s", f"{stream}_end_s"
+    clips = [{"path": path, "label": "a", "split": split} for path, split in (("x", "train"), ("y", "test"))]
+    clips[1] |= {start: np.nan, end: np.nan}
+    return folds_of(manifest_of(clips), _data())[0]
+
+
+def test_a_stream_that_some_clips_lack_is_refused_when_it_is_asked_for() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^downstream.modalities needs sound, 1 of 2 clips have none \(the first is y\): set"
+        r" downstream.modalities=\[v\], or leave such clips out with data.require=\[audio\]$",
+    ):
+        require_streams(_without("audio"), "av")
+    with pytest.raises(ValueError, match=r"needs pictures, 1 of 2 .* set downstream.modalities=\[a\], .*\[video\]$"):
+        require_streams(_without("video"), "v")
+    require_streams(_without("audio"), "v")
+    require_streams(_without("video"), "a")
