@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from crisscross.experiment import run as run_experiment
+from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, TINY_OVERRIDES, TINY_PRETRAINING, history, tiny_config
@@ -77,7 +78,7 @@ def command(folder: Path) -> Callable[..., RunDirectory]:
         done = subprocess.run(
             [sys.executable, f"experiments/{program}.py", *sizes, f"runs_root={folder / 'commands'}", *overrides],
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "500"},
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "500"},
             capture_output=True,
             text=True,
             timeout=300,
@@ -193,15 +194,15 @@ def test_a_modality_that_a_dataset_lacks_is_refused(
 def test_released_files_and_untrained_backbones_will_do(
     folder: Path, data: Callable[[str], list[str]], pretrained: RunDirectory
 ) -> None:
-    from crisscross.identity import weights_fingerprint
-
-    def evaluated(**weights: Any) -> dict[str, float]:
+    def features(weights: dict[str, Any], parents: list[RunDirectory]) -> bytes:
         config = tiny_config("downstream", folder, *data("dcase2013"), *LINEAR_DCASE, "downstream.epochs=2")
         config["weights"] |= weights
-        run = RunDirectory.create("downstream", config)
+        run = RunDirectory.create("downstream", config, parents=parents)
         assert run_experiment(run)
-        return run.result["metrics"]
+        assert set(run.result["metrics"]) == {"eval/top1_a", "eval/top5_a"}
+        return (run.path / "features" / "train" / "a.f32").read_bytes()
 
     file = str(pretrained.path / "audio_backbone.pt")
-    evaluated(audio=file, fingerprint=weights_fingerprint(None, file))
-    evaluated()
+    released = features({"audio": file, "fingerprint": weights_fingerprint(None, file)}, [])
+    assert released == features({}, [pretrained])
+    assert released != features({}, [])
