@@ -199,7 +199,7 @@ class DownstreamSettings(ExperimentSettings):
             if len(self.data.folds) > 1:
                 raise ValueError(
                     f"data.folds={[*self.data.folds]}: fine-tuning takes one fold an experiment:"
-                    f" data.folds=[{self.data.folds[0]}], then the others (the table has their mean)"
+                    f" data.folds=[{self.data.folds[0]}], then the others"
                 )
             if self.views.video.num_frames != protocol.frames:
                 raise ValueError(
@@ -215,12 +215,12 @@ KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "dow
 
 def training_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the ``training`` node of an experiment that goes through the training loop, None for any other."""
-    return config["training"] if "method" in config else config["downstream"].get("training")
+    return config.get("downstream", config).get("training")
 
 
 def trains(config: Mapping[str, Any]) -> bool:
     """Whether an experiment goes through the training loop: a pretraining, or an evaluation by fine-tuning."""
-    return training_of(config) is not None
+    return "method" in config or training_of(config) is not None
 
 
 def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from crisscross.catch_up import catch_up
 from crisscross.models.sizes import checkpoints_bytes
-from crisscross.settings import PretrainSettings
+from crisscross.settings import KINDS, trains
 from crisscross.settings_base import parse
 from launch.arrays import Array, Planner
 from launch.cluster import resource_kind
@@ -75,20 +75,20 @@ def _submitter(plan: Plan, code: Snapshot, console: Console) -> Submitter:
 
 
 def check_space(plan: Plan) -> None:
-    """Make sure that the disk has room for the checkpoints of the pretrainings that are not done.
+    """Make sure that the disk has room for the checkpoints of the pretrainings and fine-tunings that are not done.
 
     Raises:
         OSError: one line with both numbers.
     """
-    missing = [item for item in plan.graph if item.kind == "pretrain" and not (item.path / "result.json").is_file()]
+    missing = [item for item in plan.graph if trains(item.config) and not (item.path / "result.json").is_file()]
     needed = sum(
-        max(0, checkpoints_bytes(parse(PretrainSettings, item.config)) - _bytes_in(item.path / "checkpoints"))
+        max(0, checkpoints_bytes(parse(KINDS[item.kind], item.config)) - _bytes_in(item.path / "checkpoints"))
         for item in missing
     )
     free = shutil.disk_usage(plan.runs_root).free
     if needed > free:
         raise OSError(
-            f"runs_root={plan.runs_root}: the checkpoints of {len(missing)} pretraining(s) may take {_gb(needed)}, the"
+            f"runs_root={plan.runs_root}: the checkpoints of {len(missing)} training(s) may take {_gb(needed)}, the"
             f" disk has {_gb(free)} left: free some space, give another folder, or keep fewer (training.keep_epochs)"
         )
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 from crisscross.data.probe import Probe, probe
 from crisscross.data.source import NO_FILE, Stamp, stamp_of
 from crisscross.data.streams import DecodeError
+from crisscross.data.workers import num_usable_cores, worker_pool
 from crisscross.files import write_atomically
 
 SAVE_EVERY_S = 60.0  # a build that is killed loses at most this much probing
@@ -23,8 +22,6 @@ FEW_FILES = 16  # so few are probed in this process: starting others takes longe
 FILES_A_TASK = 8
 
 Found = dict[str, Any]
-
-_IGNORE_CTRL_C = (signal.SIGINT, signal.SIG_IGN)
 
 
 def probe_files(
@@ -97,7 +94,7 @@ def _probe_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("probing clips", total=len(paths))
-        for result in _results(root, paths, thorough, jobs or _num_usable_cpus()):
+        for result in _results(root, paths, thorough, jobs or num_usable_cores()):
             bar.advance(task)
             yield result
 
@@ -109,7 +106,7 @@ def _results(root: Path, paths: list[str], thorough: bool, jobs: int) -> Iterato
     left = dict.fromkeys(paths)
     batches = [paths[i : i + FILES_A_TASK] for i in range(0, len(paths), FILES_A_TASK)]
     try:
-        with _pool(min(jobs, len(batches))) as pool:
+        with worker_pool(min(jobs, len(batches))) as pool:
             tasks = [pool.submit(probe_some, root, batch, thorough) for batch in batches]
             try:
                 for task in as_completed(tasks):
@@ -125,22 +122,9 @@ def _results(root: Path, paths: list[str], thorough: bool, jobs: int) -> Iterato
             yield path, _probe_apart(root, path, thorough)
 
 
-def _num_usable_cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it; there it knows what Slurm granted
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    """Return a pool whose processes do not inherit this one's threads and locks, and leave Ctrl-C to this one."""
-    methods = multiprocessing.get_all_start_methods()
-    method = "forkserver" if "forkserver" in methods else "spawn"
-    context = multiprocessing.get_context(method)
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=signal.signal, initargs=_IGNORE_CTRL_C)
-
-
 def _probe_apart(root: Path, path: str, thorough: bool) -> Found:
     try:
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             return pool.submit(probe_one, root, path, thorough).result()
     except BrokenProcessPool:
         return {"problem": "crashes the decoder", **_stamped(stamp_of(root, path) or NO_FILE)}
@@ -148,7 +132,7 @@ def _probe_apart(root: Path, path: str, thorough: bool) -> Found:
 
 def _check_that_processes_start() -> None:
     try:
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crisscross.settings import ModelSettings, PretrainSettings
+    from crisscross.settings import DownstreamSettings, ModelSettings, PretrainSettings
+    from crisscross.training.settings import OptimSettings, TrainingSettings
 
 BLOCKS_BY_DEPTH: dict[int, tuple[int, int, int, int]] = {
     10: (1, 1, 1, 1),
@@ -54,21 +55,22 @@ def num_parameters(model: ModelSettings) -> int:
     return sum(sum(layer.parameters) for layer in _network(model))
 
 
-def checkpoint_bytes(settings: PretrainSettings) -> int:
+def checkpoint_bytes(settings: PretrainSettings | DownstreamSettings) -> int:
     """Return the bytes of one checkpoint: weights, statistics of the batch normalisations, the optimiser's moments.
 
-    Where a method leaves a modality untrained, the optimiser keeps nothing for it and the file is smaller.
+    Where a method leaves a modality untrained, the optimiser keeps nothing for it and the file is smaller. The head of
+    a fine-tuning, whose classes are not known here, is left out: 51,813 of 15.4 million values for UCF101.
 
     Args:
-        settings: the settings of a pretraining.
+        settings: the settings of a pretraining or a fine-tuning.
     """
-    layers = _network(settings.model)
+    layers, training, optim = _trained(settings)
     sizes = _saved_bytes(layers)
-    if settings.training.epochs:  # an optimiser that has taken no step has no moments
+    if training.epochs:  # an optimiser that has taken no step has no moments
         weights = [_FLOAT_BYTES * count for layer in layers for count in layer.parameters]
-        if settings.optim.name == "adam":  # two moments, and a number of steps for each tensor
+        if optim.name == "adam":  # two moments, and a number of steps for each tensor
             sizes += [*weights, *weights, *[_FLOAT_BYTES] * len(weights)]
-        elif settings.optim.momentum:
+        elif optim.momentum:
             sizes += weights
     return _file_bytes(sizes)
 
@@ -82,19 +84,28 @@ def backbones_bytes(model: ModelSettings) -> int:
     return sum(_file_bytes(_saved_bytes(layers)) for layers in (_video(model), _audio(model)))
 
 
-def checkpoints_bytes(settings: PretrainSettings) -> int:
-    """Return the most that a pretraining's checkpoints and exported backbones take on disk at a time.
+def checkpoints_bytes(settings: PretrainSettings | DownstreamSettings) -> int:
+    """Return the most that a training's checkpoints and exported weights take on disk at a time.
 
     That is while the last checkpoint is written: those of ``training.keep_epochs`` stay, as do the two before it.
     A kill in the middle of a write leaves a torn file, which the next write clears away: up to one checkpoint more.
 
     Args:
-        settings: the settings of a pretraining.
+        settings: the settings of a pretraining or a fine-tuning.
     """
-    epochs = settings.training.epochs
-    kept = len({epoch for epoch in settings.training.keep_epochs if 0 < epoch < epochs})
-    num = kept + CHECKPOINTS_BESIDE_THE_KEPT if epochs else 1
-    return num * checkpoint_bytes(settings) + backbones_bytes(settings.model)
+    layers, training, _ = _trained(settings)
+    kept = len({epoch for epoch in training.keep_epochs if 0 < epoch < training.epochs})
+    num = kept + CHECKPOINTS_BESIDE_THE_KEPT if training.epochs else 1
+    is_pretraining = not hasattr(settings, "downstream")
+    exported = backbones_bytes(settings.model) if is_pretraining else _file_bytes(_saved_bytes(layers))
+    return num * checkpoint_bytes(settings) + exported
+
+
+def _trained(settings: PretrainSettings | DownstreamSettings) -> tuple[list[Layer], TrainingSettings, OptimSettings]:
+    """Return what is trained, how long and by which optimiser."""
+    if hasattr(settings, "downstream"):
+        return _video(settings.model), settings.downstream.training, settings.downstream.optim
+    return _network(settings.model), settings.training, settings.optim
 
 
 def _saved_bytes(layers: Iterable[Layer]) -> list[int]:

@@ -17,16 +17,23 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from crisscross.data import compact
+from crisscross.data.catalogue import open_manifest, prepare
 from crisscross.data.compact_clip import Streams, copy_size, ticks_of, write_copy
 from crisscross.data.compact_settings import CompactSettings
 from crisscross.data.decode import decode_windows
 from crisscross.data.manifest import Manifest, build_manifest, read_manifest
 from crisscross.data.pictures import pictures
+from crisscross.data.prepare import main as prepare_main
 from crisscross.data.probe import probe
+from crisscross.data.settings import DataSettings
 from crisscross.data.streams import DecodeError, choose_stream, open_media
+from crisscross.settings_base import parse
 from tests.data.clips import even_times_s, impulses, read_numbers, tone, write_clip
+from tests.data.miniatures import data_overrides, make_miniature
 
 REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
 SETTINGS = CompactSettings(short_side_px=32, crf=18)
@@ -384,3 +391,24 @@ def read_copy(target: Path, stream: str) -> Manifest:
     directory = target.with_name(f"{target.name}-manifest")
     build_manifest(directory, root=None, csv=target / "clips.csv", require=(stream,), jobs=1, progress=False)
     return read_manifest(directory)
+
+
+@pytest.mark.parametrize("name", ["ucf101", "esc50"])
+def test_the_copy_of_an_official_dataset_keeps_its_folds(name, tmp_path, capsys):
+    root = make_miniature(name, tmp_path / name)
+    asked = [name, "--root", str(root), "--manifest-root", str(tmp_path / "m"), "--jobs", "1"]
+    assert prepare_main([*asked, "--compact", str(tmp_path / "copy"), "--short-side", "32"]) == 0
+    use = next(line for line in capsys.readouterr().out.splitlines() if "to use it: " in line).split("to use it: ")[1]
+    chosen = {}
+    for key, overrides in (("original", data_overrides(name, root)), ("copy", use.split())):
+        overrides = [*overrides, f"data.manifest_root={tmp_path / 'm'}"]
+        with initialize_config_module("experiments.conf", version_base="1.3"):
+            config = OmegaConf.to_container(compose("downstream", overrides=overrides), resolve=True)
+        settings = parse(DataSettings, prepare(config["data"], progress=False))
+        manifest = open_manifest(settings)
+        chosen[key] = settings, manifest, {split: manifest.split(split)["label"].tolist() for split in settings.splits}
+    (before, original, labels), (after, copy, labels_of_copy) = chosen.values()
+    assert (after.name, after.folds, after.require) == (before.name, before.folds, before.require)
+    assert labels_of_copy == labels
+    assert len(labels) == 2 * len(before.folds)
+    assert copy.fingerprint != original.fingerprint

@@ -348,7 +348,7 @@ class TestProcesses:
 
         paths = [f"a/{n}.mp4" for n in range(probing.FEW_FILES + 1)]
         root = fill(tmp_path / "data", clip, *paths)
-        monkeypatch.setattr(probing, "_pool", lambda jobs: Broken())
+        monkeypatch.setattr(probing, "worker_pool", lambda jobs: Broken())
         with pytest.raises(RuntimeError, match="do not start: call build_manifest under if __name__"):
             build(tmp_path, root=root, jobs=2)
         monkeypatch.setattr(probing, "_check_that_processes_start", lambda: None)

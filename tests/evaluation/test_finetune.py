@@ -404,12 +404,13 @@ def test_the_wrong_weights_are_refused(folder: Path, modality: str, complaint: s
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
 def test_a_fold_of_an_official_dataset_without_sound(folder: Path, name: str) -> None:
     root = make_miniature(name, folder / name)
-    frames = ("downstream.frames=8", "views.video.num_frames=8")
-    run = _make(folder, *data_overrides(name, root), "data.folds=[2]", *frames, "downstream.training.epochs=1")
+    lengths = ("downstream.frames=8", "views.video.num_frames=8", "views.audio.seconds=4.0")  # clips have 2.5 s
+    run = _make(folder, *data_overrides(name, root), "data.folds=[2]", *lengths, "downstream.training.epochs=1")
     assert run.label == f"untrained-s0-finetune-{name}-fold2"
     assert run.config["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4  # the table's, at 8 frames
     assert run_experiment(run)
     assert run.result["num_test_clips"] == 6
+    assert run.result["metrics"]["data/fallback_fraction"] == 0.0  # the length of a sound that is not there is nothing
     assert run.result["metrics"]["eval/top1_v_fold2"] == run.result["metrics"]["eval/top1_v"]
 
 

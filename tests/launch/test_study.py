@@ -53,7 +53,7 @@ def test_the_relaxation_study_is_five_pretrainings_their_evaluations_and_the_flo
         parent = experiment.parents[0] if experiment.parents else None
         if experiment.kind == "downstream":
             run = str(parent.path) if parent else None
-            assert experiment.config["weights"] == {"run": run, "video": None, "audio": None}
+            assert experiment.config["weights"] == {"run": run, "epoch": None, "video": None, "audio": None}
         assert experiment.config["tracking"]["delivery"] == "deferred"
 
 

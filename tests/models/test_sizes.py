@@ -13,14 +13,17 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch import nn
 
+from crisscross.experiment import run as run_experiment
 from crisscross.methods.base import build_method
 from crisscross.methods.crisscross import Method
 from crisscross.models.released import export_backbone
 from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, num_parameters
 from crisscross.optim.build import build_optimizer
-from crisscross.settings import PretrainSettings
+from crisscross.run_directory import RunDirectory
+from crisscross.settings import DownstreamSettings, PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.checkpoint import CheckpointWriter, checkpoint_path
+from tests.support import TINY_FINETUNING, tiny_config
 
 ODD = (
     "model.video.depth=34",
@@ -144,3 +147,15 @@ def test_no_more_checkpoints_than_counted_are_there_at_a_time(tmp_path: Path, mo
 def test_predicting_needs_no_torch() -> None:
     code = "import crisscross.models.sizes, crisscross.settings, sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_fine_tuning_is_as_large_as_predicted(tmp_path: Path) -> None:
+    run = RunDirectory.create(
+        "downstream", tiny_config("downstream", tmp_path, *TINY_FINETUNING, "model.video.width=16")
+    )
+    assert run_experiment(run)
+    settings = parse(DownstreamSettings, run.config)
+    newest = max(run.checkpoints.glob("*.pt"))
+    assert _is_close(checkpoint_bytes(settings), newest.stat().st_size)
+    exported = checkpoints_bytes(settings) - 3 * checkpoint_bytes(settings)
+    assert _is_close(exported, (run.path / "classifier.pt").stat().st_size)
