@@ -27,9 +27,6 @@ GRADIENT_TOLERANCE = 3e-5
 OBJECTIVE_TOLERANCE = 1e-7
 """Least relative gain of a step: what single precision can tell (chosen by us)."""
 
-OBJECTIVE_TOLERANCE = 1e-7
-"""Relative gain of an iteration below which the fit is done: what single precision tells apart (chosen by us)."""
-
 
 @dataclass(frozen=True)
 class LinearSvm:

@@ -11,7 +11,8 @@ import pandas as pd
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.manifest import CLIP_COLUMNS, Manifest
+from crisscross.data.manifest import Manifest
+from crisscross.data.manifest_tables import CLIP_COLUMNS
 from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.settings import LinearSettings, RetrievalSettings, SvmSettings
 from crisscross.settings import DownstreamSettings

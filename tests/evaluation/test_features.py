@@ -16,10 +16,10 @@ from crisscross.data.catalogue import open_manifest
 from crisscross.data.decode import DecodeError
 from crisscross.data.loader import Batch, Clips, SegmentDataset
 from crisscross.evaluation import features as module
-from crisscross.evaluation.features import Extraction, FeatureStore, Interrupted, extract
+from crisscross.evaluation.features import Extraction, FeatureStore, extract
 from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
-from crisscross.training.interruption import INTERRUPTION, SIGNALS
+from crisscross.training.interruption import INTERRUPTION, SIGNALS, Interrupted
 from crisscross.training.views import segment_views
 from tests.support import tiny_config
 

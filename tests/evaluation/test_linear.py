@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from crisscross.evaluation import linear as module
-from crisscross.evaluation.features import Interrupted
 from crisscross.evaluation.linear import evaluate_linear
 from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.scores import top_k
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 TRAIN, LABELS = clusters(20, spread=1.0)

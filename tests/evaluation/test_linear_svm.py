@@ -11,10 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from crisscross.evaluation import rows as rows_module
-from crisscross.evaluation.features import Interrupted
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
 from crisscross.evaluation.rows import Rows
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from tests.evaluation.support import clusters, rows_of
 
 CPU = torch.device("cpu")
