@@ -120,7 +120,7 @@ class ViewDataset(Dataset):
         epoch, sample_id = request
         index = sample_id % len(self.clips)
         rng = generator(self._seed, "views", epoch, sample_id)
-        starts = draw_starts(self.clips.extent(index, self._modalities), self._views, self._relaxation, rng=rng)
+        starts = draw_starts(self.clips, index, self._views, self._relaxation, modalities=self._modalities, rng=rng)
         about = {"sample_ids": sample_id, "fallback": bool(starts.fallback), "epoch": epoch}
         wanted = (starts.video_s[: self._num_views], starts.audio_s[: self._num_views])
         return _decoded(self.clips, index, self._views, *wanted, modalities=self._modalities, about=about)
@@ -155,31 +155,50 @@ class SegmentDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict | DecodeError:
         """Return the clip's arrays, or the error."""
-        extent = self.clips.extent(index, self._modalities)
-        starts = self._drawn(extent, index) if self._num_draws else self._evenly_spaced(extent)
+        starts = self._drawn(index) if self._num_draws else self._evenly_spaced(index)
         about = {"sample_ids": self.clips.ids[index], "fallback": False, "epoch": 0}
         return _decoded(self.clips, index, self._views, *starts, modalities=self._modalities, about=about)
 
-    def _evenly_spaced(self, extent: Extent) -> tuple[list[float], list[float]]:
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one clip's segments, decoded."""
+        video, audio = self._views.video, self._views.audio
+        height, width = video.canvas_px
+        of_pictures = video.num_frames * height * width * 3 if "v" in self._modalities else 0
+        of_sound = round(audio.seconds * audio.sample_rate_hz) * 4 if "a" in self._modalities else 0
+        return (self._num_draws or self._views.evaluation_clips) * (of_pictures + of_sound)
+
+    def _evenly_spaced(self, index: int) -> tuple[list[float], list[float]]:
+        extent = self.clips.extent(index, self._modalities)
         views, num = self._views, self._views.evaluation_clips
         return (
             even_starts(extent.video_start_s, extent.video_end_s, seconds=views.video.seconds, num=num),
             even_starts(extent.audio_start_s, extent.audio_end_s, seconds=views.audio.seconds, num=num),
         )
 
-    def _drawn(self, extent: Extent, index: int) -> tuple[list[float], list[float]]:
-        clip_id = int(self.clips.ids[index])
+    def _drawn(self, index: int) -> tuple[list[float], list[float]]:
+        keys = [(self._seed, "segments", draw, int(self.clips.ids[index])) for draw in range(self._num_draws)]
         starts = [
-            draw_starts(extent, self._views, "none", rng=generator(self._seed, "segments", draw, clip_id))
-            for draw in range(self._num_draws)
+            draw_starts(self.clips, index, self._views, "none", modalities=self._modalities, rng=generator(*key))
+            for key in keys
         ]
         return [start.video_s[0] for start in starts], [start.audio_s[0] for start in starts]
 
 
-def draw_starts(extent: Extent, views: ViewSettings, relaxation: str, *, rng: np.random.Generator) -> ViewStarts:
-    """Draw where the two views of a clip start, of the lengths in the settings."""
+def draw_starts(
+    clips: Clips, index: int, views: ViewSettings, relaxation: str, *, modalities: str, rng: np.random.Generator
+) -> ViewStarts:
+    """Draw where the two views of a clip start.
+
+    Where one modality is all that is decoded, nothing depends on the other: its stream and segments count as alike.
+    """
+    video_s, audio_s = views.video.seconds, views.audio.seconds
     return draw_view_starts(
-        relaxation, extent, video_seconds=views.video.seconds, audio_seconds=views.audio.seconds, rng=rng
+        relaxation,
+        clips.extent(index, modalities),
+        video_seconds=video_s if "v" in modalities else audio_s,
+        audio_seconds=audio_s if "a" in modalities else video_s,
+        rng=rng,
     )
 
 

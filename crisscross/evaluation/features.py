@@ -24,7 +24,10 @@ from crisscross.transforms.settings import AudioTransformSettings, VideoTransfor
 logger = logging.getLogger(__name__)
 
 SEGMENTS_PER_BATCH = 160
-"""Segments in one pass through a network: 16 clips of 10 segments (chosen by us)."""
+"""Segments in one pass through a network, at most: 16 clips of 10 segments (chosen by us)."""
+
+BATCH_BYTES = 2**28
+"""Bytes of decoded segments in one pass, at most, unless one clip has more: every loader worker holds two of these."""
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
@@ -162,7 +165,7 @@ def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[in
 
 def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the features of clip after clip, some at a time."""
-    clips_a_batch = max(1, SEGMENTS_PER_BATCH // store.num_segments)
+    clips_a_batch = max(1, min(SEGMENTS_PER_BATCH // store.num_segments, BATCH_BYTES // extraction.dataset.clip_bytes))
     requests = [
         list(range(first, min(first + clips_a_batch, store.num_clips)))
         for first in range(begin, store.num_clips, clips_a_batch)

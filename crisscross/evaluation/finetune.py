@@ -33,7 +33,7 @@ from crisscross.models.initialisation import initialise
 from crisscross.models.r2plus1d import VideoBackbone
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, ViewSettings
+from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device, join_world
 from crisscross.training.interruption import Interrupted
@@ -156,7 +156,7 @@ def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_
         phase="fine-tuning",
         network=build_network(settings, backbone, num_classes=num_classes),
         clips=clips,
-        views=_of_video_alone(settings.views),
+        views=settings.views,
         relaxation="none",
         modalities="v",
         optim=protocol.optim,
@@ -166,12 +166,6 @@ def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_
         seed=settings.seed,
         node="downstream.training",
     )
-
-
-def _of_video_alone(views: ViewSettings) -> ViewSettings:
-    """Return views whose sound is as long as their pictures: it is not there, and must not keep clips from edges."""
-    audio = views.audio.model_copy(update={"seconds": views.video.seconds})
-    return views.model_copy(update={"audio": audio})
 
 
 def _export(network: Finetuning, path: Path) -> None:
