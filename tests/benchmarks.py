@@ -3,6 +3,8 @@
 ``uv run python -m tests.benchmarks prepare FOLDER ...``: how fast files are probed (tests/benchmark_prepare.py).
 ``uv run python -m tests.benchmarks copies FOLDER``: what compact copies cost and bring, and how fast clips get to a
 node (tests/benchmark_copies.py).
+``uv run python -m tests.benchmarks evaluation [FOLDER]``: dense tests, and the SVM of ESC-50
+(tests/benchmark_evaluation.py).
 
 Prints clips a second through decoding and transforms on one core, training samples a second, seconds from the start of
 the process to the first step, and how long a checkpoint holds the loop up. Takes a minute or two, in a temporary
@@ -30,7 +32,7 @@ from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
-from tests import benchmark_copies, benchmark_prepare
+from tests import benchmark_copies, benchmark_evaluation, benchmark_prepare
 from tests.support import full_history
 
 STEPS = {"demo": 40, "paper": 4}
@@ -111,5 +113,7 @@ if __name__ == "__main__":
         benchmark_prepare.main(*sys.argv[2:])
     elif sys.argv[1:2] == ["copies"]:
         benchmark_copies.main(*sys.argv[2:])
+    elif sys.argv[1:2] == ["evaluation"]:
+        benchmark_evaluation.main(*sys.argv[2:])
     else:
         main(*sys.argv[1:])

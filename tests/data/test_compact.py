@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
 
@@ -237,6 +239,16 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+class _FragilePool(ThreadPoolExecutor):
+    """Stands for processes, one of which dies of a certain clip."""
+
+    def submit(self, work, tasks):
+        dies = self._max_workers > 1 or "silent" in tasks[3].path
+        future = Future()
+        future.set_exception(BrokenProcessPool()) if dies else future.set_result(work(tasks))
+        return future
+
+
 class TestDatasets:
     def test_the_copy_is_a_dataset_with_the_same_labels_and_splits(self, manifest, tmp_path):
         assert "train/b/damaged.mp4" in set(manifest.clips["path"])
@@ -322,6 +334,13 @@ class TestDatasets:
         whole = tmp_path / "whole"
         compact.run(manifest, whole, SETTINGS, jobs=1, progress=False)
         assert files(target) == files(whole)
+
+    def test_a_clip_that_kills_whoever_opens_it_is_found_and_left_out(self, manifest, tmp_path, monkeypatch):
+        monkeypatch.setattr(compact, "worker_pool", _FragilePool)
+        report = compact.run(manifest, tmp_path / "copy", SETTINGS, jobs=2, progress=False)
+        assert report.is_complete
+        assert dict(report.failures)["test/b/silent.mp4"] == "crashes the decoder"
+        assert report.num_copied == 5
 
     def test_bad_requests_are_one_line(self, manifest, source, tmp_path):
         with pytest.raises(ValueError, match=r"jobs=0: at least 1 process is needed"):
