@@ -44,6 +44,8 @@ class Results:
     ) -> None:
         """Note the scores of a fold's test clips, (N, K), further metrics by name, and what else is said of a clip."""
         labels = fold.test["label_id"].to_numpy()
+        trained_on = np.isin(np.arange(scores.shape[1]), fold.train["label_id"])
+        scores = np.where(trained_on, scores, -np.inf)  # whatever a layer says of a class that it has never seen
         found = {f"eval/top{k}": top_k(scores, labels, k) for k in (1, 5)}
         self._add(fold, modality, {**found, **more})
         predicted = [self._classes[index] for index in scores.argmax(axis=1)]

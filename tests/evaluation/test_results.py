@@ -80,6 +80,14 @@ def test_one_fold_of_several_is_named() -> None:
     assert results.tables()["predictions.csv"]["fold"].tolist() == ["2"] * 3
 
 
+def test_classes_that_were_not_trained_on_are_never_hits() -> None:
+    results = Results(CLASSES, num_folds=1)
+    scores = np.array([[0.1, 0.2, 0.7], [0.3, 0.1, 0.6]])  # probabilities, of a layer of three outputs
+    results.add_scores(_fold("", "abab", "ca"), "v", scores, {})
+    assert results.metrics == {"eval/top1_v": 0.5, "eval/top5_v": 0.5}
+    assert "".join(results.tables()["predictions.csv"]["predicted_v"]) == "ba"
+
+
 def _neighbours() -> Neighbours:
     return Neighbours(np.array([[2, 0, 1], [1, 2, 0]]), np.array([[0.1234567, 0.2, 0.3], [0.0, 0.5, 0.6]]))
 
