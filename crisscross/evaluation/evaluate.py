@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.manifest import Manifest
@@ -50,7 +51,8 @@ def evaluate(run: RunDirectory) -> bool:
         return finetune(run)
     torch.set_num_threads(settings.execution.num_threads)
     try:
-        _Evaluation(run, settings).run()
+        with threadpool_limits(settings.execution.num_threads):  # else NumPy takes all cores, and several jobs fight
+            _Evaluation(run, settings).run()
     except Interrupted as signal_name:
         logger.info("%s: stopped; features and what was found so far are kept", signal_name)
         return False
