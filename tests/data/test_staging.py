@@ -195,6 +195,7 @@ class TestSeveral:
         with pytest.raises(Interrupted, match="SIGTERM"):
             staged(manifest, settings(config, tmp_path))
         monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+        monkeypatch.setattr(staging, "_put", original)
         there = list(tmp_path.rglob("*/*/*.mp4"))
         assert 1 <= len(there) < len(manifest.clips)
         assert clips(staged(manifest, settings(config, tmp_path))) == clips(manifest)
