@@ -193,6 +193,21 @@ class DownstreamSettings(ExperimentSettings):
     weights: WeightsSettings
 
     @model_validator(mode="after")
+    def _has_weights_of_what_it_uses(self) -> DownstreamSettings:
+        given = {"v": self.weights.video, "a": self.weights.audio}
+        wanted = "v" if isinstance(self.downstream, FinetuneSettings) else self.downstream.streams
+        names = {"v": "video", "a": "audio"}
+        lacking = [stream for stream in wanted if not given[stream]]
+        if any(given.values()) and lacking:
+            other = "a" if lacking[0] == "v" else "v"
+            raise ValueError(
+                f"weights.{names[other]} is given, weights.{names[lacking[0]]} is not: this would evaluate an untrained"
+                f" {names[lacking[0]]} network: set both"
+                + ("" if isinstance(self.downstream, FinetuneSettings) else f", or downstream.modalities=[{other}]")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fine_tuning_is_possible(self) -> DownstreamSettings:
         protocol = self.downstream
         if isinstance(protocol, FinetuneSettings):

@@ -180,11 +180,10 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     if kind == "downstream":
         parents = _parents_of(config["weights"])
         config = complete(config, pretrained_on=parents[0].config["data"]["name"] if parents else None)
-    parse(KINDS[kind], config)
-    if kind == "downstream":
         fingerprint = weights_fingerprint(config["weights"]["video"], config["weights"]["audio"])
         if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
             config["weights"] = {**config["weights"], "fingerprint": fingerprint}
+    parse(KINDS[kind], config)
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
     return RunDirectory.create(kind, config, parents=parents)
 

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from sklearn.svm import LinearSVC
 
 from crisscross.data.catalogue import open_manifest, prepare
+from crisscross.data.listing import media_files
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.sampling import even_starts
 from crisscross.evaluation.features import Extraction, FeatureStore, extract
@@ -72,8 +73,11 @@ def _dense_test(root: Path) -> None:
 
 
 def _settings(root: Path, folder: Path) -> DownstreamSettings:
+    csv = folder / "list.csv"
+    csv.write_text("file,label\n" + "".join(f'"{file}",clip\n' for file in sorted(media_files(root))))
     overrides = [
-        *("data=folder", f"data.root={root}", f"data.manifest_root={folder}", "data.require=[video]"),
+        *("data=folder", f"data.root={root}", f"data.csv={csv}", "data.split_column=null"),
+        *(f"data.manifest_root={folder}", "data.require=[video]"),
         *("views.evaluation_clips=10", "execution.num_workers=0", "execution.device=cpu", "downstream.modalities=[v]"),
     ]
     with initialize_config_module("experiments.conf", version_base="1.3"):

@@ -162,7 +162,9 @@ def _claim(target: Path, settings: CompactSettings, manifest: Manifest) -> None:
     mark = target / "compact.json"
     remedy = "choose an empty folder, or delete this one if nothing needs it"
     if target == manifest.root or target in manifest.root.parents:
-        raise ValueError(f"the compact copy cannot be made in {target}, which holds the original clips: {remedy}")
+        raise ValueError(
+            f"the compact copy cannot be made in {target}, which holds the original clips: choose an empty folder"
+        )
     with file_lock(target / ".compact.lock"):
         found = read_json(mark)
         if found is None:

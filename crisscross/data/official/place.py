@@ -109,7 +109,7 @@ class Place:
         looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
         return FileNotFoundError(
             f"data.annotations={self.annotations or 'null'}: {looked} has no {name or 'official list'}: expected"
-            f" {self.lists} of {self.dataset}; set data.annotations to the folder that holds them"
+            f" {self.lists} of {self.dataset}; set data.annotations to the folder that holds them, or to the file"
         )
 
     def check_label(self, label: str, where: str) -> str:
