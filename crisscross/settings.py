@@ -194,17 +194,17 @@ class DownstreamSettings(ExperimentSettings):
 
     @model_validator(mode="after")
     def _has_weights_of_what_it_uses(self) -> DownstreamSettings:
-        given = {"v": self.weights.video, "a": self.weights.audio}
-        wanted = "v" if isinstance(self.downstream, FinetuneSettings) else self.downstream.streams
-        names = {"v": "video", "a": "audio"}
-        lacking = [stream for stream in wanted if not given[stream]]
-        if any(given.values()) and lacking:
-            other = "a" if lacking[0] == "v" else "v"
-            raise ValueError(
-                f"weights.{names[other]} is given, weights.{names[lacking[0]]} is not: this would evaluate an untrained"
-                f" {names[lacking[0]]} network: set both"
-                + ("" if isinstance(self.downstream, FinetuneSettings) else f", or downstream.modalities=[{other}]")
-            )
+        files = {"v": self.weights.video, "a": self.weights.audio}
+        if isinstance(self.downstream, FinetuneSettings):
+            if files["a"] and not files["v"]:
+                raise ValueError("weights.audio: fine-tuning trains the video network: set weights.video")
+        elif any(files.values()):
+            for stream, name, other in (("v", "video", "a"), ("a", "audio", "v")):
+                if stream in self.downstream.streams and not files[stream]:
+                    raise ValueError(
+                        f"weights.{name} is not given, the other is: this would evaluate an untrained {name} network:"
+                        f" set both, or downstream.modalities=[{other}]"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ import torch
 from crisscross.data.decode import DecodeError
 from crisscross.data.loader import SegmentDataset, batch_loader
 from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
 from crisscross.settings import ExecutionSettings, ViewSettings
 from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.views import segment_views
@@ -106,6 +107,23 @@ class FeatureStore:
                 logger.warning("%s is shorter than it should be: extracting the features again", path)
                 return {"clips": 0, "dims": {}}
         return known
+
+
+def reporter(run: RunDirectory, *, phase: str, num_clips: int) -> Callable[[int, float], None]:
+    """Return what ``extract`` may call as ``report``: it says in the run's progress how far the extraction is."""
+
+    def report(done: int, rate: float) -> None:
+        run.write_progress(
+            state="running",
+            phase=phase,
+            step=done,
+            total=num_clips,
+            rate=rate,
+            rate_unit="clips/s",
+            eta_s=(num_clips - done) / rate,
+        )
+
+    return report
 
 
 @dataclass(frozen=True)

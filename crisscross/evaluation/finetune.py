@@ -15,15 +15,14 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
 
 from crisscross.data.loader import Clips, SegmentDataset
-from crisscross.evaluation.features import Extraction, FeatureStore, extract
-from crisscross.evaluation.folds import Fold, folds_of
+from crisscross.evaluation.features import Extraction, FeatureStore, extract, reporter
+from crisscross.evaluation.folds import folds_of, require_streams
 from crisscross.evaluation.results import Results, write_results
 from crisscross.evaluation.weights import backbones_of
 from crisscross.files import write_atomically
@@ -114,7 +113,7 @@ def finetune(run: RunDirectory) -> bool:
     with join_world(settings.execution.device) as world:
         manifest = open_clips(run, settings.data, world, splits=settings.data.splits)
         (fold,) = folds_of(manifest, settings.data)
-        _require_pictures(fold)
+        require_streams(fold, "v", asked_by="fine-tuning", remedy="")
         task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
@@ -137,19 +136,7 @@ def finetune(run: RunDirectory) -> bool:
     return True
 
 
-def _require_pictures(fold: Fold) -> None:
-    frame = pd.concat([fold.train, fold.test])
-    without = frame[frame["video_start_s"].isna()]
-    if len(without):
-        raise ValueError(
-            f"fine-tuning needs pictures, {len(without)} of {len(frame)} clips have none (the first is"
-            f" {without['path'].iloc[0]}): leave such clips out with data.require=[video]"
-        )
-
-
 def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_classes: int) -> Task:
-    if settings.weights.audio and not settings.weights.video:
-        raise ValueError("weights.audio: fine-tuning trains the video network: set weights.video")
     protocol = settings.downstream
     backbone = backbones_of(run, settings).video_backbone
     return Task(
@@ -189,18 +176,6 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
     Raises:
         Interrupted: when a signal asked the job to leave.
     """
-
-    def report(done: int, rate: float) -> None:
-        run.write_progress(
-            state="running",
-            phase="test",
-            step=done,
-            total=len(clips),
-            rate=rate,
-            rate_unit="clips/s",
-            eta_s=(len(clips) - done) / rate,
-        )
-
     network.eval()
     device = choose_device(settings.execution.device)
     store = FeatureStore(run.path / "features" / "logits", len(clips), settings.views.evaluation_clips)
@@ -211,7 +186,7 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
         execution=settings.execution,
         device=device,
     )
-    extract(store, extraction, report=report)
+    extract(store, extraction, report=reporter(run, phase="test", num_clips=len(clips)))
     return softmax(store.array("v").astype(np.float64), axis=-1).mean(axis=1)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Extraction, FeatureStore, Network, extract
+from crisscross.evaluation.features import Extraction, FeatureStore, Network, extract, reporter
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.rows import Rows
 from crisscross.randomness import derive_key
@@ -85,17 +85,6 @@ class FoldFeatures:
             device=self._device,
             augmentation_seed=seed if draws else None,
         )
-
-        def report(done: int, rate: float) -> None:
-            self._run.write_progress(
-                state="running",
-                phase=f"features of {name}",
-                step=done,
-                total=len(frame),
-                rate=rate,
-                rate_unit="clips/s",
-                eta_s=(len(frame) - done) / rate,
-            )
-
+        report = reporter(self._run, phase=f"features of {name}", num_clips=len(frame))
         extract(store, extraction, report=report)
         return store, clip_ids

@@ -56,8 +56,16 @@ def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
     return folds
 
 
-def require_streams(fold: Fold, streams: str) -> None:
+def require_streams(
+    fold: Fold, streams: str, *, asked_by: str = "downstream.modalities", remedy: str = "set {other}, or "
+) -> None:
     """Make sure that all clips have what a protocol listens to and looks at.
+
+    Args:
+        fold: whose clips.
+        streams: ``v``, ``a`` or ``av``.
+        asked_by: what needs them, for the message.
+        remedy: what may be done beside leaving such clips out, for the message.
 
     Raises:
         ValueError: when a clip lacks it, naming the first.
@@ -67,10 +75,10 @@ def require_streams(fold: Fold, streams: str) -> None:
         frame = pd.concat([fold.train, fold.test])
         without = frame[frame[column].isna()]
         if len(without):
-            others = "a" if stream == "v" else "v"
+            other = f"downstream.modalities=[{'a' if stream == 'v' else 'v'}]"
             raise ValueError(
-                f"downstream.modalities needs {what}, {len(without)} of {len(frame)} clips have none (the first is"
-                f" {without['path'].iloc[0]}): set downstream.modalities=[{others}], or leave such clips out with"
+                f"{asked_by} needs {what}, {len(without)} of {len(frame)} clips have none (the first is"
+                f" {without['path'].iloc[0]}): {remedy.format(other=other)}leave such clips out with"
                 f" data.require=[{key}]"
             )
 
