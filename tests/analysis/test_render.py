@@ -10,6 +10,7 @@ import pytest
 
 from analysis.tables.base import Cell, Row, Table
 from analysis.tables.render import comma_separated, escape_latex, latex, markdown
+from tests.requirements import missing
 
 TABLE = Table(
     name="table9",
@@ -68,8 +69,9 @@ def test_latex_specials(text, escaped):
     assert escape_latex(text) == escaped
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex here")
 def test_latex_compiles(tmp_path):
+    if shutil.which("pdflatex") is None:
+        missing("there is no pdflatex here")
     document = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{textcomp,booktabs}"]
     document += [r"\begin{document}", latex(TABLE), r"\end{document}"]
     (tmp_path / "document.tex").write_text("\n".join(document))

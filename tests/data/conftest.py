@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.requirements import missing
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
@@ -20,7 +22,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
+            missing(f"no small disk can be mounted here: {done.stderr.strip()}")
         mounted.append(disk)
         return disk
 

@@ -36,8 +36,8 @@ from crisscross.data.streams import DecodeError, choose_stream, open_media
 from crisscross.settings_base import parse
 from tests.data.clips import even_times_s, impulses, read_numbers, tone, write_clip
 from tests.data.miniatures import data_overrides, make_miniature
+from tests.requirements import REAL_DATA, needs_real_data
 
-REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
 SETTINGS = CompactSettings(short_side_px=32, crf=18)
 
 
@@ -371,10 +371,10 @@ class TestDatasets:
         assert compact.run(manifest, disk / "copy", SETTINGS, jobs=1, progress=False).is_complete
 
 
-@pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips")
 class TestRealClips:
+    pytestmark = needs_real_data
+
     def test_some_clips(self, tmp_path):
         folder = Path(REAL_DATA) / "video" / "clips"
         for source in sorted(folder.glob("*.mp4"))[::12]:

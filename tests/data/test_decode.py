@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import pickle
 import subprocess
 import sys
@@ -17,13 +16,9 @@ import pytest
 from crisscross.data import decode as decode_module
 from crisscross.data.decode import DecodeError, decode_windows, probe
 from tests.data.clips import even_times_s, impulses, read_numbers, tone, write_clip
+from tests.requirements import REAL_DATA, needs_real_data
 
 RATE_HZ = 16000
-REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
-real_data = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips"),
-]
 
 
 def decode_video(path: Path, starts_s, *, num_frames=8, frame_rate_hz=16.0, canvas=None) -> np.ndarray:
@@ -523,7 +518,7 @@ CANNOT_OPEN = {
 
 
 class TestRealFiles:
-    pytestmark = real_data
+    pytestmark = needs_real_data
 
     @pytest.mark.slow
     def test_every_torture_file_is_accepted_or_rejected_with_a_reason(self):

@@ -20,8 +20,7 @@ from crisscross.data.listing import Listed, assign_splits
 from crisscross.data.manifest import build_manifest, read_fingerprint, read_manifest
 from crisscross.data.manifest_tables import CLIP_COLUMNS
 from tests.data.clips import even_times_s, tone, write_clip
-
-REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
+from tests.requirements import REAL_DATA, needs_real_data
 
 
 @pytest.fixture(scope="module")
@@ -384,10 +383,10 @@ class TestSplits:
         assert [row.split for row in assign_splits(clips, test_fraction=0.5)] == ["val", "train"]
 
 
-@pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips")
 class TestRealFiles:
+    pytestmark = needs_real_data
+
     def test_ucf101_has_sound_in_four_classes(self, tmp_path):
         folder = Path(REAL_DATA) / "video" / "ucf101"
         columns = {"label_column": "cls", "split_column": "split1"}

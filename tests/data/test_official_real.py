@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +13,9 @@ from crisscross.data.official.place import MISSING, missing_by_split, read_class
 from crisscross.data.settings import DataSettings
 from crisscross.settings_base import parse
 from tests.data.test_official_readers import data_node
+from tests.requirements import REAL_DATA, needs_real_data
 
-REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips"),
-]
+pytestmark = needs_real_data
 DATA = Path(REAL_DATA or "none")
 SPLITS = DATA / "splits"
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
 
 from crisscross.data.manifest import Manifest, build_manifest
+from tests.requirements import REAL_DATA, needs_real_data
 
-REAL_DATA = os.environ.get("CRISSCROSS_REAL_DATA")
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.slow,
-    pytest.mark.skipif(not REAL_DATA, reason="CRISSCROSS_REAL_DATA does not point at the real clips"),
-]
+pytestmark = [*needs_real_data, pytest.mark.slow]
 DATA = Path(REAL_DATA or "none")
 
 # How each reason begins. What has no pictures, what has no sound, and what is damaged in one of them.
