@@ -1,4 +1,4 @@
-"""Fine-tuning: the paper's numbers, a network that learns, resuming bit for bit, and the dense test."""
+"""Fine-tuning: a network that learns, resuming bit for bit, and the dense test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from crisscross.data.catalogue import open_manifest, prepare
 from crisscross.data.loader import Clips, decode_segments
 from crisscross.data.sampling import even_starts
 from crisscross.evaluation.finetune import build_network
-from crisscross.evaluation.finetune_table import OPEN, TABLE, complete, recipe_of
+from crisscross.evaluation.finetune_table import complete
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones
@@ -34,18 +34,9 @@ from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
 from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process
 
-PAPER_TABLE = """
-| Kinetics-Sound, Kinetics400 | UCF101 | 8 | 64 | 5e-4 | no |
-| Kinetics-Sound, Kinetics400 | UCF101 | 32 | 32 | 7e-5 | no |
-| Kinetics-Sound, Kinetics400 | HMDB51 | 8 | 64 | 5e-4 | no |
-| Kinetics-Sound, Kinetics400 | HMDB51 | 32 | 32 | 1e-4 | no |
-| AudioSet | UCF101 | 8 | 64 | 7e-5 | 0.1 |
-| AudioSet | UCF101 | 32 | 32 | 7e-5 | no |
-| AudioSet | HMDB51 | 8 | 64 | 1e-4 | 0.1 |
-| AudioSet | HMDB51 | 32 | 32 | 1e-4 | 0.1 |
-"""
-NAMES = {"Kinetics-Sound": "kinetics_sound", "Kinetics400": "kinetics400", "AudioSet": "audioset"}
 _RATE = ("downstream.optim.groups.base.initial=0.1",)
+
+
 TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
 
 
@@ -69,118 +60,6 @@ def undisturbed(folder: Path) -> RunDirectory:
     run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="undisturbed")
     assert in_process(run) == 0
     return run
-
-
-def test_the_table_is_the_papers() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAPER_TABLE.strip().splitlines()]
-    assert len(rows) == len(TABLE) == 8
-    for pretrained, dataset, frames, batch, rate, dropout in rows:
-        for name in pretrained.split(", "):
-            found = recipe_of(NAMES[name], dataset.lower(), int(frames))
-            assert (found.batch_size, found.learning_rate) == (int(batch), float(rate))
-            assert found.dropout == (0.0 if dropout == "no" else float(dropout))
-            assert found.milestone_epochs == ((6, 10, 14) if frames == "8" else (8, 12, 16))
-            assert found.epochs == 20
-
-
-def _composed(*overrides: str) -> dict[str, Any]:
-    chosen = ["downstream=finetune", "scale=paper", "data=folder", "data.root=x", *overrides]
-    with initialize_config_module("experiments.conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("downstream", overrides=chosen), resolve=True)
-
-
-@pytest.mark.parametrize("frames", [8, 32])
-def test_the_resolved_config_says_everything(frames: int) -> None:
-    config = complete(_composed("data.name=hmdb51", f"downstream.frames={frames}"), pretrained_on="audioset")
-    settings = parse(DownstreamSettings, config)
-    protocol = settings.downstream
-    assert protocol.pretrained_on == "audioset"
-    assert (protocol.training.epochs, protocol.training.draws_per_clip) == (20, 10)
-    assert protocol.training.global_batch_size == {8: 64, 32: 32}[frames]
-    assert (protocol.head.pool, protocol.head.dropout, protocol.head.hidden_dim) == ("max", 0.1, None)
-    assert (protocol.optim.name, protocol.optim.momentum, protocol.optim.weight_decay) == ("sgd", 0.9, 0.0)
-    assert not protocol.optim.larc.enabled
-    milestones = {8: [6, 10, 14], 32: [8, 12, 16]}[frames]
-    schedule = {"name": "steps_decay", "initial": 1e-4, "gamma": 0.3, "milestone_epochs": milestones}
-    assert protocol.optim.groups == {"base": schedule}
-    assert settings.views.video.num_frames == frames
-    assert settings.views.video.seconds == frames / 16
-    assert settings.views.video.transform["crop_px"] == 224
-    assert settings.views.evaluation_clips == 10
-
-
-def test_numbers_that_are_given_stay() -> None:
-    given = ("downstream.head.dropout=0.5", "downstream.optim.groups.base.initial=0.1", "data.name=ucf101")
-    protocol = complete(_composed(*given), pretrained_on="kinetics400")["downstream"]
-    assert (protocol["head"]["dropout"], protocol["optim"]["groups"]["base"]["initial"]) == (0.5, 0.1)
-    assert protocol["training"]["global_batch_size"] == 64
-    with pytest.raises(ValueError, match=r"data.name=folder.*: the paper says how to fine-tune .* or set downstream"):
-        complete(_composed(), pretrained_on="kinetics400")
-    everything = [f"{key}={[2] if 'milestone' in key else 2}" for key in OPEN if "dropout" not in key]
-    assert complete(_composed(*everything, "downstream.head.dropout=0"), pretrained_on="mine")
-
-
-def test_what_released_weights_were_pretrained_on_must_be_said() -> None:
-    config = _composed("data.name=ucf101", "weights.video=some.pt")
-    with pytest.raises(ValueError, match=r"downstream.pretrained_on is null: released weights do not say"):
-        complete(config, pretrained_on=None)
-    untrained = complete(_composed("data.name=ucf101"), pretrained_on=None)
-    assert untrained["downstream"]["pretrained_on"] == "nothing"
-    assert untrained["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4
-
-
-def test_avids_recipe_can_be_written(folder: Path) -> None:
-    """BASELINES: 5 head-only epochs, then Adam 1e-4, dropout 0.5, UCF101 16 epochs, x0.3 at 6/10/14 of them."""
-    recipe = (
-        "data.name=ucf101",
-        "downstream.freeze_backbone_epochs=5",
-        "downstream.optim.name=adam",
-        "downstream.optim.groups.base.initial=1e-4",
-        "downstream.optim.groups.base.milestone_epochs=[11,15,19]",
-        "downstream.head.dropout=0.5",
-        "downstream.head.batch_norm=true",
-        "downstream.training.epochs=21",
-        "downstream.training.global_batch_size=32",
-    )
-    settings = parse(DownstreamSettings, complete(_composed(*recipe), pretrained_on="audioset"))
-    assert settings.downstream.freeze_backbone_epochs == 5
-
-
-def test_several_folds_are_refused() -> None:
-    config = complete(_composed("data.name=ucf101", "data.folds=[1,2,3]"), pretrained_on="audioset")
-    with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold an experiment"):
-        parse(DownstreamSettings, config)
-
-
-def test_frames_are_set_in_one_place() -> None:
-    config = complete(_composed("data.name=ucf101", "views.video.num_frames=32"), pretrained_on="audioset")
-    with pytest.raises(ValueError, match=r"views.video.num_frames=32 is not downstream.frames=8: set"):
-        parse(DownstreamSettings, config)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "complaint"),
-    [
-        (["downstream.training.draws_per_clip=0"], "downstream.training.draws_per_clip=0: input should be greater"),
-        (["+downstream.foo=1"], "downstream.foo is not a setting: check its spelling"),
-        (["~downstream.head.pool"], "downstream.head.pool is missing: set it"),
-        (["downstream.head.pool=mean"], "downstream.head.pool=mean: input should be 'max' or 'avg'"),
-        (["downstream.training.micro_batch_size=5"], "downstream.training.micro_batch_size=5 does not divide training"),
-        (["downstream.optim.groups.base.name=cosin"], "downstream.optim.groups.base: schedule name='cosin': expected"),
-        (["execution.num_devices=3"], "a pass of 64 samples cannot be shared by execution.num_devices=3"),
-    ],
-)
-def test_complaints_name_the_key(overrides: list[str], complaint: str) -> None:
-    config = complete(_composed("data.name=ucf101", *overrides), pretrained_on="kinetics400")
-    with pytest.raises(ValueError) as caught:
-        parse(DownstreamSettings, config)
-    assert str(caught.value).startswith(complaint)
-
-
-def test_an_unknown_protocol_lists_those_there_are() -> None:
-    config = {**_composed(), "downstream": {"name": "finetun"}}
-    with pytest.raises(ValueError, match=r"downstream.name=finetun is unknown: choose one of svm, .*finetune"):
-        parse(DownstreamSettings, config)
 
 
 def test_too_few_clips_for_a_batch_are_refused(folder: Path) -> None:

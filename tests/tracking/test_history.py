@@ -1,0 +1,264 @@
+"""The history in MLflow: each (metric, step) once, whatever was killed on the way."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from crisscross import tracking
+from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
+from tests.tracking.jobs import (
+    EXPERIMENT,
+    Job,
+    all_runs,
+    assert_history_once,
+    client,
+    evaluation,
+    pretraining,
+    send,
+)
+
+
+def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    assert send(run, uri) == tracking.Delivery(send(run, uri).run_id, 0, False)
+    assert all_runs(uri, run)[0]["status"] == "SCHEDULED"
+
+    job = Job(run)
+    run.write_progress(state="running", step=4, total=10)
+    job.train(4)
+    job.checkpoint()
+    job.train(2)
+    job.journal.sync()
+    assert send(run, uri).points_sent == 4 * 3
+    assert send(run, uri).points_sent == 0
+    assert_history_once(run, uri, lines=4)
+    found = all_runs(uri, run)[0]
+    assert found["status"] == "RUNNING"
+    assert found["tags"]["crisscross.progress"] == "40 %"
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+
+    job.train(1)
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    job.finish()
+    assert "bytes of its history" in tracking.pending(run, uri=uri, experiment=EXPERIMENT)
+    delivery = send(run, uri)
+    assert (delivery.points_sent, delivery.finished) == (3 * 3, True)
+    assert send(run, uri) == tracking.Delivery(delivery.run_id, 0, True)
+    assert_history_once(run, uri)
+    assert all_runs(uri, run)[0]["status"] == "FINISHED"
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+
+
+def test_points_keep_the_time_of_the_journal(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(3)
+    job.finish()
+    delivery = send(run, uri)
+    times = [json.loads(line)["time_ms"] for line in run.metrics_path.read_text().splitlines()]
+    assert [point.timestamp for point in client(uri).get_metric_history(delivery.run_id, "loss/0")] == times
+
+
+def test_a_resumed_run_whose_journal_was_cut(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(5)
+    job.checkpoint()
+    job.train(3)
+    job.journal.sync()
+    send(run, uri)
+    for _ in range(3):  # killed and started again: the steps after the checkpoint are written anew, at other times
+        job.resume()
+        job.train(4)
+        job.journal.sync()
+        send(run, uri)
+    job.finish()
+    send(run, uri)
+    assert job.step == 9
+    assert_history_once(run, uri)
+
+
+def test_a_run_that_fell_back_to_an_older_checkpoint(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(5)
+    older = job.checkpoint()
+    job.train(5)
+    job.checkpoint()
+    send(run, uri)
+    job.resume(older)
+    job.train(2)
+    job.checkpoint()
+    assert send(run, uri).points_sent == 0
+    job.train(4)
+    job.finish()
+    send(run, uri)
+    assert_history_once(run, uri)
+
+
+def test_more_points_than_one_call_takes(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(120, names=13)
+    job.finish()
+    assert send(run, uri).points_sent == 120 * 13
+    assert_history_once(run, uri)
+
+
+def in_another_process(function, *arguments) -> multiprocessing.Process:
+    """Start a real process; forked, so that it need not import MLflow again."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def send_and_die(run: RunDirectory, uri: str) -> None:
+    log_points, calls = tracking._Store.log_points, []
+
+    def die_after(self, run_id, points):
+        log_points(self, run_id, points)
+        calls.append(run_id)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    tracking._Store.log_points = die_after
+    send(run, uri)
+
+
+def test_killed_between_sending_and_noting_it(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(200, names=13)
+    job.finish(metrics={"eval/extra": 0.25})
+    for _ in range(5):
+        process = in_another_process(send_and_die, run, uri)
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    else:
+        pytest.fail("a delivery that is killed in every second call should get to its end in the end")
+    assert send(run, uri).points_sent == 0
+    (only,) = all_runs(uri, run)
+    assert only["metrics"]["eval/extra"] == 0.25
+    assert len(only["metrics"]) == 14
+    for name in ("loss/0", "loss/12"):
+        assert [point.step for point in client(uri).get_metric_history(only["run_id"], name)] == [*range(1, 201)]
+
+
+def test_killed_between_making_the_run_and_noting_its_id(uri, tmp_path, monkeypatch):
+    run = pretraining(tmp_path / "runs")
+    make = tracking._Store.create_run
+
+    def die_after(self, *arguments, **options):
+        make(self, *arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking._Store, "create_run", die_after)
+        with pytest.raises(KeyboardInterrupt):
+            send(run, uri)
+    assert read_json(run.path / "tracking.json")["stores"].popitem()[1]["run_id"] == ""
+    run_id = send(run, uri).run_id
+    assert [found["run_id"] for found in tracking.search_runs("", uri=uri, experiment=EXPERIMENT)] == [run_id]
+
+
+def test_result_metrics_that_the_history_lacks_are_sent_once(uri, tmp_path):
+    child = evaluation(pretraining(tmp_path / "runs"))
+    child.write_result({"metrics": {"eval/top1_v": 0.5, "eval/top1_av": 1.0}})
+    assert send(child, uri).points_sent == 2
+    notes = read_json(child.path / "tracking.json")
+    notes["stores"].popitem()
+    write_json(child.path / "tracking.json", notes)
+    os.utime(child.path / "result.json", (1, 1))  # copied to another disk
+    delivery = send(child, uri)
+    assert len(client(uri).get_metric_history(delivery.run_id, "eval/top1_v")) == 1
+    assert len(all_runs(uri, child)) == 1
+
+
+def test_processes_at_once_make_one_run_in_a_store_that_was_not_there(tmp_path, capfd):
+    tracking._import_client()
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(150, names=13)
+    job.finish()
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    processes = [in_another_process(send, run, uri) for _ in range(3)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert_history_once(run, uri)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_store_that_was_deleted_is_filled_again(uri, tmp_path, monkeypatch):
+    parent = pretraining(tmp_path / "runs")
+    job = Job(parent)
+    job.train(3)
+    job.finish()
+    child = evaluation(parent)
+    child.write_result({"metrics": {"eval/top1_v": 0.5}})
+    send(parent, uri), send(child, uri)
+    (tmp_path / "mlflow.db").unlink()
+    assert tracking.pending(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
+    assert tracking.deliver_all([child, parent], uri=uri, experiment=EXPERIMENT) == []
+    assert_history_once(parent, uri)
+    (found,) = all_runs(uri, child)
+    assert found["tags"]["mlflow.parentRunId"] == all_runs(uri, parent)[0]["run_id"]
+
+
+def test_a_run_deleted_in_the_browser_is_restored_with_its_history(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    job = Job(run)
+    job.train(3)
+    job.finish()
+    run_id = send(run, uri).run_id
+    client(uri).delete_run(run_id)
+    assert send(run, uri).run_id == run_id
+    assert_history_once(run, uri)
+
+
+def test_one_damaged_run_directory_does_not_hold_up_the_others(uri, tmp_path):
+    damaged, sound = pretraining(tmp_path / "runs"), pretraining(tmp_path / "runs", seed=1)
+    (damaged.path / "durable.json").write_text("{")
+    (failure,) = tracking.deliver_all([damaged, sound], uri=uri, experiment=EXPERIMENT)
+    assert failure.run == damaged
+    assert "is not JSON" in failure.reason
+    assert len(all_runs(uri, sound)) == 1
+    gone = RunDirectory(tmp_path / "runs" / "gone")
+    (failure,) = tracking.deliver_all([gone], uri=uri, experiment=EXPERIMENT)
+    assert "is no run directory" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("mlruns", "tracking.uri=mlruns is no MLflow store: use sqlite:///FILE or http://HOST:PORT"),
+        ("file:///tmp/mlruns", "is no MLflow store"),
+        ("sqlite://", "names no file"),
+    ],
+)
+def test_addresses_that_mlflow_does_not_take(address, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        send(pretraining(tmp_path / "runs"), address)
+
+
+def test_reading_makes_nothing(tmp_path, uri):
+    with pytest.raises(tracking.TrackingError, match="there is no such store"):
+        tracking.search_runs("", uri=f"sqlite:///{tmp_path}/none.db", experiment=EXPERIMENT)
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(tracking.TrackingError, match="no experiment crisscross"):
+        tracking.search_runs("", uri=uri, experiment=EXPERIMENT)
+
+
+def test_importing_is_light():
+    code = "import sys, crisscross.tracking; assert not {'mlflow', 'torch', 'pandas'} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

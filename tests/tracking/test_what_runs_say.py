@@ -1,0 +1,177 @@
+"""Tags, status, parameters and files of a run in MLflow."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+
+from crisscross import tracking
+from crisscross.files import read_json, write_json
+from crisscross.run_directory import RunDirectory
+from tests.tracking.jobs import (
+    EXPERIMENT,
+    STUDY,
+    all_runs,
+    evaluation,
+    pretraining,
+    send,
+)
+
+
+def test_an_evaluation_is_the_child_of_its_pretraining_and_carries_what_that_was(uri, tmp_path):
+    parent = pretraining(tmp_path / "runs", seed=3)
+    child = evaluation(parent)
+    send(child, uri)
+    (found,), (above,) = all_runs(uri, child), all_runs(uri, parent)
+    assert found["tags"]["mlflow.parentRunId"] == above["run_id"]
+    wanted = {
+        "kind": "downstream",
+        "study": "relaxation",
+        "study.relaxation.0123abcd": "1",
+        "method": "crisscross",
+        "relaxation": "mild",
+        "seed": "3",
+        "pretrain_data": "demo",
+        "downstream_data": "clips",
+        "protocol": "svm",
+        "scale": "demo",
+        "mlflow.runName": child.label,
+    }
+    assert wanted.items() <= found["tags"].items()
+    assert "Table 3, row `mild`" in found["tags"]["mlflow.note.content"]
+    assert "uv run python -m launch.job" in found["tags"]["mlflow.note.content"]
+    assert found["params"]["downstream.modalities"] == '["v", "a", "av"]'
+
+
+def test_untrained_backbones_have_no_relaxation(uri, tmp_path):
+    config = {**evaluation(pretraining(tmp_path / "runs")).config}
+    config["weights"] = {"run": None, "video": None, "audio": None}
+    run = RunDirectory.create("downstream", config)
+    send(run, uri)
+    tags = all_runs(uri, run)[0]["tags"]
+    assert tags["method"] == "untrained"
+    assert not {"relaxation", "pretrain_data", "mlflow.parentRunId"} & tags.keys()
+
+
+def test_no_password_reaches_mlflow(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.write_progress(state="failed", error="the disk is full")
+    run_id = send(run, uri).run_id
+    (found,) = all_runs(uri, run)
+    assert "tracking.uri" not in found["params"]
+    kept = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts" / "config.yaml"
+    assert "mlflow.example.org" in kept.read_text()
+    assert "secret" not in kept.read_text() + json.dumps(found)
+    assert "secret" not in tracking.store_key("https://ada:secret@mlflow.example.org", EXPERIMENT)
+
+
+def test_status_and_artifacts_follow_the_run_directory(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.log_path.write_text("first")
+    run.write_progress(state="failed", error="clip 3 cannot be decoded")
+    run_id = send(run, uri).run_id
+    found = all_runs(uri, run)[0]
+    assert (found["status"], found["tags"]["crisscross.error"]) == ("FAILED", "clip 3 cannot be decoded")
+    run.write_progress(state="running", step=1, total=4)
+    send(run, uri)
+    found = all_runs(uri, run)[0]
+    assert (found["status"], found["tags"]["crisscross.error"]) == ("RUNNING", "")
+    run.write_progress(state="interrupted", step=1, total=4)
+    send(run, uri)
+    assert all_runs(uri, run)[0]["status"] == "KILLED"
+    (run.path / "below").mkdir()
+    (run.path / "below" / "predictions.csv").write_text("clip,label\n")
+    run.log_path.write_text("first and last")
+    run.write_result({"metrics": {}, "artifacts": ["below/predictions.csv", "../../outside.txt", "missing.csv"]})
+    send(run, uri)
+    assert all_runs(uri, run)[0]["status"] == "FINISHED"
+    artifacts = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts"
+    found = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
+    assert found == {"config.yaml", "run.json", "log.txt", "result.json", "below/predictions.csv"}
+    assert (artifacts / "log.txt").read_text() == "first and last"
+
+
+def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.write_progress(state="running", step=1, total=4)
+    progress = read_json(run.path / "progress.json")
+    write_json(run.path / "progress.json", {**progress, "time": time.time() - 600})
+    with run.lock():
+        send(run, uri)
+        assert all_runs(uri, run)[0]["status"] == "RUNNING"
+    send(run, uri)
+    assert all_runs(uri, run)[0]["status"] == "KILLED"
+
+
+def test_the_last_word_waits_for_no_grace(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.write_progress(state="running", step=1, total=4)
+    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=60) as courier:
+        pass
+    assert courier.close(1) == []
+    assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"
+
+
+def test_settings_of_execution_may_change_between_two_starts(uri, tmp_path):
+    run = pretraining(tmp_path / "runs", execution={"num_threads": 2})
+    send(run, uri)
+    notes = read_json(run.path / "tracking.json")
+    write_json(run.path / "tracking.json", {**notes, "stores": {}})  # so that all is sent again, to the same run
+    RunDirectory.create("pretrain", {**run.config, "execution": {"num_threads": 4}})
+    send(run, uri)
+    (found,) = all_runs(uri, run)
+    assert not any(key.startswith(("execution", "runs_root")) for key in found["params"])
+
+
+def test_the_environment_is_that_of_the_job(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    send(run, uri)
+    assert all_runs(uri, run)[0]["tags"]["env.python"] == platform.python_version()
+    ran_on = {
+        "python": "3.99",
+        "platform": "Linux",
+        "host": "node7",
+        "packages": {"torch": "9.9"},
+        "git": {"commit": "c" * 40, "dirty": True, "snapshot": "5" * 16},
+        "slurm": {"SLURM_JOB_ID": "77"},
+    }
+    write_json(run.path / "environment.json", ran_on)
+    (run.path / "code.diff").write_text("diff --git a/x b/x\n")
+    run.write_result({"metrics": {}})
+    run_id = send(run, uri).run_id
+    wanted = {
+        "env.python": "3.99",
+        "env.host": "node7",
+        "env.torch": "9.9",
+        "env.av": "not installed",
+        "git_commit": "c" * 40,
+        "git_dirty": "true",
+        "code_snapshot": "5" * 16,
+        "slurm_job_id": "77",
+    }
+    assert wanted.items() <= all_runs(uri, run)[0]["tags"].items()
+    artifacts = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts"
+    assert (artifacts / "environment.json").is_file()
+    assert (artifacts / "code.diff").read_text() == "diff --git a/x b/x\n"
+
+
+def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
+    run = pretraining(tmp_path / "runs")
+    run.write_result({"metrics": {}})
+    send(run, uri)
+    another = {"relaxation.89abcdef": {**STUDY["relaxation.0123abcd"], "fingerprint": "89abcdef", "launched": 13.0}}
+    RunDirectory.create("pretrain", run.config, studies=another)
+    waits = "MLflow does not know yet of which studies it is part"
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == waits
+    send(run, uri)
+    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert all_runs(uri, run)[0]["tags"]["study.relaxation.89abcdef"] == "1"
+    tracking.mark_latest("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
+    tags = tracking.experiment_tags(uri=uri, experiment=EXPERIMENT)
+    assert tags["study.relaxation.latest"] == "89abcdef"
+    assert tags["study.relaxation.0123abcd"] == "12.5"
+    assert tags["study.relaxation.89abcdef"] == "13.0"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.experiment.primaryMetric.name"] == "eval/top1_av"
+    assert "launch/sweep_relaxation.py" in tags["mlflow.note.content"]
