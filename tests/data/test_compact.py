@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +26,7 @@ from crisscross.settings_base import parse
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.copies import SETTINGS
 from tests.data.miniatures import data_overrides, make_miniature
+from tests.processes import kill_when, run_at_once
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +148,9 @@ class TestDatasets:
             "    assert done.is_complete\n"
         )
         command = [sys.executable, "-c", code, str(manifest.directory), str(target)]
-        struck = subprocess.Popen(command)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not list(target.rglob("*/*/*.mp4")):
-            time.sleep(0.002)
-        struck.send_signal(signal.SIGKILL)
-        struck.wait()
+        kill_when(command, lambda: bool(list(target.rglob("*/*/*.mp4"))))
         there = len(list(target.rglob("*/*/*.mp4")))
-        both = [subprocess.Popen(command) for _ in range(2)]
-        assert [process.wait(timeout=120) for process in both] == [0, 0]
+        run_at_once(command, num=2)
         assert there >= 1
         whole = tmp_path / "whole"
         compact.run(manifest, whole, SETTINGS, jobs=1, progress=False)

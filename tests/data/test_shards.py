@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
 from crisscross.data.shards import main, pack, read_index, verify
+from tests.processes import kill_when, run_at_once
 
 
 @pytest.fixture
@@ -99,15 +97,9 @@ def test_two_at_once_after_a_kill(root: Path, tmp_path: Path) -> None:
     target = tmp_path / "shards"
     code = "import sys; from crisscross.data.shards import pack; pack(*sys.argv[1:], shard_bytes=10**6, progress=False)"
     command = [sys.executable, "-c", code, str(root), str(target)]
-    struck = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(target.glob("*.tar")):
-        time.sleep(0.002)
-    struck.send_signal(signal.SIGKILL)
-    struck.wait()
+    kill_when(command, lambda: bool(list(target.glob("*.tar"))))
     assert list(target.glob("*.tar"))
-    both = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    run_at_once(command, num=2, timeout_s=60)
     pack(root, tmp_path / "whole", shard_bytes=10**6, progress=False)
     assert files(target) == files(tmp_path / "whole")
     assert verify(target, progress=False) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from crisscross.identity import identity
 from crisscross.run_directory import RunDirectory
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTION, Interrupted
+from tests.processes import kill_when, run_at_once
 from tests.support import assert_same_state, final_state, history, tiny_config
 
 
@@ -236,16 +236,10 @@ class TestSeveral:
             "print(len(staging.staged(read_manifest(sys.argv[1]), data).clips))\n"
         )
         command = [sys.executable, "-c", code, str(manifest.directory), str(tmp_path)]
-        struck = subprocess.Popen(command)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(list(tmp_path.rglob("*/*/*.mp4"))) < 3:
-            time.sleep(0.01)
-        struck.send_signal(signal.SIGKILL)
-        struck.wait()
+        kill_when(command, lambda: len(list(tmp_path.rglob("*/*/*.mp4"))) >= 3)
         there = {path: path.stat().st_ino for path in tmp_path.rglob("*/*/*.mp4")}
         assert 3 <= len(there) < len(manifest.clips)
-        several = [subprocess.Popen(command) for _ in range(3)]
-        assert [process.wait(timeout=120) for process in several] == [0, 0, 0]
+        run_at_once(command, num=3)
         assert {path: path.stat().st_ino for path in there} == there
         here = staged(manifest, settings(config, tmp_path))
         assert clips(here) == clips(manifest)

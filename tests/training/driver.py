@@ -40,6 +40,14 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
     return process.exitcode
 
 
+def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
+    """Strike a run once, see that it is not done, and start it again to its end."""
+    code = in_process(run, strike, at_step=at_step)
+    assert code == (-9 if strike.startswith("SIGKILL") else INTERRUPTED_EXIT_CODE)
+    assert run.result is None
+    assert in_process(run) == 0
+
+
 def _main(path: str, strike: str, at_step: int) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
