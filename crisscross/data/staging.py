@@ -35,7 +35,7 @@ from crisscross.data.manifest import Manifest, check_inside
 from crisscross.data.settings import DataSettings
 from crisscross.data.shards import DEFAULT_FOLDER, read_index
 from crisscross.locks import file_lock
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.training.interruption import leave_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _patient_lock(path: Path, report: Report | None) -> Iterator[None]:
     """Hold a lock; while another process has it, go on looking at the flag that signals set."""
     lock = file_lock(path, timeout_s=LOCK_LOOK_S)
     while True:
-        _leave_if_told()
+        leave_if_asked()
         try:
             lock.acquire()
             break
@@ -232,7 +232,7 @@ def _check_shard(path: Path, num_bytes: int) -> int:
 
 def _from_root(root: Path, incoming: Path, folder: Path, clips: list[_Clip], progress: _Progress) -> None:
     def copy(number: int, clip: _Clip) -> _Clip:
-        _leave_if_told()
+        leave_if_asked()
         partial = incoming / str(number)
         shutil.copyfile(root / clip.path, partial)
         _put(partial, folder, clip, source=root / clip.path)
@@ -258,11 +258,6 @@ def _put(partial: Path, folder: Path, clip: _Clip, source: Path | None = None) -
     partial.replace(folder / clip.path)
 
 
-def _leave_if_told() -> None:
-    if INTERRUPTION.requested:
-        raise Interrupted(INTERRUPTION.signal_name)
-
-
 class _Progress:
     """Counts what is brought, tells of it now and then, and looks at the flag that signals set."""
 
@@ -284,4 +279,4 @@ class _Progress:
             megabytes = f"{self._bytes / 1e6:.0f} of {self._total_bytes / 1e6:.0f} MB"
             self._report(f"bringing clips to the node: {self._done} of {self._total}, {megabytes}")
         if self._done < self._total:
-            _leave_if_told()
+            leave_if_asked()

@@ -28,7 +28,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import choose_device
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.training.interruption import Interrupted, leave_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ class _Evaluation:
         results = Results(self._manifest.classes, num_folds=len(folds))
         for fold in folds:
             for modality in self._protocol.modalities:
-                if INTERRUPTION.requested:
-                    raise Interrupted(INTERRUPTION.signal_name)
+                leave_if_asked()
                 where = f" of fold {fold.name}" if fold.name else ""
                 self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
                 self._evaluate(fold, modality, *features.of(fold, modality), results)

@@ -18,7 +18,7 @@ from crisscross.data.loader import SegmentDataset, batch_loader
 from crisscross.files import read_json, write_json
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import ExecutionSettings, ViewSettings
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.training.interruption import INTERRUPTION, leave_if_asked
 from crisscross.training.views import segment_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
@@ -177,8 +177,8 @@ def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[in
                     break
                 if time.monotonic() - last_save > 60 * extraction.execution.checkpoint_minutes:
                     break
-        if INTERRUPTION.requested and done < store.num_clips:
-            raise Interrupted(INTERRUPTION.signal_name)
+        if done < store.num_clips:
+            leave_if_asked()
 
 
 def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterator[dict[str, np.ndarray]]:

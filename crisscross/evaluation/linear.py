@@ -12,12 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crisscross.evaluation.memo import leave_if_asked
 from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.settings import LinearSettings
 from crisscross.files import write_atomically
 from crisscross.randomness import derive_key, generator
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, leave_if_asked
 
 logger = logging.getLogger(__name__)
 

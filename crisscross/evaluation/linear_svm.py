@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from crisscross.evaluation.memo import leave_if_asked
 from crisscross.evaluation.rows import Rows
+from crisscross.training.interruption import leave_if_asked
 
 logger = logging.getLogger(__name__)
 

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.files import read_json, write_json
-from crisscross.training.interruption import INTERRUPTION, Interrupted
-
-
-def leave_if_asked() -> None:
-    """Stop here when a signal asked the job to leave.
-
-    Raises:
-        Interrupted: naming the signal.
-    """
-    if INTERRUPTION.requested:
-        raise Interrupted(INTERRUPTION.signal_name)
+from crisscross.training.interruption import leave_if_asked
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,16 @@ INTERRUPTION = Interruption()
 """Signal handlers belong to the process, so there is one flag a process."""
 
 
+def leave_if_asked() -> None:
+    """Stop here when a signal asked the job to leave.
+
+    Raises:
+        Interrupted: naming the signal.
+    """
+    if INTERRUPTION.requested:
+        raise Interrupted(INTERRUPTION.signal_name)
+
+
 WORKER_GRACE_S = 30
 """How long a loader worker outlives a SIGTERM (chosen by us): longer than any step."""
 

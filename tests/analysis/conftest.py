@@ -11,15 +11,6 @@ from crisscross.run_directory import RunDirectory
 FINGERPRINT = "0123abcd"
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """A SQLite store with tables and nothing in them: making one takes seconds, copying it does not."""
-    folder = tmp_path_factory.mktemp("store")
-    tracking._import_client()
-    tracking._make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
-    return folder / "mlflow.db"
-
-
 class Study:
     """Makes the run directories of a relaxation study and delivers them."""
 
