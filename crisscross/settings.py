@@ -15,6 +15,7 @@ from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
 from crisscross.evaluation.settings import FinetuneSettings, Protocol
 from crisscross.methods import available_methods
+from crisscross.methods.settings import modalities_of, settings_of
 from crisscross.settings_base import Settings, build
 from crisscross.training.settings import OptimSettings, TrainingSettings, check_training
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
@@ -151,7 +152,7 @@ class ExperimentSettings(Settings):
 
 
 class PretrainSettings(ExperimentSettings):
-    """One pretraining. ``method`` is checked by the method itself (crisscross/methods)."""
+    """One pretraining. ``method`` is checked by the class of its name in crisscross/methods/settings.py."""
 
     method: dict[str, Any]
     optim: OptimSettings
@@ -165,7 +166,13 @@ class PretrainSettings(ExperimentSettings):
         if self.method.get("name") not in available_methods():
             known = ", ".join(available_methods())
             raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
-        self.data.check_for_pretraining()
+        method = settings_of(self.method)
+        if method is not None and method.num_views == 1 and self.relaxation != "none":
+            raise ValueError(
+                f"relaxation={self.relaxation}: {method.name} learns from one view of a clip, there is nothing to"
+                " relax: set relaxation=none"
+            )
+        self.data.check_for_pretraining(modalities_of(self.method))
         check_training(self.training, self.optim, num_devices=self.execution.num_devices)
         return self
 

@@ -50,6 +50,16 @@ def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
         raise ValueError("; ".join(_complaint(item, config) for item in error.errors())) from None
 
 
+def parse_node(node: str, kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
+    """Check a node of a config, as ``parse`` does; what is wrong is named with the node: ``method.weight``."""
+    try:
+        return kind.model_validate(dict(config))
+    except ValidationError as error:
+        whole = {node: config}
+        found = [{**item, "loc": (node, *item["loc"])} for item in error.errors()]
+        raise ValueError("; ".join(_complaint(item, whole) for item in found)) from None
+
+
 def _complaint(item: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Turn one of pydantic's findings into `key=value: what was expected`."""
     path = _path(item["loc"], config)

@@ -19,7 +19,9 @@ from pydantic import Field
 from rich.console import Console
 
 from crisscross.evaluation.finetune_table import complete
+from crisscross.evaluation.settings import streams_of
 from crisscross.identity import canonical_json, family, plain_copy
+from crisscross.methods.settings import check_modalities
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
 from crisscross.settings import check_kept, training_of, trains
@@ -185,6 +187,7 @@ class _Composer:
         if kind == "downstream":
             pretraining = self.config("pretrain", point, seed=seed)
             check_kept(config["weights"]["epoch"], pretraining["training"])
+            check_modalities(pretraining["method"], streams_of(config["downstream"]), label="the pretraining")
             config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 
@@ -256,12 +259,13 @@ def _check_batches(composer: _Composer, launch: LaunchSettings) -> None:
 
     checked = set()
     for _, config in composer.all_configs(launch):
-        sizes = canonical_json([config["data"], training_of(config)])
+        method = config.get("method", {})
+        sizes = canonical_json([config["data"], training_of(config), method])
         if trains(config) and sizes not in checked:
             checked.add(sizes)
             fold = "".join(str(number) for number in config["data"].get("folds", []))  # fine-tuning takes one
             data = {**config["data"], "train_split": f"{config['data']['train_split']}{fold}"}
-            check_batch({"data": data, "training": training_of(config)})
+            check_batch({"data": data, "training": training_of(config), "method": method})
 
 
 def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:

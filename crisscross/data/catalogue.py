@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crisscross.data.settings import DataSettings
 from crisscross.data.step_plan import StepPlan
 from crisscross.data.toy import ToySettings, generate
+from crisscross.methods.settings import settings_of
 from crisscross.settings_base import parse
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ def open_manifest(settings: DataSettings) -> Manifest:
 
 
 def check_batch(config: Mapping[str, Any]) -> None:
-    """Make sure that there are clips to pretrain on and that an epoch of them fills a batch.
+    """Make sure that there are clips to learn from, that an epoch of them fills a batch, and that they suit the method.
 
     Args:
-        config: a pretraining's resolved config, its data prepared.
+        config: what ``data``, ``training`` and, of a pretraining, ``method`` hold, the data prepared.
 
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
@@ -115,7 +116,8 @@ def check_batch(config: Mapping[str, Any]) -> None:
     from crisscross.data.manifest import check_split, read_summary
 
     directory = manifest_directory(parse(DataSettings, config["data"]))
-    num_by_split = read_summary(directory)["num_by_split"]
+    found = read_summary(directory)
+    num_by_split = found["num_by_split"]
     check_split(directory, config["data"]["train_split"], num_by_split)
     StepPlan(
         num_clips=num_by_split[config["data"]["train_split"]],
@@ -123,6 +125,10 @@ def check_batch(config: Mapping[str, Any]) -> None:
         batch_size=config["training"]["global_batch_size"],
         seed=0,
     )
+    method = settings_of(config.get("method", {}))
+    if method is not None:
+        num_clips = num_by_split[config["data"]["train_split"]]
+        method.check_clips(num_clips=num_clips, num_classes=len(found["classes"]))
 
 
 def describe_data(data: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ the run was interrupted and however many workers decode it.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,13 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def part(self, rows: np.ndarray) -> Clips:
+        """Return some of the clips."""
+        chosen = copy.copy(self)
+        for name in ("paths", "ids", "labels", "extents", "aspects"):
+            setattr(chosen, name, getattr(self, name)[rows])
+        return chosen
 
     def path(self, index: int) -> Path:
         """Return a clip's file."""

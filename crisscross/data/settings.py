@@ -60,16 +60,21 @@ class DataSettings(Settings):
             there = f"folds {', '.join(map(str, known.folds))}" if known.folds else "no folds: set data.folds=[]"
             raise ValueError(f"data.folds={[*self.folds]}: {self.name} has no fold {wrong[0]}; it has {there}")
 
-    def check_for_pretraining(self) -> None:
-        """Make sure that one split of clips with pictures and sound is meant.
+    def check_for_pretraining(self, modalities: str = "av") -> None:
+        """Make sure that one split of clips with what the method learns from is meant.
+
+        Args:
+            modalities: ``v``, ``a`` or ``av``.
 
         Raises:
             ValueError: it is not.
         """
-        if set(self.require) != {"video", "audio"}:
+        needed = [stream for stream in ("video", "audio") if stream[0] in modalities]
+        if not set(needed) <= set(self.require):
+            what = " and ".join({"video": "pictures", "audio": "sound"}[stream] for stream in needed)
             raise ValueError(
-                f"data.require=[{','.join(self.require)}]: pretraining learns from pictures and sound: set"
-                " data.require=[video,audio]; clips that lack one of them are then rejected"
+                f"data.require=[{','.join(self.require)}]: this pretraining learns from {what}: set"
+                f" data.require=[{','.join(needed)}]; clips without are then rejected"
             )
         if self.is_official and self.folds:
             raise ValueError(

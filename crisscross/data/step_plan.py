@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +13,14 @@ class StepPlan:
     """Which samples each step sees. Pure arithmetic: nothing is consumed."""
 
     def __init__(
-        self, *, num_clips: int, draws_per_clip: int, batch_size: int, seed: int, node: str = "training"
+        self,
+        *,
+        num_clips: int,
+        draws_per_clip: int,
+        batch_size: int,
+        seed: int,
+        node: str = "training",
+        pick: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         """Plan epochs of whole batches; the samples that do not fill one sit out, others in each epoch.
 
@@ -23,6 +30,8 @@ class StepPlan:
             batch_size: samples of a step.
             seed: of their order.
             node: the config's node that says so, for complaints.
+            pick: from an epoch to the clip of each of its samples, in their order; None = all clips as often as any
+                other, in an order drawn from the seed.
 
         Raises:
             ValueError: when an epoch does not fill one batch.
@@ -31,6 +40,7 @@ class StepPlan:
         self.num_samples = num_clips * draws_per_clip
         self.batch_size = batch_size
         self._seed = seed
+        self._pick = pick
         self.steps_per_epoch = self.num_samples // batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -40,15 +50,43 @@ class StepPlan:
 
     def batches(self, start_step: int, end_step: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (epoch, sample ids) for the steps from ``start_step`` up to ``end_step``."""
-        from crisscross.randomness import generator  # and with it numpy
-
         epoch = -1
         for step in range(start_step, end_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = generator(self._seed, "shuffle", epoch).permutation(self.num_samples)
+                order = self._order(epoch)
             place = (step % self.steps_per_epoch) * self.batch_size
             yield epoch, order[place : place + self.batch_size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the sample ids of an epoch in their order."""
+        from crisscross.randomness import generator  # and with it numpy
+
+        if self._pick is None:
+            return generator(self._seed, "shuffle", epoch).permutation(self.num_samples)
+        return sample_ids_of(self._pick(epoch), num_clips=self.num_clips)
+
+
+def sample_ids_of(clips: np.ndarray, *, num_clips: int) -> np.ndarray:
+    """Number the samples of an epoch whose clips are given: the k-th draw of clip c is sample ``c + k * num_clips``.
+
+    No two samples of an epoch have the same number, and with it the same views.
+
+    Args:
+        clips: (S,), the clip of each sample.
+        num_clips: N.
+
+    Returns:
+        (S,) sample ids; modulo N they are the clips.
+    """
+    import numpy as np
+
+    by_clip = np.argsort(clips, kind="stable")
+    ordered = clips[by_clip]
+    first_of_clip = np.searchsorted(ordered, ordered)
+    draw = np.empty(len(clips), np.int64)
+    draw[by_clip] = np.arange(len(clips)) - first_of_clip
+    return clips + draw * num_clips
 
 
 class PassRequests:

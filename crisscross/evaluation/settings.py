@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +12,12 @@ from crisscross.training.settings import OptimSettings, TrainingSettings
 
 Modality = Literal["v", "a", "av"]
 """Video, audio, the features of both one after the other."""
+
+
+def streams_of(downstream: Mapping[str, Any]) -> str:
+    """Return what a protocol has to decode, ``v``, ``a`` or ``av``; fine-tuning looks at pictures alone."""
+    modalities = downstream.get("modalities", ("v",))
+    return "".join(stream for stream in "av" if any(stream in modality for modality in modalities))
 
 
 class FeatureSettings(Settings):
@@ -31,7 +38,7 @@ class FrozenSettings(Settings):
     @property
     def streams(self) -> str:
         """What has to be decoded: ``v``, ``a`` or ``av``."""
-        return "".join(stream for stream in "av" if any(stream in modality for modality in self.modalities))
+        return streams_of({"modalities": self.modalities})
 
 
 class SvmSettings(FrozenSettings):
@@ -87,6 +94,7 @@ class FinetuneSettings(Settings):
     freeze_backbone_epochs: int = Field(ge=0)
     optim: OptimSettings
     training: TrainingSettings
+    streams: ClassVar[str] = "v"
 
 
 Protocol = Annotated[SvmSettings | LinearSettings | RetrievalSettings | FinetuneSettings, Field(discriminator="name")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crisscross.identity import weights_fingerprint
+from crisscross.methods.settings import check_modalities, modalities_of
 from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
@@ -27,10 +28,11 @@ def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
         (parent,) = run.parents
         if parent.result is None:
             raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
+        check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
         if weights.epoch is not None:
             return _on_the_way(parent, settings, weights.epoch)
-        files = parent.result["backbones"]
-        return load_backbones(settings.model, video=parent.path / files["video"], audio=parent.path / files["audio"])
+        files = {modality: parent.path / name for modality, name in parent.result["backbones"].items()}
+        return load_backbones(settings.model, video=files.get("video"), audio=files.get("audio"))
     if weights.epoch is not None:
         raise ValueError(f"weights.epoch={weights.epoch} is an epoch of a pretraining: set weights.run, too")
     if weights.video or weights.audio:
@@ -79,11 +81,12 @@ def _on_the_way(parent: RunDirectory, settings: DownstreamSettings, epoch: int) 
         for name, tensor in state["method"].items()
         if name.startswith(("video_backbone.", "audio_backbone."))
     }
-    expected = backbones.state_dict()
+    trained = modalities_of(parent.config["method"])
+    expected = Backbones(settings.model, modalities=trained).state_dict()
     if {name: tensor.shape for name, tensor in own.items()} != {n: tensor.shape for n, tensor in expected.items()}:
         raise ValueError(
             f"weights.run={parent.label} has backbones of another size than the config's model node:"
             " set scale= or model= to that of the pretraining"
         )
-    backbones.load_state_dict(own)
+    backbones.load_state_dict(own, strict=trained == "av")  # what was not trained stays as it is
     return backbones

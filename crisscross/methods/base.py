@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from crisscross.methods import available_methods
+from crisscross.methods.settings import settings_of
 from crisscross.models.backbones import Backbones
 from crisscross.models.initialisation import initialise
 from crisscross.settings import ModelSettings
@@ -28,9 +30,11 @@ class Views:
     Attributes:
         video: (V, B, 3, T, H, W), normalised; None where nothing but sound is used.
         audio: (V, B, 1, F, T), normalised log-mel; None where nothing but pictures are used.
-        clip_ids: (B,), rows of the manifest.
+        clip_ids: (B,), rows of the training split: 0 ... number of clips - 1.
         labels: (B,), class indices; self-supervised methods leave them alone.
         epoch: epoch of the batch.
+        key: seed of draws that all processes must make alike, another in every forward pass. (Draws of a process's own
+            need none: the global generator is seeded before every pass.)
     """
 
     video: torch.Tensor | None
@@ -38,6 +42,28 @@ class Views:
     clip_ids: torch.Tensor
     labels: torch.Tensor
     epoch: int
+    key: int = 0
+
+    def generator(self) -> torch.Generator:
+        """Return a generator for draws that all processes make alike, on the device of the views."""
+        return torch.Generator(self.clip_ids.device).manual_seed(self.key)
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What a method is told of the clips that it will learn from.
+
+    Attributes:
+        num_clips: clips of the training split.
+        num_classes: classes of the dataset.
+    """
+
+    num_clips: int
+    num_classes: int
+
+
+FeaturesOfAll = Callable[[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]], dict[str, np.ndarray]]
+"""From networks by modality, ``v`` or ``a``, to the features (N, D) of every training clip, alike on all processes."""
 
 
 class Trainable(nn.Module, ABC):
@@ -45,11 +71,20 @@ class Trainable(nn.Module, ABC):
 
     Attributes:
         num_views: views of a clip that ``forward`` wants, 1 or 2.
+        modalities: ``v``, ``a`` or ``av``: what of a clip it wants.
         uses_all_parameters: whether every parameter gets a gradient in every step (distributed training asks).
+        begins_epochs: whether ``begin_epoch`` does anything; a checkpoint is then kept at the end of each epoch.
+        picks_clips: whether ``clips_of_epoch`` does anything.
+        own_state: names of buffers that every process changes in the same way by itself. They are in checkpoints like
+            all buffers; distributed training leaves them alone.
     """
 
     num_views = 2
+    modalities = "av"
     uses_all_parameters = True
+    begins_epochs = False
+    picks_clips = False
+    own_state: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -59,26 +94,62 @@ class Trainable(nn.Module, ABC):
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
 
+    def begin_epoch(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> None:
+        """Get ready for an epoch, on every process; what is kept of it has to be in buffers.
+
+        A run that is stopped in an epoch goes on without this call, one that is stopped in the call makes it again.
+
+        Args:
+            epoch: the one that begins.
+            features_of_all: looks at every training clip.
+            seed: of this epoch's draws.
+        """
+
+    def clips_of_epoch(self, num_samples: int, *, seed: int) -> np.ndarray:
+        """Return the clip of each sample of the epoch that has begun, (num_samples,), in their order.
+
+        It may depend on buffers that ``begin_epoch`` alone changes and on the seed, nothing else.
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Do what has to be done when the optimiser has taken a step."""
+
 
 class BaseMethod(Backbones, Trainable):
-    """A pair of backbones, which stay when training is over, and a way of training them."""
+    """Backbones, which stay when training is over, and a way of training them.
+
+    ``Method(model, clips, **options)`` is how it is built; options are the rest of the config's ``method``.
+    """
+
+    def __init__(self, model: ModelSettings) -> None:
+        """Build the backbones of what the method looks at and listens to."""
+        super().__init__(model, modalities=self.modalities)
+
+    def initialise_state(self, *, seed: int) -> None:
+        """Give buffers that are drawn their first values, the same on every process; parameters have theirs by then."""
 
 
-def build_method(settings: Mapping[str, Any], model: ModelSettings, *, seed: int) -> BaseMethod:
+def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: ClipFacts, *, seed: int) -> BaseMethod:
     """Build the method that the config names, with weights that depend on the seed alone.
 
     Args:
         settings: the config's ``method`` node; ``name`` is the file, the rest goes to the class as keywords.
         model: sizes of backbones and heads.
+        clips: what it will learn from.
         seed: the experiment's seed.
 
     Raises:
-        ValueError: when there is no such method, listing those there are.
+        ValueError: when there is no such method, listing those there are, or the clips do not suit it.
     """
+    known = settings_of(settings)
+    if known is not None:
+        known.check_clips(num_clips=clips.num_clips, num_classes=clips.num_classes)
     options = dict(settings)
     name = options.pop("name")
     if name not in available_methods():
         raise ValueError(f"method.name={name} is unknown: choose one of {', '.join(available_methods())}")
-    method = importlib.import_module(f"crisscross.methods.{name}").Method(model, **options)
+    method = importlib.import_module(f"crisscross.methods.{name}").Method(model, clips, **options)
     initialise(method, seed_key=seed)
+    method.initialise_state(seed=seed)
     return method

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from crisscross.methods.base import BaseMethod, Views
+from crisscross.methods.base import BaseMethod, ClipFacts, Views
 from crisscross.models.heads import predictor, projector
 from crisscross.settings import ModelSettings
 
@@ -58,21 +58,16 @@ class Method(BaseMethod):
     def __init__(
         self,
         model: ModelSettings,
+        clips: ClipFacts,
         *,
         video_weight: float,
         audio_weight: float,
         sync_weight: float,
         async_weight: float,
     ) -> None:
-        """Build backbones, projectors and predictors.
-
-        Raises:
-            ValueError: when a weight is negative or all are zero.
-        """
+        """Build backbones, projectors and predictors. What the weights may be, ``CrissCrossSettings`` says."""
+        del clips  # any will do
         weights = {"video": video_weight, "audio": audio_weight, "sync": sync_weight, "async": async_weight}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            given = ", ".join(f"method.{name}_weight={value:g}" for name, value in weights.items())
-            raise ValueError(f"{given}: no weight may be negative and one must be positive")
         super().__init__(model)
         self.pair_weights = {pair: weights[family] for pair, family in FAMILIES.items() if weights[family] > 0}
         self._embeddings = sorted({name for pair in self.pair_weights for name in (pair[:2], pair[2:])})

@@ -15,18 +15,20 @@ from crisscross.settings import ModelSettings
 
 
 class Backbones(nn.Module):
-    """A video and an audio backbone.
+    """A video and an audio backbone, or one of them.
 
     Attributes:
         video_backbone: (B, 3, T, H, W) -> (B, D).
         audio_backbone: (B, 1, F, T) -> (B, D).
     """
 
-    def __init__(self, model: ModelSettings) -> None:
-        """Build both at the sizes of the config's ``model`` node."""
+    def __init__(self, model: ModelSettings, *, modalities: str = "av") -> None:
+        """Build them at the sizes of the config's ``model`` node: both, or that of ``v`` or ``a`` alone."""
         super().__init__()
-        self.video_backbone = VideoBackbone(depth=model.video.depth, width=model.video.width)
-        self.audio_backbone = AudioBackbone(layers=tuple(model.audio.layers), width=model.audio.width)
+        if "v" in modalities:
+            self.video_backbone = VideoBackbone(depth=model.video.depth, width=model.video.width)
+        if "a" in modalities:
+            self.audio_backbone = AudioBackbone(layers=tuple(model.audio.layers), width=model.audio.width)
 
 
 def untrained_backbones(model: ModelSettings, *, seed: int) -> Backbones:

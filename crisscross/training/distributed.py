@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -115,15 +115,37 @@ def join_world(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def data_parallel(network: nn.Module, world: World, *, uses_all_parameters: bool) -> DistributedDataParallel:
+@torch.no_grad()
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes, rank after rank, the same on each; without gradients, free in a single process.
+
+    Args:
+        rows: (B, ...), as many on every process.
+
+    Returns:
+        (B * processes, ...).
+    """
+    rows = rows.detach().contiguous()
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, rows)
+    return torch.cat(gathered)
+
+
+def data_parallel(
+    network: nn.Module, world: World, *, uses_all_parameters: bool, own_state: Sequence[str] = ()
+) -> DistributedDataParallel:
     """Return a network whose gradients are averaged over the processes.
 
     Args:
         network: on the world's device.
         world: of more than one process.
         uses_all_parameters: whether every parameter gets a gradient in every pass.
+        own_state: buffers that every process changes alike by itself: they are not sent around.
     """
     on_gpu = world.device.type == "cuda"
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, [*own_state])  # it has no public way
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if on_gpu else None,

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,10 +29,11 @@ from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.training.books import Books
 from crisscross.training.distributed import World, data_parallel
-from crisscross.training.interruption import INTERRUPTION
+from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.meter import Meter
 from crisscross.training.task import Task
 from crisscross.training.views import augmented_views
+from crisscross.training.whole_set import WholeSet, forget
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Trainer:
             batch_size=task.training.global_batch_size,
             seed=task.seed,
             node=task.node,
+            pick=self._pick if task.network.picks_clips else None,
         )
         self.total_steps = task.training.epochs * self.plan.steps_per_epoch
         self.video_transform = VideoTransformSettings(**task.views.video.transform)
@@ -103,10 +106,16 @@ class Trainer:
         """
         batches = self._batches()
         try:
-            done = self.step >= self.total_steps or self._train(batches)
+            try:
+                done = self.step >= self.total_steps or self._train(batches)
+            except Interrupted as signal_name:
+                logger.info("%s: stopped before step %d of %d", signal_name, self.step + 1, self.total_steps)
+                done = False
             if self.total_steps == 0:
                 self._save()
             self.books.make_durable()
+            if done and self.world.is_main:
+                forget(self.run)
             return done
         finally:
             batches.close()
@@ -121,6 +130,8 @@ class Trainer:
         last_save = time.monotonic()
         stop_at = self.step + (execution.max_steps_this_launch or self.total_steps)
         while self.step < self.total_steps:
+            if self._at_epoch_start():
+                self._begin_epoch()
             metrics = self._one_step(batches)
             self.step += 1
             self._record(metrics)
@@ -130,7 +141,7 @@ class Trainer:
             )
             if requeue:
                 INTERRUPTION.note("SIGUSR2")  # whichever rank was told: all leave for the same reason
-            if leave or due or self._epoch_to_keep() or self.step == self.total_steps:
+            if leave or due or self._epoch_to_keep() or self._at_epoch_start() or self.step == self.total_steps:
                 self._save()
                 last_save = time.monotonic()
             if leave and self.step < self.total_steps:
@@ -161,6 +172,7 @@ class Trainer:
         self._check_finite(metrics, seen)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.network.after_step()
         fallback = sum(batch.fallback.float().mean().item() for batch in seen) / passes
         return {**metrics, **rates, "data/fallback_fraction": fallback}
 
@@ -175,6 +187,7 @@ class Trainer:
             device=device,
             video=self.video_transform,
             audio=self.audio_transform,
+            key=derive_key(self.task.seed, "method", self.step, index),
         )
         precision = self.task.training.precision
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
@@ -210,10 +223,6 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """Yield this process's batch of every pass from the current step on."""
-        share = self.task.training.samples_per_pass // self.world.size
-        requests = PassRequests(
-            self.plan, self.step, self.total_steps, share=share, rank=self.world.rank, num_ranks=self.world.size
-        )
         dataset = ViewDataset(
             self.task.clips,
             self.task.views,
@@ -222,15 +231,25 @@ class Trainer:
             num_views=self.network.num_views,
             modalities=self.task.modalities,
         )
-        loader = batch_loader(
-            dataset,
-            requests,
-            num_workers=self.task.execution.num_workers,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        for batch in loader:
-            self.world.raise_first(batch if isinstance(batch, DecodeError) else None)
-            yield batch
+        for requests in self._requests():
+            loader = batch_loader(
+                dataset,
+                requests,
+                num_workers=self.task.execution.num_workers,
+                pin_memory=self.world.device.type == "cuda",
+            )
+            for batch in loader:
+                self.world.raise_first(batch if isinstance(batch, DecodeError) else None)
+                yield batch
+
+    def _requests(self) -> Iterator[PassRequests]:
+        """Yield what is to be decoded: all that is left, or epoch after epoch where the network picks the clips."""
+        share = self.task.training.samples_per_pass // self.world.size
+        step, per_epoch = self.step, self.plan.steps_per_epoch
+        while step < self.total_steps:
+            end = (step // per_epoch + 1) * per_epoch if self.network.picks_clips else self.total_steps
+            yield PassRequests(self.plan, step, end, share=share, rank=self.world.rank, num_ranks=self.world.size)
+            step = end
 
     def _record(self, metrics: dict[str, float]) -> None:
         """Write the history and say where we are. ``time/`` metrics are the only ones a resumed run does not repeat."""
@@ -278,13 +297,35 @@ class Trainer:
             else:
                 logger.warning("%s.compile=true is for GPUs: ignored on %s", self.task.node, self.world.device)
         if self.world.size > 1:
-            network = data_parallel(network, self.world, uses_all_parameters=self.network.uses_all_parameters)
+            network = data_parallel(
+                network,
+                self.world,
+                uses_all_parameters=self.network.uses_all_parameters,
+                own_state=self.network.own_state,
+            )
         return network
 
     def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager:
         if last_pass or not isinstance(self._loss_of, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._loss_of.no_sync()
+
+    def _at_epoch_start(self) -> bool:
+        """Whether an epoch begins here that the network wants to know of."""
+        return self.network.begins_epochs and self.step % self.plan.steps_per_epoch == 0
+
+    def _begin_epoch(self) -> None:
+        """Let the network get ready. It starts from a checkpoint, so what it does on the way may be kept on disk."""
+        epoch = self.step // self.plan.steps_per_epoch
+        self.network.begin_epoch(
+            epoch,
+            WholeSet(self.run, self.task, self.world, epoch=epoch).features_of,
+            seed=derive_key(self.task.seed, "epoch", epoch),
+        )
+        self.network.train()
+
+    def _pick(self, epoch: int) -> np.ndarray:
+        return self.network.clips_of_epoch(self.plan.num_samples, seed=derive_key(self.task.seed, "pick", epoch))
 
     def _epoch_to_keep(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)

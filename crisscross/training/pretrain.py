@@ -6,7 +6,7 @@ import torch
 
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
-from crisscross.methods.base import build_method
+from crisscross.methods.base import ClipFacts, build_method
 from crisscross.models.released import export_backbone
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings
@@ -41,7 +41,7 @@ def pretrain(run: RunDirectory) -> bool:
             return False
         if world.is_main:
             files = {}
-            for modality in ("video", "audio"):
+            for modality in [{"v": "video", "a": "audio"}[letter] for letter in trainer.network.modalities]:
                 files[modality] = f"{modality}_backbone.pt"
                 export_backbone(trainer.network.get_submodule(f"{modality}_backbone"), run.path / files[modality])
             run.write_result({**trainer.summary(), "backbones": files})
@@ -50,13 +50,16 @@ def pretrain(run: RunDirectory) -> bool:
 
 
 def _task(settings: PretrainSettings, manifest: Manifest) -> Task:
+    clips = Clips(manifest.split(settings.data.train_split), manifest.root)
+    facts = ClipFacts(num_clips=len(clips), num_classes=len(manifest.classes))
+    network = build_method(settings.method, settings.model, facts, seed=settings.seed)
     return Task(
         phase="pretraining",
-        network=build_method(settings.method, settings.model, seed=settings.seed),
-        clips=Clips(manifest.split(settings.data.train_split), manifest.root),
+        network=network,
+        clips=clips,
         views=settings.views,
         relaxation=settings.relaxation,
-        modalities="av",
+        modalities=network.modalities,
         optim=settings.optim,
         training=settings.training,
         execution=settings.execution,

@@ -20,6 +20,7 @@ def augmented_views(
     device: torch.device,
     video: VideoTransformSettings,
     audio: AudioTransformSettings,
+    key: int = 0,
 ) -> Views:
     """Augment every view of every sample by draws keyed by (seed, modality and view, epoch, sample).
 
@@ -29,6 +30,7 @@ def augmented_views(
         device: where to compute.
         video: what is done to frames.
         audio: what is done to waveforms and spectrograms.
+        key: of draws that the network makes, see ``Views``.
 
     Returns:
         Views of shapes (V, B, 3, T, H, W) and (V, B, 1, F, T), on the device; None for what was not decoded.
@@ -54,6 +56,7 @@ def augmented_views(
         clip_ids=batch.clip_ids.to(device, non_blocking=True),
         labels=batch.labels.to(device, non_blocking=True),
         epoch=batch.epoch,
+        key=key,
     )
 
 

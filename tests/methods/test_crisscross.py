@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crisscross.methods import available_methods
-from crisscross.methods.base import Views, build_method
+from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
 from crisscross.models.backbones import untrained_backbones
 from crisscross.settings import ModelSettings
@@ -25,6 +25,7 @@ TINY = ModelSettings(
     projector={"hidden_dim": 16, "output_dim": 8, "num_layers": 3},
     predictor={"hidden_dim": 4},
 )
+CLIPS = ClipFacts(num_clips=12, num_classes=3)
 ALL_ON = {"video_weight": 1.0, "audio_weight": 1.0, "sync_weight": 1.0, "async_weight": 1.0}
 PAIRS = {"v1v2", "a1a2", "v1a1", "v2a2", "v1a2", "v2a1"}
 
@@ -41,7 +42,7 @@ def _views(batch: int = 4) -> Views:
 
 
 def _build(**weights: float):
-    return build_method({"name": "crisscross", **ALL_ON, **weights}, TINY, seed=0)
+    return build_method({"name": "crisscross", **ALL_ON, **weights}, TINY, CLIPS, seed=0)
 
 
 def _literal_d(p: torch.Tensor, z: torch.Tensor) -> float:
@@ -126,7 +127,7 @@ def test_impossible_weights_are_refused() -> None:
 
 def test_an_unknown_method_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"method.name=nothing is unknown: choose one of .*crisscross"):
-        build_method({"name": "nothing"}, TINY, seed=0)
+        build_method({"name": "nothing"}, TINY, CLIPS, seed=0)
     assert "crisscross" in available_methods()
     assert "base" not in available_methods()
 
@@ -138,7 +139,7 @@ def test_collapse_monitor() -> None:
 
 
 def test_the_whole_model_has_the_papers_size() -> None:
-    method = build_method({"name": "crisscross", **ALL_ON}, PAPER, seed=0)
+    method = build_method({"name": "crisscross", **ALL_ON}, PAPER, CLIPS, seed=0)
 
     def millions(module: torch.nn.Module) -> float:
         return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 2)

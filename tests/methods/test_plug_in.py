@@ -24,9 +24,9 @@ class Method(BaseMethod):
     num_views = 1
     uses_all_parameters = False
 
-    def __init__(self, model, *, num_classes):
+    def __init__(self, model, clips, *, margin):
         super().__init__(model)
-        self.head = nn.Linear(self.video_backbone.feature_dim, num_classes)
+        self.head = nn.Linear(self.video_backbone.feature_dim, clips.num_classes)
 
     def forward(self, views):
         loss = nn.functional.cross_entropy(self.head(self.video_backbone(views.video[0])), views.labels)
@@ -39,7 +39,7 @@ def test_a_new_method_trains_through_the_same_loop(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(crisscross.methods, "__path__", [*crisscross.methods.__path__, str(tmp_path)])
     assert "labelled" in available_methods()
     config = tiny_config("pretrain", tmp_path)
-    config["method"] = {"name": "labelled", "num_classes": 3}  # what experiments/conf/method/labelled.yaml would hold
+    config["method"] = {"name": "labelled", "margin": 1}  # what experiments/conf/method/labelled.yaml would hold
     run = RunDirectory.create("pretrain", config)
     assert run.label == "labelled-mild-demo-s0"
     assert run_experiment(run)

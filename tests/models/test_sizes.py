@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from crisscross.experiment import run as run_experiment
-from crisscross.methods.base import build_method
+from crisscross.methods.base import ClipFacts, build_method
 from crisscross.methods.crisscross import Method
 from crisscross.models.released import export_backbone
 from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, num_parameters
@@ -38,6 +38,8 @@ ODD = (
 SHALLOW = ("model.video.depth=10", "model.audio.layers=[1,1,1,4]", "model.projector.num_layers=4")
 SIZES = {"demo": (), "paper": ("scale=paper",), "odd": ODD, "shallow": SHALLOW}
 
+CLIPS = ClipFacts(num_clips=12, num_classes=3)
+
 
 def _settings(*overrides: str) -> PretrainSettings:
     with initialize_config_module("experiments.conf", version_base="1.3"):
@@ -48,12 +50,12 @@ def _settings(*overrides: str) -> PretrainSettings:
 def _unallocated(settings: PretrainSettings) -> nn.Module:
     options = {key: value for key, value in settings.method.items() if key != "name"}
     with torch.device("meta"):
-        return Method(settings.model, **options)
+        return Method(settings.model, CLIPS, **options)
 
 
 def _trained_state(settings: PretrainSettings, *, steps: int = 1) -> dict[str, Any]:
     """What the loop hands to the writer after a step."""
-    method = build_method(settings.method, settings.model, seed=0)
+    method = build_method(settings.method, settings.model, CLIPS, seed=0)
     optimizer = build_optimizer(settings.optim, method.parameter_groups())
     for _ in range(steps):
         for parameter in method.parameters():
@@ -109,7 +111,7 @@ def test_a_checkpoint_without_a_step_has_no_moments(tmp_path: Path) -> None:
 
 def test_exported_backbones_are_as_large_as_predicted(tmp_path: Path) -> None:
     settings = _settings()
-    method = build_method(settings.method, settings.model, seed=0)
+    method = build_method(settings.method, settings.model, CLIPS, seed=0)
     for modality in ("video", "audio"):
         export_backbone(method.get_submodule(f"{modality}_backbone"), tmp_path / f"{modality}.pt")
     real = sum(path.stat().st_size for path in tmp_path.glob("*.pt"))
