@@ -103,11 +103,12 @@ def open_manifest(settings: DataSettings) -> Manifest:
     return manifest
 
 
-def check_batch(config: Mapping[str, Any]) -> None:
-    """Make sure that there are clips to pretrain on and that an epoch of them fills a batch.
+def check_batch(config: Mapping[str, Any], *, node: str = "training") -> None:
+    """Make sure that there are clips to train on and that an epoch of them fills a batch.
 
     Args:
-        config: a pretraining's resolved config, its data prepared.
+        config: its ``data``, prepared, whose ``train_split`` is one of the manifest, and its ``training``.
+        node: where the config has its ``training``, for messages.
 
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
@@ -122,6 +123,7 @@ def check_batch(config: Mapping[str, Any]) -> None:
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
         seed=0,
+        node=node,
     )
 
 
