@@ -133,6 +133,9 @@ def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = (
 def family(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
     """Return the hash of a config with a study's axes (seed, relaxation, ...) left out.
 
-    Experiments of one family differ in nothing but the axes, so their results may stand in one table.
+    Experiments of one family differ in nothing but the axes, so their results may stand in one table. A fine-tuning is
+    one fold: those of all folds are one family.
     """
-    return hashlib.sha256(canonical_json(without(scientific(config), axes)).encode()).hexdigest()
+    one_fold = config.get("downstream", {}).get("name") == "finetune"
+    left_out = [*axes, "data.folds"] if one_fold else axes
+    return hashlib.sha256(canonical_json(without(scientific(config), left_out)).encode()).hexdigest()

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
 from crisscross.evaluation.settings import FinetuneSettings, Protocol
+from crisscross.identity import plain_copy
 from crisscross.methods import available_methods
 from crisscross.methods.settings import modalities_of, settings_of
 from crisscross.settings_base import Settings, build
@@ -238,6 +239,24 @@ KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "dow
 def training_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the ``training`` node of an experiment that goes through the training loop, None for any other."""
     return config.get("downstream", config).get("training")
+
+
+def training_node(config: Mapping[str, Any]) -> str:
+    """Return where an experiment that goes through the training loop has its ``training`` node, for messages."""
+    return "downstream.training" if "downstream" in config else "training"
+
+
+def fold_by_fold(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the configs of the experiments that a config stands for: as it is, or one a fold for a fine-tuning.
+
+    Args:
+        config: a resolved config, checked or not: folds that are none are left to the check.
+    """
+    folds = config["data"].get("folds")
+    one_each = config.get("downstream", {}).get("name") == "finetune" and isinstance(folds, list)
+    if not one_each or len(folds) < 2 or len({str(fold) for fold in folds}) < len(folds):
+        return [dict(config)]
+    return [{**plain_copy(dict(config)), "data": {**config["data"], "folds": [fold]}} for fold in folds]
 
 
 def trains(config: Mapping[str, Any]) -> bool:

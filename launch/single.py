@@ -33,6 +33,7 @@ from launch import inside_slurm
 from launch.capacity import num_processes
 from launch.delivery import delivering, resolve
 from launch.display import HEARTBEAT_S, describe
+from launch.folds import require_one_job_a_fold, run_folds
 from launch.job import run_ranks
 from launch.overrides import check_overrides, compose_config, first_of_sweep, hydra_configs
 
@@ -88,6 +89,7 @@ def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -
         if not is_sweep:
             raise ValueError("hydra/launcher: one experiment runs here; add --multirun to give it to Slurm")
         resolve(chosen["tracking"], where="slurm")
+        require_one_job_a_fold(chosen)
         # What hydra-submitit-launcher leaves there holds the whole config, a password in tracking.uri included.
         folder = Path(chosen["runs_root"]) / "multirun"
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,8 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
     """Run an experiment in this process and leave with an exit code unless it is done.
 
     The exit code is 2 for a wrong setting, 1 for a failure, 75 when it was interrupted and can go on. One of several
-    experiments (``--multirun``) that fails leaves the others their turn: ``run_entry_point`` leaves with the code.
+    experiments (``--multirun``, or the folds of a fine-tuning) that fails leaves the others their turn:
+    ``run_entry_point`` leaves with the code.
 
     Args:
         kind: ``"pretrain"`` or ``"downstream"``.
@@ -117,7 +120,7 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
             sys.exit(code)
         return
     config["tracking"] = resolve(config["tracking"], where="here")
-    code = _run_and_show(kind, config)
+    code = run_folds(config, lambda part: _run_and_show(kind, part), say=lambda text: _say(Console(), text))
     if code and _others_follow() and not INTERRUPTION.requested:
         _CODES.append(code)
     elif code:
@@ -132,7 +135,7 @@ def _run_as_job(kind: str, config: dict[str, Any]) -> int:
     inside_slurm.join_ranks()
     config["execution"] = {**config["execution"], "num_devices": int(os.environ.get("WORLD_SIZE", "1"))}
     config["tracking"] = resolve(config["tracking"], where="slurm")
-    code = _run_and_show(kind, config)
+    code, _ = _run_and_show(kind, config)
     if code == INTERRUPTED_EXIT_CODE:
         inside_slurm.leave_alone()
     return code
@@ -146,14 +149,14 @@ def _others_follow() -> bool:
     return hydra.mode == RunMode.MULTIRUN and hydra.launcher["_target_"].endswith(".BasicLauncher")
 
 
-def _run_and_show(kind: str, config: dict[str, Any]) -> int:
-    """Run an experiment, say how it ended, and return the exit code."""
+def _run_and_show(kind: str, config: dict[str, Any]) -> tuple[int, Mapping[str, float]]:
+    """Run an experiment, say how it ended, and return the exit code and, when it is 0, the metrics."""
     console = Console()
     try:
         run = _make_run(kind, config)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 2, {}
     where = os.path.relpath(run.path)
     _say(console, f"{run.label}: {where}")
     if run.result is not None:
@@ -164,12 +167,12 @@ def _run_and_show(kind: str, config: dict[str, Any]) -> int:
         code = 0 if run.result is not None else _run(run, console)
     if code == INTERRUPTED_EXIT_CODE:
         _say(console, "interrupted: what was computed is kept; the same command goes on")
-    if code:
-        return code
+    if code or not inside_slurm.is_first_rank():  # another process writes the result
+        return code, {}
     for name, value in sorted(run.result["metrics"].items()):
         _say(console, f"  {name:<28} {value:.4g}")
     _say(console, f"result: {where}/result.json")
-    return 0
+    return 0, run.result["metrics"]
 
 
 def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:

@@ -18,13 +18,14 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.console import Console
 
+from crisscross.data.settings import DataSettings
 from crisscross.evaluation.finetune_table import complete
 from crisscross.evaluation.settings import streams_of
 from crisscross.identity import canonical_json, family, plain_copy
 from crisscross.methods.settings import check_modalities
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
-from crisscross.settings import check_kept, training_of, trains
+from crisscross.settings import check_kept, fold_by_fold, training_node, training_of, trains
 from crisscross.settings_base import Settings, parse
 from launch.cluster import ClusterSettings, resource_kind_of
 from launch.delivery import resolve
@@ -191,15 +192,17 @@ class _Composer:
             config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 
+    def evaluations(self, point: Mapping[str, Any], seed: int, launch: LaunchSettings) -> list[dict[str, Any]]:
+        """Return the configs of the evaluations of one pretraining; a fine-tuning is one a fold."""
+        entries = [self.config("downstream", point, seed=seed, entry=entry) for entry in launch.study.downstream]
+        return [config for entry in entries for config in fold_by_fold(entry)]
+
     def all_configs(self, launch: LaunchSettings) -> list[tuple[str, dict[str, Any]]]:
         """Return every distinct config that the study uses, with its kind."""
         configs = []
         for point, seed in _points(launch):
             configs.append(("pretrain", self.config("pretrain", point, seed=seed)))
-            configs += [
-                ("downstream", self.config("downstream", point, seed=seed, entry=entry))
-                for entry in launch.study.downstream
-            ]
+            configs += [("downstream", config) for config in self.evaluations(point, seed, launch)]
         for axis in self._axes:
             if not any(axis in groups_of(kind) or has_key(config, axis) for kind, config in configs):
                 raise ValueError(f"study.axes.{axis}: no experiment has a setting {axis}")
@@ -218,8 +221,7 @@ def _expand(composer: _Composer, launch: LaunchSettings) -> list[Experiment]:
     for point, seed in _points(launch):
         pretrain = Experiment("pretrain", composer.config("pretrain", point, seed=seed))
         experiments.append(pretrain)
-        for entry in launch.study.downstream:
-            config = composer.config("downstream", point, seed=seed, entry=entry)
+        for config in composer.evaluations(point, seed, launch):
             floor = plain_copy(config)
             floor["weights"]["epoch"] = None  # untrained backbones have no epochs
             floors.append(Experiment("downstream", floor))
@@ -263,9 +265,11 @@ def _check_batches(composer: _Composer, launch: LaunchSettings) -> None:
         sizes = canonical_json([config["data"], training_of(config), method])
         if trains(config) and sizes not in checked:
             checked.add(sizes)
-            fold = "".join(str(number) for number in config["data"].get("folds", []))  # fine-tuning takes one
-            data = {**config["data"], "train_split": f"{config['data']['train_split']}{fold}"}
-            check_batch({"data": data, "training": training_of(config), "method": method})
+            split = config["data"]["train_split"]
+            if "downstream" in config:  # with the number of its fold, where it has one
+                split = parse(DataSettings, config["data"]).splits[0]
+            node = {"data": {**config["data"], "train_split": split}, "training": training_of(config), "method": method}
+            check_batch(node, node=training_node(config))
 
 
 def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:

@@ -104,11 +104,13 @@ def open_manifest(settings: DataSettings) -> Manifest:
     return manifest
 
 
-def check_batch(config: Mapping[str, Any]) -> None:
+def check_batch(config: Mapping[str, Any], *, node: str = "training") -> None:
     """Make sure that there are clips to learn from, that an epoch of them fills a batch, and that they suit the method.
 
     Args:
-        config: what ``data``, ``training`` and, of a pretraining, ``method`` hold, the data prepared.
+        config: its ``data``, prepared, whose ``train_split`` is one of the manifest, its ``training`` and, of a
+            pretraining, its ``method``.
+        node: where the config has its ``training``, for messages.
 
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
@@ -124,6 +126,7 @@ def check_batch(config: Mapping[str, Any]) -> None:
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
         seed=0,
+        node=node,
     )
     method = settings_of(config.get("method", {}))
     if method is not None:

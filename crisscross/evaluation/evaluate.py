@@ -112,6 +112,7 @@ class _Evaluation:
                 settings=self._protocol,
                 seed=self._seed,
                 groups=fold.groups,
+                sources=fold.sources,
                 device=self._device,
                 memo=Memo(self._run.path / "features" / f"svm_{name}.json"),
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from crisscross.data.manifest import Manifest
+from crisscross.data.official import DATASETS
 from crisscross.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,15 @@ class Fold:
         test: rows of the manifest.
         groups: the official fold that each training clip is the test of, where every one is the test of just one: a
             cross-validation leaves out one of these at a time. None otherwise.
+        sources: the video that each training clip was cut from, where the dataset says so: a cross-validation must keep
+            its clips together. None otherwise.
     """
 
     name: str
     train: pd.DataFrame
     test: pd.DataFrame
     groups: np.ndarray | None
+    sources: np.ndarray | None = None
 
 
 def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
@@ -52,7 +56,8 @@ def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
                 " data.train_split and data.test_split must have none in common"
             )
         _note_unseen(manifest, train, test)
-        folds.append(Fold(name, train, test, _groups(train, data.test_split) if name else None))
+        groups = _groups(train, data.test_split) if name else None
+        folds.append(Fold(name, train, test, groups, _sources(train, data)))
     return folds
 
 
@@ -93,3 +98,23 @@ def _groups(train: pd.DataFrame, test_split: str) -> np.ndarray | None:
     """Return the test split of each clip, where each has just one."""
     tests = [[name for name in joined.split("+") if name.startswith(test_split)] for joined in train["split"]]
     return np.array([names[0] for names in tests]) if all(len(names) == 1 for names in tests) else None
+
+
+def _sources(train: pd.DataFrame, data: DataSettings) -> np.ndarray | None:
+    """Return the video that each clip was cut from, by its name: of an official dataset, or of a copy so named."""
+    known = DATASETS.get(data.kind) or DATASETS.get(data.name)
+    if known is None or known.source_of is None:
+        return None
+    found = [known.source_of(path) for path in train["path"]]
+    unknown = [path for path, source in zip(train["path"], found, strict=True) if source is None]
+    if len(unknown) == len(found):
+        return None
+    if unknown:
+        logger.warning(
+            "the names of %d of %d training clips do not say which video they were cut from (the first is %s): each"
+            " counts as a video of its own",
+            len(unknown),
+            len(found),
+            unknown[0],
+        )
+    return np.array([source or path for path, source in zip(train["path"], found, strict=True)])

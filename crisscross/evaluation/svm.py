@@ -45,14 +45,15 @@ def evaluate_svm(
     settings: SvmSettings,
     seed: int,
     groups: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
     device: torch.device = CPU,
     memo: Memo | None = None,
 ) -> SvmResult:
     """Fit on the training split and score the test split.
 
-    Every segment of a training clip is a row; all segments of a clip stay in one fold, so that no clip validates
-    itself. C is the one with the best cross-validated accuracy on the training split, the smallest of equally good
-    ones; with ``select=test``, as in the release, the one that is best on the test split.
+    Every segment of a training clip is a row; all segments of a clip stay in one fold, and so do all clips of a source
+    video, so that none validates itself. C is the one with the best cross-validated accuracy on the training split, the
+    smallest of equally good ones; with ``select=test``, as in the release, the one that is best on the test split.
 
     Args:
         train: the training clips.
@@ -61,6 +62,8 @@ def evaluate_svm(
         settings: the protocol.
         seed: of the cross-validation's folds.
         groups: the official fold of every training clip; the cross-validation then leaves out one fold at a time.
+        sources: the video that every training clip was cut from; the cross-validation then holds out whole videos, in
+            folds of its own, whatever ``groups`` says.
         device: where to compute.
         memo: where the hits of the search are kept; None = nowhere.
 
@@ -68,7 +71,7 @@ def evaluate_svm(
         Interrupted: when a signal asked the job to leave.
         ValueError: when the training split has fewer than two classes, or too few clips to choose C.
     """
-    present, counts = np.unique(train.labels, return_counts=True)
+    present = np.unique(train.labels)
     if len(present) < 2:
         raise ValueError(
             f"an SVM needs clips of 2 classes to train on, got {len(present)}: check the labels and the split"
@@ -81,13 +84,14 @@ def evaluate_svm(
             hits[c] = _hits(fitter.scores(model, test), test.labels)
         chosen = _best(hits)
     elif len(hits) > 1:
-        splits = list(_splits(train.labels, min(settings.num_folds, int(counts.max())), groups=groups, seed=seed))
+        splits = list(validation_splits(train.labels, settings.num_folds, groups=groups, sources=sources, seed=seed))
         for number, (fit, held_out) in enumerate(splits):
 
             def search(fit: np.ndarray = fit, held_out: np.ndarray = held_out) -> list[int]:
                 return _held_out_hits(fitter, train, fit, held_out, settings)
 
-            found = (memo or Memo()).value(f"hits of fold {number}", search)
+            kept_as = f"hits of fold {number}" if sources is None else f"hits of fold {number} by source"
+            found = (memo or Memo()).value(kept_as, search)
             for c, count in zip(hits, found, strict=True):
                 hits[c] += count
         chosen = _best(hits)
@@ -105,18 +109,33 @@ def _hits(scores: np.ndarray, labels: np.ndarray) -> int:
     return round(top_k(scores, labels, 1) * len(labels))
 
 
-def _splits(
-    labels: np.ndarray, num_folds: int, *, groups: np.ndarray | None, seed: int
+def validation_splits(
+    labels: np.ndarray, num_folds: int, *, groups: np.ndarray | None, sources: np.ndarray | None, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield what a search for C learns from and what it validates on, places of clips.
+
+    Args:
+        labels: (n,) of the training clips.
+        num_folds: at most so many; no more than the source videos, or clips, of the class with the most.
+        groups: as of ``evaluate_svm``: left out one at a time.
+        sources: likewise: held out whole.
+        seed: of folds that are not official.
+
+    Raises:
+        ValueError: no class has two of them.
+    """
     clips = np.arange(len(labels))
-    if groups is not None and len(np.unique(groups)) > 1:
+    if sources is None and groups is not None and len(np.unique(groups)) > 1:
         return LeaveOneGroupOut().split(clips, labels, groups=groups)
+    together = clips if sources is None else np.unique(sources, return_inverse=True)[1]
+    num_folds = min(num_folds, max(len(np.unique(together[labels == label])) for label in np.unique(labels)))
     if num_folds < 2:
+        what = "training clip" if sources is None else "source video"
         raise ValueError(
-            "C cannot be chosen by cross-validation with one training clip a class:"
-            " give one value (downstream.c_grid=[1e-3]) or more clips"
+            f"C cannot be chosen by cross-validation with one {what} a class:"
+            f" give one value (downstream.c_grid=[1e-3]) or more {what.split()[1]}s"
         )
-    return StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(clips, labels, groups=clips)
+    return StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(clips, labels, groups=together)
 
 
 def _held_out_hits(

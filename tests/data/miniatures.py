@@ -111,11 +111,11 @@ def _ucf101(root: Path) -> None:
 
 
 def _hmdb51(root: Path) -> None:
-    names = ("(HQ)_{}!!!_[#1]_u_cm_np1", "Yards+&_{};_@home~_f_nm_np1", "-{}_u_nm_np2")
+    videos = ("(HQ)_climb!!!_[#1]_{}_u_cm_np1", "Yards+&_;_@home~_{}_f_nm_np10", "-_{}_h_nm_np2")  # two clips of each
     for number, label in enumerate(HMDB51_CLASSES):
         codes = {fold: [] for fold in (1, 2, 3)}
         for index in range(7):
-            name = f"{names[index % 3].format(label)}_ba_med_{index}.avi"
+            name = f"{videos[index // 2 % 3].format(label)}_ba_med_{index}.avi"
             _put(root / "hmdb51_org" / label / name, "silent avi", number, index)
             for fold, rows in codes.items():
                 code = 0 if index == 6 else 2 if index // 2 == fold - 1 else 1

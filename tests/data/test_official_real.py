@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from crisscross.data.catalogue import open_manifest, prepare
-from crisscross.data.official import list_official
+from crisscross.data.listing import Listed
+from crisscross.data.official import hmdb51, list_official, ucf101
 from crisscross.data.official.place import MISSING, missing_by_split, read_classes
 from crisscross.data.settings import DataSettings
 from crisscross.settings_base import parse
@@ -26,6 +28,16 @@ def real(name: str, tmp_path: Path, root: Path, annotations: Path):
     return open_manifest(parse(DataSettings, data))
 
 
+def _sources(rows: list[Listed], source_of: Callable[[str], str | None]) -> int:
+    """Return how many source videos the names tell of, each on one side of every official fold."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        splits[source_of(row.path)].update(row.split.split("+"))
+    assert None not in splits
+    assert not [source for source, names in splits.items() for k in "123" if {f"train{k}", f"test{k}"} <= names]
+    return len(splits)
+
+
 def test_ucf101_lists() -> None:
     rows = list_official("ucf101", DATA / "video" / "ucf101", SPLITS / "ucf101", allow_missing=True)
     totals = {name: total for name, (_, total) in missing_by_split(rows).items()}
@@ -38,6 +50,7 @@ def test_ucf101_lists() -> None:
         "test3": 3696,
     }
     assert len(rows) == 13320
+    assert _sources(rows, ucf101.source_of) == 101 * 25
     assert {row.label for row in rows} == read_classes("ucf101")
     assert Counter(row.problem for row in rows) == {"": 167, MISSING: 13320 - 167}
 
@@ -60,6 +73,7 @@ def test_hmdb51_lists() -> None:
     totals = {name: total for name, (_, total) in missing_by_split(rows).items()}
     assert totals == {f"{side}{k}": num for side, num in (("train", 3570), ("test", 1530)) for k in (1, 2, 3)}
     assert len(rows) == 6766
+    assert _sources(rows, hmdb51.source_of) == 2291
     assert {row.label for row in rows} == read_classes("hmdb51")
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crisscross.data.manifest import Manifest
+from crisscross.data.official import DATASETS, list_official
 from crisscross.data.settings import DataSettings
 from crisscross.evaluation.folds import Fold, folds_of, require_streams
+from crisscross.evaluation.svm import validation_splits
+from tests.data.miniatures import make_miniature
 from tests.evaluation.support import manifest_of
 
 NUM_FOLDS = 5
@@ -115,3 +120,67 @@ def test_a_stream_that_some_clips_lack_is_refused_when_it_is_asked_for() -> None
         require_streams(_without("video"), "v")
     require_streams(_without("audio"), "v")
     require_streams(_without("video"), "a")
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Callable[[str], Manifest]:
+    """Return what gives the manifest of a miniature as far as its lists tell."""
+
+    def manifest(name: str) -> Manifest:
+        rows = list_official(name, make_miniature(name, tmp_path / name), None, allow_missing=False)
+        return manifest_of([{"path": r.path, "label": r.label, "split": r.split} for r in rows if not r.problem])
+
+    return manifest
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_no_source_video_is_on_both_sides_of_a_validation_split(name: str, listed: Callable[[str], Manifest]) -> None:
+    manifest = listed(name)
+    for fold in folds_of(manifest, _data(kind=name, folds=(1, 2, 3))):
+        labels = fold.train["label_id"].to_numpy()
+        assert set(np.unique(fold.sources, return_counts=True)[1]) == {2}  # two clips of each, in one class
+        assert len(np.unique(fold.sources)) == len(labels) // 2
+        splits = list(validation_splits(labels, 3, groups=fold.groups, sources=fold.sources, seed=0))
+        assert len(splits) == 2  # videos of a class: no more folds than that
+        for fit, held_out in splits:
+            assert not {*fold.sources[fit]} & {*fold.sources[held_out]}
+            assert sorted([*fit, *held_out]) == list(range(len(labels)))
+            assert np.bincount(labels[held_out]).tolist() == [2, 2, 2]
+
+
+def test_what_has_no_source_videos_and_copies_of_what_has(
+    listed: Callable[[str], Manifest], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert folds_of(listed("esc50"), _data(kind="esc50", folds=(1,)))[0].sources is None
+    manifest = listed("ucf101")
+    assert folds_of(manifest, _data(folds=(1,)))[0].sources is None
+    (fold,) = folds_of(manifest, _data(name="ucf101", folds=(1,)))  # a compact copy: a folder of that name
+    assert fold.sources[0] == "v_ApplyEyeMakeup_g02"
+    assert not caplog.messages
+    names = [f"{name}.mp4" for name in manifest.clips["path"]]
+    names[2] = "UCF-101/A/mine.mp4"  # of group 2: it trains in fold 1
+    (fold,) = folds_of(
+        manifest_of(manifest.clips[["label", "split"]].assign(path=names).to_dict("records")),
+        _data(name="ucf101", folds=(1,)),
+    )
+    assert "UCF-101/A/mine.mp4" in fold.sources
+    assert caplog.messages == [
+        "the names of 1 of 12 training clips do not say which video they were cut from (the first is"
+        " UCF-101/A/mine.mp4): each counts as a video of its own"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "source"),
+    [
+        ("ucf101", "UCF-101/HandstandPushups/v_HandStandPushups_g25_c07.avi", "v_HandStandPushups_g25"),
+        ("ucf101", "v_ApplyEyeMakeup_g01_c02.avi.mp4", "v_ApplyEyeMakeup_g01"),
+        ("ucf101", "ApplyEyeMakeup/clip_g01_c02.avi", None),
+        ("hmdb51", "brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi", "April_09_brush_hair"),
+        ("hmdb51", "sit/TheBoondockSaints_sit_u_nm_np10_ba_med_0.avi", "TheBoondockSaints_sit"),
+        ("hmdb51", "walk/a_u_nm_np1_fr_bad_2_walk_h_cm_np2_le_goo_11.avi", "a_u_nm_np1_fr_bad_2_walk"),
+        ("hmdb51", "sit/TheBoondockSaints_sit_u.avi", None),
+    ],
+)
+def test_which_video_a_name_tells_of(dataset: str, file: str, source: str | None) -> None:
+    assert DATASETS[dataset].source_of(file) == source

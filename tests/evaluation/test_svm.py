@@ -29,6 +29,7 @@ def _run(
     *,
     num_classes: int = 4,
     groups: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
     memo: Memo | None = None,
     **changes: Any,
 ) -> SvmResult:
@@ -39,6 +40,7 @@ def _run(
         settings=protocol("svm", **{"c_grid": GRID, **changes}),
         seed=0,
         groups=groups,
+        sources=sources,
         memo=memo,
     )
 
@@ -135,6 +137,25 @@ def test_folds_that_a_group_alone_makes_are_drawn(searched: list) -> None:
     train, labels = clusters(40, spread=1.0)
     _run(train, labels, train, groups=np.array(["test1"] * 40), num_folds=2)
     assert len(searched) == 2
+
+
+def test_clips_of_a_source_video_never_validate_each_other(searched: list) -> None:
+    # Clips of a video are alike, labels by chance: any leak would show as validation far above chance.
+    random = np.random.default_rng(0)
+    video = np.arange(60) // 5
+    labels = np.tile([0, 1, 2, 3], 3)[video]
+    train = random.normal(size=(12, 1, 200))[video] + 0.1 * random.normal(size=(60, 1, 200))
+    sources = np.array([f"video {number}" for number in video])
+    assert _run(train, labels, train[:4]).validation_top1 > 0.9
+    searched.clear()
+    official = np.array(["test1", "test2"])[np.arange(60) % 2]  # which would tear videos apart
+    found = _run(train, labels, train[:4], sources=sources, groups=official)
+    assert found.validation_top1 < 0.6
+    assert len(searched) == 3
+    assert sorted(np.concatenate([held_out for _, held_out, _ in searched]).tolist()) == list(range(60))
+    for fit, held_out, _ in searched:
+        assert not {*video[fit]} & {*video[held_out]}
+        assert np.bincount(labels[held_out]).tolist() == [5, 5, 5, 5]
 
 
 def test_the_test_split_chooses_c_when_it_is_told_to(accuracies: dict[float, float]) -> None:
@@ -261,5 +282,7 @@ def test_unfit_splits_are_refused() -> None:
         _run(train, np.zeros_like(labels), train)
     with pytest.raises(ValueError, match="C cannot be chosen by cross-validation with one training clip a class"):
         _run(train[:4], labels[:4], train)
+    with pytest.raises(ValueError, match=r"with one source video a class: .* or more videos$"):
+        _run(train, labels, train, sources=labels.astype(str))
     found = _run(train[:4], labels[:4], train, c_grid=(0.1,))
     assert (found.chosen_c, found.validation_top1) == (0.1, None)

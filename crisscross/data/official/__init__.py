@@ -30,6 +30,8 @@ class Official:
         splits: the names of the training and the test split, before a fold's number.
         has_class_list: whether ``classes/<name>.txt`` holds its classes.
         read: lists the clips.
+        source_of: from a clip's path to the name of the video that it was cut from, or None where the name does not
+            tell; None for datasets whose clips have nothing in common, or whose folds keep together what has.
     """
 
     title: str
@@ -40,6 +42,7 @@ class Official:
     splits: tuple[str, str]
     has_class_list: bool
     read: Callable[[Place], list[Listed]]
+    source_of: Callable[[str], str | None] | None = None
 
 
 DATASETS = {
@@ -82,6 +85,7 @@ DATASETS = {
         splits=("train", "test"),
         has_class_list=True,
         read=ucf101.read,
+        source_of=ucf101.source_of,
     ),
     "hmdb51": Official(
         title="HMDB51",
@@ -92,6 +96,7 @@ DATASETS = {
         splits=("train", "test"),
         has_class_list=True,
         read=hmdb51.read,
+        source_of=hmdb51.source_of,
     ),
     "esc50": Official(
         title="ESC-50",

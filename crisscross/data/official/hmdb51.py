@@ -1,6 +1,7 @@
 """HMDB51: ``<class>/<name>.avi``, with a list ``<class>_test_splitN.txt`` a class and fold.
 
-A line is a file name and 1 (train), 2 (test) or 0 (in neither side of this fold).
+A line is a file name and 1 (train), 2 (test) or 0 (in neither side of this fold). A name is
+``<video>_<class>_<visible parts>_<camera motion>_np<people>_<view>_<quality>_<number>``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from crisscross.data.official.place import Place, Wanted, add_side, folder_and_s
 
 FOLDS = (1, 2, 3)
 SIDES = {"0": None, "1": "train", "2": "test"}
+SOURCE = re.compile(r"(?:.*/)?(.+)_[fuhl]_(?:nm|cm)_np\d+_(?:fr|ri|le|ba)_(?:goo|med|bad)_\d+")
 LIST = re.compile(r"(.+)_test_split([123])\.txt")
 USUAL = (
     "testTrainMulti_7030_splits",
@@ -22,6 +24,16 @@ USUAL = (
     ".",
     "../testTrainMulti_7030_splits",
 )
+
+
+def source_of(file: str) -> str | None:
+    """Return which video, and which class, a clip was cut from: ``<video>_<class>``; None for any other name.
+
+    The official folds keep the clips of a video on one side, class by class (true of all three; clips of a film may be
+    on both sides in different classes).
+    """
+    found = SOURCE.match(file)
+    return found[1] if found else None
 
 
 def read(place: Place) -> list[Listed]:

@@ -9,7 +9,17 @@ from crisscross.data.listing import Listed
 from crisscross.data.official.place import Place, Wanted, add_side, folder_and_stem, lines, match
 
 FOLDS = (1, 2, 3)
+SOURCE = re.compile(r"(?:.*/)?(v_.+_g\d+)_c\d+")
 USUAL = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist", ".", "../ucfTrainTestlist")
+
+
+def source_of(file: str) -> str | None:
+    """Return which video a clip was cut from: its class and group, ``v_<Class>_gXX``; None for any other name.
+
+    The official folds keep the clips of a group on one side.
+    """
+    found = SOURCE.match(file)
+    return found[1] if found else None
 
 
 def read(place: Place) -> list[Listed]:

@@ -1,0 +1,76 @@
+"""Several folds of a fine-tuning typed as one command: an experiment each, one after the other, and their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crisscross.settings import fold_by_fold
+from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+
+WRONG_SETTING = 2
+
+
+def require_one_job_a_fold(config: Mapping[str, Any]) -> None:
+    """Make sure that a job of a sweep on Slurm is one experiment.
+
+    Raises:
+        ValueError: it is several folds of a fine-tuning, which could run side by side.
+    """
+    parts = fold_by_fold(config)
+    if len(parts) > 1:
+        choices = ",".join(f"[{part['data']['folds'][0]}]" for part in parts)
+        raise ValueError(
+            f"data.folds={config['data']['folds']}: fine-tuning on Slurm takes one fold a job: 'data.folds={choices}'"
+        )
+
+
+def run_folds(
+    config: Mapping[str, Any],
+    run: Callable[[dict[str, Any]], tuple[int, Mapping[str, float]]],
+    *,
+    say: Callable[[str], None],
+) -> int:
+    """Run what a config stands for: one experiment, or one a fold for a fine-tuning.
+
+    A fold that fails leaves the others their turn; a wrong setting and an interruption do not.
+
+    Args:
+        config: the resolved config.
+        run: runs an experiment and returns its exit code and, when that is 0, its metrics.
+        say: prints a line.
+
+    Returns:
+        The exit code; with several, the worst: of a failure (1), a wrong setting (2), an interruption (75).
+    """
+    parts = fold_by_fold(config)
+    if len(parts) == 1:
+        return run(parts[0])[0]
+    codes, found = [], {}
+    for part in parts:
+        code, metrics = run(part)
+        if code:
+            codes.append(code)
+        else:
+            found[part["data"]["folds"][0]] = metrics
+        if code == WRONG_SETTING or INTERRUPTION.requested:
+            break
+    if len(found) == len(parts):
+        for line in _means(found):
+            say(line)
+        return 0
+    if codes != [WRONG_SETTING]:
+        done = f": {', '.join(map(str, found))}" if found else ""
+        say(f"no mean: {len(found)} of {len(parts)} folds are done{done}; the same command goes on")
+    return min(codes, default=INTERRUPTED_EXIT_CODE)
+
+
+def _means(found: Mapping[int, Mapping[str, float]]) -> list[str]:
+    """Return a line for each metric that all folds have: their mean, and each."""
+    lines = [f"mean of folds {', '.join(map(str, found))}:"]
+    for name in sorted(set.intersection(*(set(metrics) for metrics in found.values()))):
+        if name.startswith("eval/"):
+            values = [metrics[name] for metrics in found.values()]
+            each = ", ".join(f"{value:.4g}" for value in values)
+            lines.append(f"  {name:<28} {sum(values) / len(values):.4g} ({each})")
+    return lines
