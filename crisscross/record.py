@@ -17,7 +17,7 @@ from importlib import metadata
 from typing import Any
 
 from crisscross.files import read_json
-from crisscross.identity import family, scientific
+from crisscross.identity import canonical_json, family, scientific
 from crisscross.run_directory import RunDirectory
 
 STALE_SECONDS = 30.0
@@ -157,8 +157,20 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         found["downstream_data"] = config["data"]["name"]
         found["protocol"] = config["downstream"]["name"]
         found["crisscross.family"] = family(config, axes=("seed", "weights.fingerprint"))[:8]
-    found.update({f"study.{name}": "1" for name in about["studies"]})
+    found.update({f"study.{name}": canonical_json(entry.get("point", {})) for name, entry in about["studies"].items()})
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
+
+
+def table_name(table: int | str) -> str:
+    """Return what a study's table is called: ``Table 3``, ``Tables 4 and 5``, ``The table of retrieval``."""
+    if isinstance(table, int):
+        return f"Table {table}"
+    return f"Tables {table}" if table[:1].isdigit() else f"The table of {table}"
+
+
+def script_of(study: Mapping[str, Any]) -> str:
+    """Return the script that launches a study, from what a run or the study's own record says of it."""
+    return study.get("script") or f"launch/sweep_{study['study']}.py"
 
 
 def _source_of(config: Mapping[str, Any]) -> str:
@@ -182,12 +194,12 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
         what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
     row = learnt["relaxation"] if learnt else "untrained"
     where = [
-        f"Table {entry['table']}, row `{row}` (study {entry['study']}, {entry['fingerprint']})."
+        f"{table_name(entry['table'])}, row `{row}` (study {entry['study']}, {entry['fingerprint']})."
         for _, entry in sorted(about["studies"].items())
     ]
     folder = f"{config['runs_root']}/{about['kind']}/{run.path.name}"
     again = [f"    uv run python -m launch.job {folder}"] + [
-        f"    uv run launch/sweep_{name}.py" for name in sorted({entry["study"] for entry in about["studies"].values()})
+        f"    uv run {script}" for script in sorted({script_of(entry) for entry in about["studies"].values()})
     ]
     lines = [what, *where, "", "Run it again, or the whole study:", "", *again]
     return "\n".join([*lines, "", "Its config is the artifact `config.yaml`."])

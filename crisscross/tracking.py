@@ -178,6 +178,11 @@ def pending(run: RunDirectory, *, uri: str, experiment: str, stale_s: float = re
     return "" if is_told else "MLflow does not know yet of which studies it is part"
 
 
+def of_study(name: str) -> str:
+    """Return the filter that finds the runs of ``<study>.<fingerprint>``; the tag holds their point on its axes."""
+    return f"tags.`study.{name}` LIKE '%'"
+
+
 def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
     """Return the runs that match a filter such as ``tags.kind = 'pretrain'``, oldest first. Only reads.
 

@@ -20,11 +20,13 @@ class Experiment:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config, plain dicts, lists and scalars.
         parents: what must be done before.
+        point: the values of its study's axes; empty for untrained backbones. No part of what the experiment is.
     """
 
     kind: str
     config: Mapping[str, Any]
     parents: tuple[Experiment, ...] = ()
+    point: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def identity(self) -> str:

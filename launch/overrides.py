@@ -25,7 +25,7 @@ from crisscross.identity import plain_copy
 
 CONF = Path(__file__).resolve().parents[1] / "experiments" / "conf"
 KINDS = ("pretrain", "downstream")
-LAUNCH_KEYS = ("seeds", "dry_run", "max_parallel", "study.floor", "study.downstream")
+LAUNCH_KEYS = ("seeds", "fair", "roots", "dry_run", "max_parallel", "study.floor", "study.downstream")
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Routed:
 
     Attributes:
         launch: the composed launch config (study, seeds, dry_run, max_parallel), its axes as restricted.
+        whole_study: the study as it is before its axes are restricted.
         launcher: name of the chosen ``hydra/launcher``.
         kinds: overrides by kind of experiment.
     """
 
     launch: Mapping[str, Any]
+    whole_study: Mapping[str, Any]
     launcher: str
     kinds: Mapping[str, tuple[str, ...]]
 
@@ -103,10 +105,12 @@ def route(arguments: Sequence[str], *, study: str) -> Routed:
     overrides = parse_overrides(arguments)
     to_launch = [item for item in overrides if _belongs_to_launch(item)]
     rest = [item for item in overrides if not _belongs_to_launch(item)]
-    launch, launcher = _compose_launch(study, to_launch)
-    axes = launch["study"]["axes"]
+    launch, launcher = _compose_launch(_at_scale(study, rest), to_launch)
+    whole_study, axes = plain_copy(launch["study"]), launch["study"]["axes"]
     for item in [item for item in rest if item.key_or_group in axes]:
-        axes[item.key_or_group] = _axis_values(item)
+        known, values = axes[item.key_or_group], _axis_values(item)
+        # A value that the study does not know of stands for itself.
+        axes[item.key_or_group] = {str(v): known.get(str(v), {}) for v in values} if isinstance(known, dict) else values
     rest = [item for item in rest if item.key_or_group not in axes]
     for item in rest:
         _reject_reserved(item)
@@ -114,7 +118,14 @@ def route(arguments: Sequence[str], *, study: str) -> Routed:
             raise ValueError(
                 f"{item.input_line}: a study sweeps over {', '.join([*axes, 'seeds'])} only: give one value"
             )
-    return Routed(launch, launcher, _route_to_kinds(rest, extra=_keys(launch)))
+    return Routed(launch, whole_study, launcher, _route_to_kinds(rest, extra=_keys(launch)))
+
+
+def _at_scale(study: str, overrides: Sequence[Override]) -> str:
+    """Return the study's file: that of the chosen scale, where it has one of its own."""
+    scales = [str(item.value()) for item in overrides if item.key_or_group == "scale"]
+    named = f"{study}_{scales[-1]}" if scales else study
+    return named if (CONF / "study" / f"{named}.yaml").is_file() else study
 
 
 def check_overrides(kind: str, arguments: Sequence[str]) -> None:
@@ -168,7 +179,8 @@ def _belongs_to_launch(item: Override) -> bool:
     name = item.key_or_group
     if name == "seed":
         raise ValueError(f"{item.input_line}: a study has one copy a seed: write 'seeds=[...]'")
-    return name.split(".")[0] in {"study", "seeds", "dry_run", "max_parallel", "cluster"} or name.startswith("hydra")
+    ours = {"study", "seeds", "fair", "roots", "dry_run", "max_parallel", "cluster"}
+    return name.split(".")[0] in ours or name.startswith("hydra")
 
 
 def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:

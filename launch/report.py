@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from crisscross.data.catalogue import describe_data
-from crisscross.record import mask_passwords
+from crisscross.record import mask_passwords, table_name
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import TrackingError
 from launch.capacity import capacity_of
@@ -29,11 +30,11 @@ LOG_LINES = 10
 """Lines of a failed experiment's log that are shown."""
 
 
-def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[str]] = job_command) -> int:
-    """Run what a plan lacks, show progress, print the table.
+def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path], Sequence[str]] = job_command) -> int:
+    """Run what studies lack, as one graph in which what they share is run once; show progress, print their tables.
 
     Args:
-        plan: the study.
+        plans: the studies, of one place.
         console: where to.
         command: run directory -> argv of its job.
 
@@ -41,35 +42,48 @@ def launch(plan: Plan, *, console: Console, command: Callable[[Path], Sequence[s
         Exit code: 0 all done, 1 something failed, 75 interrupted from elsewhere, 130 stopped by a signal.
 
     Raises:
-        StudyRunningError: when another process runs this study.
+        StudyRunningError: when another process runs one of these studies.
         ValueError, OSError: one line, when the machine cannot do what is asked.
     """
-    if plan.launch.cluster is not None:
+    first = plans[0]
+    if first.launch.cluster is not None:
         from launch import slurm_launch  # which builds on this module
 
-        return slurm_launch.launch(plan, console=console)
-    capacity = capacity_of(plan.graph, max_parallel=plan.launch.max_parallel)
-    at_a_time = capacity.at_a_time(plan.graph)
-    print_header(plan, console, how=f"{at_a_time} at a time")
-    if plan.launch.dry_run:
-        print_graph(plan, console)
+        # Each finds in the queue what it shares with those before.
+        return max(slurm_launch.launch(plan, console=console) for plan in plans)
+    graph = Graph(experiment for plan in plans for experiment in plan.graph)
+    capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
+    at_a_time = capacity.at_a_time(graph)
+    for plan in plans:
+        print_header(plan, console, how=f"{at_a_time} at a time")
+    if len(plans) > 1:
+        say(console, f"in all: {_counts(graph)}")
+    if first.launch.dry_run:
+        for plan in plans:
+            print_graph(plan, console)
         say(console, "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made")
         return 0
-    make_writable(plan.runs_root)
-    with study_lock(plan.runs_root, plan.name):
-        _require_none_on_slurm(plan)
-        runs = register(plan, where="local")
-        runner = LocalRunner(plan.graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
-        with delivering(list(runs.values()), tracking=plan.config["tracking"]):
+    make_writable(first.runs_root)
+    with contextlib.ExitStack() as locks:
+        for plan in plans:
+            locks.enter_context(study_lock(plan.runs_root, plan.name))
+            _require_none_on_slurm(plan)
+        runs = {identity: run for plan in plans for identity, run in register(plan, where="local").items()}
+        runner = LocalRunner(graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
+        with delivering(list(runs.values()), tracking=first.config["tracking"]):
             jobs = runner.run()
-        if not runner.was_stopped and plan.config["tracking"]["delivery"] != "off":
-            refill(list(runs.values()), study=plan.name, tracking=plan.config["tracking"])
+        if not runner.was_stopped and first.config["tracking"]["delivery"] != "off":
+            for plan in plans:
+                ours = [runs[experiment.identity] for experiment in plan.graph]
+                refill(ours, study=plan.name, tracking=plan.config["tracking"])
     if runner.was_stopped:
         say(console, f"stopped. What is done is kept; go on with: {this_command()}")
         return 130
     code = _report_failures(jobs, console)
-    has_table = print_table(plan, console)
-    return code if has_table else code or 1
+    has_tables = [print_table(plan, console) for plan in plans]
+    for line in next_steps(first.runs_root, tracking=first.config["tracking"]):
+        say(console, line)
+    return code if all(has_tables) else code or 1
 
 
 def make_writable(runs_root: Path) -> None:
@@ -82,15 +96,15 @@ def make_writable(runs_root: Path) -> None:
         raise OSError(f"runs_root={runs_root}: {error.strerror}: choose a folder you can write") from error
 
 
-def help_text(study: str) -> str:
+def help_text(studies: Sequence[str]) -> str:
     """Return what ``--help`` prints."""
     main = sys.modules["__main__"]
     return "\n".join(
         [
-            (main.__doc__ or study).strip(),
+            (main.__doc__ or "").strip(),
             "",
             "Settings are key=value: those of experiments/conf/launch.yaml (seeds, dry_run, max_parallel), the axes",
-            f"of experiments/conf/study/{study}.yaml, and all keys of its pretrain.yaml and downstream.yaml.",
+            f"of experiments/conf/study/{{{','.join(studies)}}}.yaml, all keys of pretrain.yaml, downstream.yaml.",
             "",
             "On a Slurm cluster: hydra/launcher=slurm cluster.partition=NAME cluster.account=NAME, or your own file.",
             "experiments/conf/hydra/launcher/template.yaml explains what can be set below `cluster`.",
@@ -133,6 +147,7 @@ def register(plan: Plan, *, where: str) -> dict[str, RunDirectory]:
     study, tracking = plan.launch.study, plan.config["tracking"]
     about = {
         "study": study.name,
+        "script": study.script,
         "table": study.table,
         "fingerprint": plan.fingerprint,
         "tracking": {key: tracking[key] for key in ("uri", "experiment", "delivery")},
@@ -152,15 +167,18 @@ def print_header(plan: Plan, console: Console, *, how: str) -> None:
         how: how experiments are run, for the line that counts them.
     """
     study, config = plan.launch.study, plan.config
-    kinds = [experiment.kind for experiment in plan.graph]
-    states = _states(plan.graph)
-    num_done = sum(state == "done" for state in states.values())
-    say(console, f"{plan.name} (Table {study.table}): {study.question}", style="bold")
-    counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
-    say(console, f"{len(kinds)} experiments ({counts}), {num_done} done already; {how}")
+    say(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
+    say(console, f"{_counts(plan.graph)}; {how}")
     say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
     for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
         say(console, line)
+
+
+def _counts(graph: Graph) -> str:
+    kinds = [experiment.kind for experiment in graph]
+    num_done = sum(state == "done" for state in _states(graph).values())
+    counts = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
+    return f"{len(kinds)} experiments ({counts}), {num_done} done already"
 
 
 def print_graph(plan: Plan, console: Console) -> None:
@@ -208,7 +226,7 @@ def _report_failures(jobs: Sequence[Job], console: Console) -> int:
 
 
 def print_table(plan: Plan, console: Console) -> bool:
-    """Print the table and what may be done next; return whether there is the table that was asked for."""
+    """Print the table; return whether there is the one that was asked for."""
     study, tracking = plan.launch.study, plan.config["tracking"]
     has_table = True
     if tracking["delivery"] == "off":
@@ -229,8 +247,6 @@ def print_table(plan: Plan, console: Console) -> bool:
         except (TrackingError, ValueError, OSError) as error:
             say(console, f"no table: {mask_passwords(str(error))}", style="red")
             has_table = False
-    for line in next_steps(plan.runs_root, tracking=tracking):
-        say(console, line)
     return has_table
 
 

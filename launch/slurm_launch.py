@@ -58,7 +58,10 @@ def launch(plan: Plan, *, console: Console) -> int:
         if all(run.result is not None for run in runs.values()):
             tracking = plan.config["tracking"]
             say(console, catch_up(list(runs.values()), uri=tracking["uri"], experiment=tracking["experiment"]))
-            return 0 if print_table(plan, console) else 1
+            has_table = print_table(plan, console)
+            for line in next_steps(plan.runs_root, tracking=tracking):
+                say(console, line)
+            return 0 if has_table else 1
         done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
     _report(plan, done, console)
     return 1 if done.error else 0

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crisscross.files import read_json
-from crisscross.record import mask_passwords
+from crisscross.record import mask_passwords, script_of
 from launch.display import clock, describe
 from launch.records import (
     last_lines,
@@ -129,7 +129,7 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, co
     _show_members(runs_root, record, standings, console)
     _show_failures(runs_root, record, standings, console)
     if holder is None and not on_slurm and num_done < len(standings):
-        again = shlex.join(["uv", "run", f"launch/sweep_{record['study']}.py", *record["overrides"]])
+        again = shlex.join(["uv", "run", script_of(record), *record["overrides"]])
         _say(console, f"go on with: {mask_passwords(again)}")
 
 

@@ -113,7 +113,7 @@ def test_two_launches_at_once(tmp_path: Path) -> None:
 def test_a_second_launch_of_the_same_study_is_refused(tmp_path: Path) -> None:
     plan = _plan()
     with study_lock(plan.runs_root, plan.name), pytest.raises(StudyRunningError, match="is running already: process"):
-        launch(plan, console=Console(width=200), command=fake_command(tmp_path, {}))
+        launch([plan], console=Console(width=200), command=fake_command(tmp_path, {}))
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ TINY = (
     "execution.device=cpu",
 )
 YARDSTICK = "import filelock, hydra, numpy, pydantic.types, rich.console, yaml"
-SWEEP = "import sys; from launch.study import main; code = main('relaxation', sys.argv[1:])"
+SWEEP = "import sys; from launch.study import main; code = main('relaxation')"
 STATUS = "import sys; from launch.status import main; code = main(sys.argv[1:])"
 CANCEL = "import sys; from launch.cancel import main; code = main(sys.argv[1:])"
 

@@ -203,7 +203,7 @@ def test_run_directories_know_their_study_and_follow_the_last_launch(tmp_path: P
 
 
 def test_a_mistake_costs_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("relaxation", ["relaxatoin=mild"]) == 2
+    assert main("relaxation", arguments=["relaxatoin=mild"]) == 2
     captured = capsys.readouterr()
     assert captured.err == "error: relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?\n"
     assert captured.out == ""
@@ -228,7 +228,7 @@ def test_dry_run_makes_no_run_directory(
     done = RunDirectory.create("pretrain", next(iter(_plan("relaxation=mild").graph)).config)
     done.write_result({"metrics": {}})
     before = sorted((tmp_path / "runs").rglob("*"))
-    assert main("relaxation", ["dry_run=true", "max_parallel=3"]) == 0
+    assert main("relaxation", arguments=["dry_run=true", "max_parallel=3"]) == 0
     assert sorted((tmp_path / "runs").rglob("*")) == before
     printed = capsys.readouterr().out
     assert "11 experiments (5 pretrainings, 6 evaluations), 1 done already; 3 at a time" in printed
