@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ from launch.overrides import Routed, compose_config, groups_of, has_key, hydra_c
 from launch.records import StudyRunningError
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+DATA_OVERRIDE = re.compile(r"[+~]*data[=.@]")
 
 NUM_CREATORS = 8
 """Run directories that are made side by side; each mostly waits for the disk (chosen by us)."""
@@ -173,7 +176,10 @@ class _Composer:
     def config(self, kind: str, point: Mapping[str, Any], *, seed: int, entry: Sequence[str] = ()) -> dict[str, Any]:
         """Return the config of one experiment: a point on the axes, a seed and a study's own overrides."""
         choices = [f"{axis}={value}" for axis, value in point.items() if axis in groups_of(kind)]
-        overrides = (*entry, *self._routed.kinds[kind], *choices)
+        typed = [*self._routed.kinds[kind], *choices]
+        if any(override.startswith("data=") for override in entry):  # of its own: what was typed is the pretrainings'
+            typed = [override for override in typed if not DATA_OVERRIDE.match(override)]
+        overrides = (*entry, *typed)
         if (kind, *overrides) not in self._bases:
             self._bases[(kind, *overrides)] = compose_config(kind, overrides)
         config = plain_copy(self._bases[(kind, *overrides)])

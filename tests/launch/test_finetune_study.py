@@ -113,6 +113,20 @@ def test_folds_can_be_chosen_and_are_checked_before_anything_runs() -> None:
             _plan(_folded(f"data.folds={folds}"))
 
 
+def test_an_entry_with_data_of_its_own_keeps_it_whatever_the_pretrainings_learn_from() -> None:
+    typed = ("data=kinetics_sound", "data.root=sounds", "data.require=[video,audio]")
+    plan = _plan(*typed, _folded().replace(', "downstream.pretrained_on=kinetics400"', ""))
+    found = [(item.label, item.config["data"]["root"]) for item in plan.graph if item.config["seed"] == 0]
+    assert found[:2] == [
+        ("crisscross-mild-kinetics_sound-s0", "sounds"),
+        ("crisscross-mild-kinetics_sound-s0-finetune-ucf101-fold1", "clips"),
+    ]
+    assert ("untrained-s0-svm-kinetics_sound", "sounds") in found  # an entry without
+    tuned = _finetunings(plan)
+    assert {item.config["downstream"]["pretrained_on"] for item in tuned} == {"kinetics_sound"}
+    assert {tuple(item.config["data"]["require"]) for item in tuned} == {("video",)}
+
+
 def test_the_folds_of_a_fine_tuning_are_one_family_and_those_of_others_are_not() -> None:
     whole, first = _plan(_folded()), _plan(_folded("data.folds=[1]"))
     assert len({family(item.config, axes=("seed",)) for item in _finetunings(whole)}) == 1
