@@ -36,6 +36,10 @@ COLUMNS_OF_TAGS = {
 """Columns of the frame and the tags of a run that they hold; a tag that a run has not is an empty string."""
 
 
+BY_TEST = ", C by the test split"
+"""What ``protocol`` of the frame ends in where ``downstream.select=test``."""
+
+
 class NoRunsError(LookupError):
     """The record has nothing to show; the message is one line that says what to do."""
 
@@ -112,8 +116,9 @@ def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     Returns:
         A frame with the columns of ``COLUMNS_OF_TAGS`` (strings; ``seed`` is an integer), ``run_id``, ``status``,
-        ``start_time_ms``, ``modalities`` (tuple of ``"v"``, ``"a"``, ``"av"``) and one column a metric (NaN where a
-        run has it not), sorted so that the order in which runs were recorded leaves no trace.
+        ``start_time_ms``, ``modalities`` (tuple of ``"v"``, ``"a"``, ``"av"``), ``folds`` and ``ranks`` (tuples of
+        integers), ``frames`` (of a fine-tuning; a string) and one column a metric (NaN where a run has it not), sorted
+        so that the order in which runs were recorded leaves no trace.
     """
     import pandas as pd
 
@@ -123,7 +128,7 @@ def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "status": run["status"],
             "start_time_ms": run["start_time_ms"],
             **{column: run["tags"].get(tag, "") for column, tag in COLUMNS_OF_TAGS.items()},
-            "modalities": tuple(json.loads(run["params"].get("downstream.modalities", "[]"))),
+            **_of_params(run["params"]),
             **run["metrics"],
         }
         for run in runs
@@ -134,6 +139,21 @@ def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     frame = frame.drop_duplicates("identity").drop(columns="_unfinished")
     order = ["kind", "method", "relaxation", "seed", "downstream_data", "identity"]
     return frame.sort_values(order).reset_index(drop=True)
+
+
+def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
+    """Return the columns of a run that come from its parameters."""
+    protocol = params.get("downstream.name", "")
+    only = '["v"]' if protocol == "finetune" else "[]"
+    found = {
+        "modalities": tuple(json.loads(params.get("downstream.modalities", only))),
+        "folds": tuple(json.loads(params.get("data.folds", "[]"))),
+        "ranks": tuple(json.loads(params.get("downstream.ranks", "[]"))),
+        "frames": params.get("downstream.frames", "") if protocol == "finetune" else "",
+    }
+    if params.get("downstream.select") == "test":
+        found["protocol"] = protocol + BY_TEST
+    return found
 
 
 def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[str, Any] | None) -> tuple[str, str]:

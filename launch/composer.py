@@ -23,7 +23,7 @@ Point = Mapping[str, Any]
 
 ABOUT_A_DATASET = (
     "data",
-    *(f"data.{key}" for key in ("root", "csv", "annotations", "name", "kind", "folds", "shards")),
+    *(f"data.{key}" for key in ("root", "csv", "annotations", "name", "kind", "require", "folds", "shards")),
     *(f"data.{key}" for key in ("train_split", "test_split", "label_column", "file_column", "split_column")),
 )
 """Overrides that describe one dataset: where a study names another one, they are not meant for that."""

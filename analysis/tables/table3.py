@@ -3,64 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.runs import StudyRuns, reason_missing
+from analysis.runs import BY_TEST, StudyRuns
 from analysis.tables.base import Cell, Row, Table
+from analysis.tables.results import PROTOCOLS, Column, Result, columns_of, result_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RELAXATIONS = ("none", "mild", "medium", "mixed", "extreme")
 """The paper's, in its order. They stand in the table even where nothing has been run; others follow when they have."""
-MODALITIES = {"v": "v", "a": "a", "av": "a+v"}
-PROTOCOLS = {"svm": "one-vs-all linear SVM"}
 FLOOR = "untrained"
-KEY = ("scale", "method", "pretrain_data", "pretrain_family", "downstream_data", "protocol", "family")
+KEY = ("scale", "method", "pretrain_data", "pretrain_family", "downstream_data", "protocol", "frames", "family")
 """What results must have in common to stand in one column: all of it."""
-FLOOR_KEY = ("scale", "downstream_data", "protocol", "family")
+FLOOR_KEY = ("scale", "downstream_data", "protocol", "frames", "family")
 """The same for untrained backbones, which no pretraining precedes."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    key: Mapping[str, str]
-    group: str
-    modality: str
-
-    @property
-    def metric(self) -> str:
-        return f"eval/top1_{self.modality}"
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What is known of one cell: values by seed, and why seeds are missing."""
-
-    values: dict[int, float]
-    run_ids: tuple[str, ...]
-    missing: dict[int, tuple[str, str]]
-
-    @property
-    def mean(self) -> float | None:
-        return sum(self.values.values()) / len(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
-        if len(self.values) < 2:
-            return None
-        squares = sum((value - self.mean) ** 2 for value in self.values.values())
-        return (squares / (len(self.values) - 1)) ** 0.5
-
-    @property
-    def printed_mean(self) -> str:
-        return "" if self.mean is None else f"{100 * self.mean:.1f}"
-
-    @property
-    def reason(self) -> str:
-        return ", ".join(dict.fromkeys(short for short, _ in self.missing.values())) if not self.values else ""
 
 
 def build(runs: StudyRuns) -> Table:
@@ -86,7 +44,7 @@ def build(runs: StudyRuns) -> Table:
         title="Table 3",
         caption=_caption(columns, results),
         row_header="relaxation",
-        columns=tuple((column.group, MODALITIES[column.modality]) for column in columns),
+        columns=tuple((column.group, column.label) for column in columns),
         rows=(*map(row, relaxations), row(FLOOR, is_floor=True)),
         notes=_notes(runs, columns, results),
         records=tuple(
@@ -96,19 +54,15 @@ def build(runs: StudyRuns) -> Table:
     )
 
 
-def _columns(evaluations: pd.DataFrame) -> list[_Column]:
+def _columns(evaluations: pd.DataFrame) -> list[Column]:
     trained = evaluations[evaluations["relaxation"] != ""]
     keys = [dict(zip(KEY, values, strict=True)) for values in sorted(set(_tuples(trained, KEY)))]
     covered = {tuple(key[name] for name in FLOOR_KEY) for key in keys}
     for values in sorted(set(_tuples(evaluations[evaluations["method"] == FLOOR], FLOOR_KEY)) - covered):
         keys.append({**dict.fromkeys(KEY, ""), **dict(zip(FLOOR_KEY, values, strict=True))})
     groups = _groups(keys)
-    columns = []
-    for key, group in zip(keys, groups, strict=True):
-        ours = _of_downstream(evaluations, key)
-        asked = {modality for modalities in ours["modalities"] for modality in modalities}
-        columns += [_Column(key, group, modality) for modality in MODALITIES if modality in asked or not asked]
-    return columns
+    found = [columns_of(key, group, _of_downstream(evaluations, key)) for key, group in zip(keys, groups, strict=True)]
+    return [column for columns in found for column in columns]
 
 
 def _groups(keys: list[dict[str, str]]) -> list[str]:
@@ -121,7 +75,9 @@ def _groups(keys: list[dict[str, str]]) -> list[str]:
     for key in keys:
         name = f"{key['pretrain_data']} → " if varies("pretrain_data") and key["pretrain_data"] else ""
         name += key["downstream_data"]
-        extra = [key[part] for part in ("method", "scale", "protocol") if varies(part) and key[part]]
+        parts = [part for part in ("method", "scale", "protocol") if varies(part) or key[part].endswith(BY_TEST)]
+        extra = [key[part] for part in parts if key[part]]
+        extra += [f"{key['frames']} frames"] if varies("frames") and key["frames"] else []
         names.append(f"{name} ({', '.join(extra)})" if extra else name)
     if len(set(names)) == len(names):
         return names
@@ -155,7 +111,7 @@ def _seeds(runs: StudyRuns) -> list[int]:
     return sorted({*map(int, learnt["seed"]), *map(int, runs.pretrainings["seed"])})
 
 
-def _result(runs: StudyRuns, label: str, column: _Column) -> _Result:
+def _result(runs: StudyRuns, label: str, column: Column) -> Result:
     if label == FLOOR:
         found = _matching(_of_downstream(runs.evaluations, column.key), {"method": FLOOR})
         pretrainings = runs.pretrainings[:0]
@@ -167,28 +123,10 @@ def _result(runs: StudyRuns, label: str, column: _Column) -> _Result:
             {"relaxation": label, **{name: column.key[name] for name in ("method", "pretrain_family")}},
         )
         seeds = _seeds(runs) or [0]
-    values: dict[int, float] = {}
-    run_ids: list[str] = []
-    missing: dict[int, tuple[str, str]] = {}
-    for seed in seeds:
-        of_seed = found[found["seed"] == seed]
-        done = of_seed[of_seed["status"] == "FINISHED"]
-        if column.metric in done and done[column.metric].notna().any():
-            done = done[done[column.metric].notna()]
-            # More than one only where a pretraining was evaluated with several seeds: they are no seeds of their own.
-            values[seed] = float(done[column.metric].mean())
-            run_ids += list(done["run_id"])
-        else:
-            above = pretrainings[pretrainings["seed"] == seed]
-            missing[seed] = reason_missing(_first(of_seed), _first(above))
-    return _Result(values, tuple(run_ids), missing)
+    return result_of(column, found, pretrainings, seeds=seeds)
 
 
-def _first(frame: pd.DataFrame) -> dict[str, Any] | None:
-    return frame.iloc[0].to_dict() if len(frame) else None
-
-
-def _cell(result: _Result, *, best: str) -> Cell:
+def _cell(result: Result, *, best: str) -> Cell:
     if result.mean is None:
         return Cell(result.reason, is_missing=True)
     text = result.printed_mean
@@ -197,11 +135,13 @@ def _cell(result: _Result, *, best: str) -> Cell:
     return Cell(text, is_best=result.printed_mean == best)
 
 
-def _caption(columns: list[_Column], results: Mapping[tuple[str, int], _Result]) -> str:
+def _caption(columns: list[Column], results: Mapping[tuple[str, int], Result]) -> str:
     def listed(name: str) -> str:
         return ", ".join(dict.fromkeys(column.key[name] for column in columns if column.key[name])) or "nothing yet"
 
-    protocols = [PROTOCOLS.get(name, name) for name in listed("protocol").split(", ")]
+    protocols = dict.fromkeys(PROTOCOLS.get(column.key["protocol"], column.key["protocol"]) for column in columns)
+    measures = dict.fromkeys("R@k" if column.key["protocol"] == "retrieval" else "Top-1 accuracy" for column in columns)
+    data = dict.fromkeys(column.key["downstream_data"] + _folds(column) for column in columns)
     numbers = {len(result.values) for (row, _), result in results.items() if result.values and row != FLOOR}
     if not numbers:
         spread = "No result yet."
@@ -211,8 +151,8 @@ def _caption(columns: list[_Column], results: Mapping[tuple[str, int], _Result])
         spread = f"Mean ± sample standard deviation over n seeds (up to {max(numbers)}); no ± where n = 1."
     sentences = [
         "How much temporal relaxation is best?",
-        f"Top-1 accuracy in % of frozen backbones with {', '.join(protocols)}, {listed('scale')} scale;",
-        f"pretrained on {listed('pretrain_data')}, evaluated on {listed('downstream_data')};",
+        f"{' or '.join(measures)} in % by {', by '.join(protocols)}; {listed('scale')} scale;",
+        f"pretrained on {listed('pretrain_data')}, evaluated on {', '.join(data)};",
         "v = video, a = audio, a+v = both.",
         spread,
         "Bold: best of a column. The floor is the same evaluation of untrained backbones.",
@@ -223,16 +163,19 @@ def _caption(columns: list[_Column], results: Mapping[tuple[str, int], _Result])
     return " ".join(sentences)
 
 
-def _notes(runs: StudyRuns, columns: list[_Column], results: Mapping[tuple[str, int], _Result]) -> tuple[str, ...]:
+def _folds(column: Column) -> str:
+    numbers = ", ".join(map(str, column.folds))
+    return f" (mean of folds {numbers})" if len(column.folds) > 1 else f" (fold {numbers})" if numbers else ""
+
+
+def _notes(runs: StudyRuns, columns: list[Column], results: Mapping[tuple[str, int], Result]) -> tuple[str, ...]:
     """Say which seeds are missing, and why, where the cells have no room for it."""
     found: dict[tuple[str, str], list[str]] = {}
     for (row, column), result in results.items():
-        for seed, (short, error) in result.missing.items():
-            if error or result.values:
-                what = f"{short}: {error}" if error else short
-                found.setdefault((f"{row}, seed {seed}", what), []).append(
-                    f"{columns[column].group} {MODALITIES[columns[column].modality]}"
-                )
+        for seed, gap in result.missing.items():
+            if gap.error or result.values or gap.partial is not None:
+                where = f"{columns[column].group} {columns[column].label}"
+                found.setdefault((f"{row}, seed {seed}", gap.text), []).append(where)
     notes = [
         f"{who}{'' if len(where) == len(columns) else ' (' + ', '.join(where) + ')'}: {what}"
         for (who, what), where in found.items()
@@ -243,9 +186,7 @@ def _notes(runs: StudyRuns, columns: list[_Column], results: Mapping[tuple[str, 
     return tuple(notes)
 
 
-def _record(
-    runs: StudyRuns, label: str, column: _Column, result: _Result, *, floor: _Result, best: str
-) -> dict[str, Any]:
+def _record(runs: StudyRuns, label: str, column: Column, result: Result, *, floor: Result, best: str) -> dict[str, Any]:
     """Return a cell with everything behind it: every number leads back to its runs."""
 
     def number(value: float | None) -> str:
@@ -262,6 +203,7 @@ def _record(
         "modality": column.modality,
         **column.key,
         "metric": column.metric,
+        "folds": " ".join(map(str, column.folds)),
         "mean": number(result.mean),
         "std": number(result.std),
         "n": len(result.values),
@@ -269,7 +211,5 @@ def _record(
         "is_best": str(bool(not is_floor and result.values and result.printed_mean == best)).lower(),
         "gain_over_floor_points": number(gain),
         "run_ids": " ".join(result.run_ids),
-        "missing": "; ".join(
-            f"seed {seed}: {short}{f' ({error})' if error else ''}" for seed, (short, error) in result.missing.items()
-        ),
+        "missing": "; ".join(f"seed {seed}: {gap.text}" for seed, gap in result.missing.items()),
     }

@@ -49,19 +49,23 @@ class Study:
         seed: int = 0,
         data: str = "demo",
         num_clips: int = 10,
+        protocol: dict | None = None,
+        folds: tuple[int, ...] = (),
         **progress,
     ) -> RunDirectory:
+        svm = {"name": "svm", "modalities": ["v", "a", "av"], "num_clips": num_clips}
         config = {
-            "downstream": {"name": "svm", "modalities": ["v", "a", "av"], "num_clips": num_clips},
+            "downstream": protocol or svm,
             "weights": {"run": parent and str(parent.path), "video": None, "audio": None},
             "seed": seed,
-            "data": {"name": data, "fingerprint": "e" * 64},
+            "data": {"name": data, "fingerprint": "e" * 64, **({"folds": [*folds]} if folds else {})},
         }
         run = self._make("downstream", config, parents=[parent] if parent else [])
         if progress:
             run.write_progress(**progress)
         if top1:
-            run.write_result({"metrics": {f"eval/top1_{modality}": value for modality, value in top1.items()}})
+            names = {name: name if "recall" in name else f"top1_{name}" for name in top1}
+            run.write_result({"metrics": {f"eval/{names[name]}": value for name, value in top1.items()}})
         return run
 
     def deliver(self) -> None:

@@ -12,7 +12,7 @@ def recorded(
         "run_id": run_id,
         "status": status,
         "start_time_ms": start,
-        "params": {"downstream.modalities": '["v"]'},
+        "params": {"downstream.modalities": '["v"]', "data.folds": "[1, 3]"},
         "metrics": {} if top1 is None else {"eval/top1_v": top1},
         "tags": {"kind": "downstream", "seed": "0", "crisscross.identity": identity},
     }
@@ -30,6 +30,7 @@ def test_an_experiment_counts_once_however_often_it_is_in_the_record():
     assert frame.equals(tidy(reversed(runs)))
     assert frame["seed"].dtype == int
     assert frame["modalities"][0] == ("v",)
+    assert (frame["folds"][0], frame["ranks"][0], frame["frames"][0]) == ((1, 3), (), "")
     assert frame["relaxation"][0] == ""
     assert frame["eval/top1_v"].isna().tolist() == [False, True]
 

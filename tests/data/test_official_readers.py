@@ -261,6 +261,10 @@ def test_pretraining_on_a_fold(make: Callable[[str], Path]) -> None:
     training = {"draws_per_clip": 1, "global_batch_size": 4}
     data, _ = prepared("ucf101", root, "data.folds=[]", "data.train_split=train1", "data.test_split=test1")
     check_batch({"data": data, "training": training})
+    with pytest.raises(
+        ValueError, match=r"^downstream.training.global_batch_size=13 is larger than an epoch of 12 samples"
+    ):
+        check_batch({"data": data, "training": {**training, "global_batch_size": 13}}, node="downstream.training")
     data, _ = prepared("ucf101", root)
     with pytest.raises(ValueError, match="has no split 'train': choose from test1, test2, test3, train1"):
         check_batch({"data": data, "training": training})
