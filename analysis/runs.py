@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crisscross.record import mask_passwords
-from crisscross.tracking import experiment_tags, search_runs
+from crisscross.tracking import experiment_tags, of_study, search_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
         fingerprint = latest if latest in variants else variants[0]
     if fingerprint not in variants:
         raise NoRunsError(f"the study {study} has no variant {fingerprint}: there are {', '.join(variants)}")
-    runs = search_runs(f"tags.`study.{study}.{fingerprint}` = '1'", uri=uri, experiment=experiment)
+    runs = search_runs(of_study(f"{study}.{fingerprint}"), uri=uri, experiment=experiment)
     if not runs:
         raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")
     frame = tidy(runs)

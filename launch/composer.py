@@ -85,7 +85,7 @@ class Composer:
         routed: Routed,
         study: StudySettings,
         *,
-        roots: Mapping[str, str | None],
+        roots: Mapping[str, str],
         cluster: ClusterSettings | None = None,
     ) -> None:
         """Describe what is composed.
@@ -184,14 +184,11 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _placed(data: Mapping[str, Any], roots: Mapping[str, str | None]) -> dict[str, Any]:
-    """Say where a dataset lies, where that is known by its name; Kinetics-Sound is a part of Kinetics400."""
+def _placed(data: Mapping[str, Any], roots: Mapping[str, str]) -> dict[str, Any]:
+    """Say where a dataset lies, where only its name is known."""
     if data["root"] is not None or data.get("csv"):
         return dict(data)
-    root = roots.get(data["name"])
-    if root is None and data["name"] == "kinetics_sound":
-        root = roots.get("kinetics400")
-    return {**data, "root": root}
+    return {**data, "root": roots.get(data["name"])}
 
 
 def _restricted(config: dict[str, Any], trained: str) -> dict[str, Any] | None:

@@ -170,6 +170,8 @@ def print_header(plan: Plan, console: Console, *, how: str) -> None:
     say(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
     say(console, f"{_counts(plan.graph)}; {how}")
     say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
+    for note in plan.notes:
+        say(console, note, style="yellow")
     for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
         say(console, line)
 

@@ -29,6 +29,7 @@ from launch.composer import Composer, StudySettings
 from launch.graph import Experiment, Graph
 from launch.overrides import Routed, hydra_configs, route
 from launch.records import StudyRunningError
+from launch.roots import known_roots, without_unknown
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -57,12 +58,14 @@ class Plan:
         graph: the experiments.
         fingerprint: 8 hexadecimal digits that launches have in common whose results may stand in one table.
         overrides: what the user typed.
+        notes: lines about what is left out.
     """
 
     launch: LaunchSettings
     graph: Graph
     fingerprint: str
     overrides: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -97,7 +100,10 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         _require_cluster(routed.launcher, launch)
         if not launch.fair:
             launch = launch.model_copy(update={"study": launch.study.with_authors()})
-        composer = Composer(routed, launch.study, roots=launch.roots, cluster=launch.cluster)
+        roots = known_roots(launch.roots, routed.kinds["pretrain"])
+        study, notes = without_unknown(launch.study, roots)
+        launch = launch.model_copy(update={"study": study})
+        composer = Composer(routed, study, roots=roots, cluster=launch.cluster)
         for kind, config in composer.all_configs(launch.seeds):
             parse(SETTINGS[kind], config)
         whole = _families_of_whole(routed, launch)
@@ -106,7 +112,7 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         _check_batches(composer, launch)
     graph = Graph(_expand(composer, launch))
     families = whole or {family(item.config, axes=[*launch.study.axes, "seed"]) for item in graph}
-    return Plan(launch, graph, study_fingerprint(families), tuple(overrides))
+    return Plan(launch, graph, study_fingerprint(families), tuple(overrides), tuple(notes))
 
 
 def _families_of_whole(routed: Routed, launch: LaunchSettings) -> set[str]:

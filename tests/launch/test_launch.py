@@ -43,7 +43,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _launch(tmp_path: Path, jobs: Mapping[str, Mapping[str, Any]], *arguments: str) -> int:
-    return launch(_plan(*arguments), console=Console(width=200), command=fake_command(tmp_path, jobs))
+    return launch([_plan(*arguments)], console=Console(width=200), command=fake_command(tmp_path, jobs))
 
 
 def test_launch_then_launch_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

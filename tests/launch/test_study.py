@@ -192,10 +192,12 @@ def test_run_directories_know_their_study_and_follow_the_last_launch(tmp_path: P
     plan = _plan(*arguments, "execution.max_steps_this_launch=3")
     runs = create_runs(plan, launched=12.0)
     expected = {"study": "relaxation", "table": 3, "fingerprint": plan.fingerprint, "launched": 12.0}
+    expected["script"] = "launch/sweep_relaxation.py"
     for experiment in plan.graph:
         run = runs[experiment.identity]
         assert run.path == experiment.path
-        assert run.about["studies"] == {plan.name: expected}
+        assert run.about["studies"] == {plan.name: {**expected, "point": dict(experiment.point)}}
+        assert experiment.point == ({"relaxation": "mild"} if experiment.parents or run.kind == "pretrain" else {})
         assert run.config["execution"]["max_steps_this_launch"] == 3
     again = create_runs(_plan(*arguments), launched=12.0)
     assert {run.path for run in again.values()} == {run.path for run in runs.values()}
