@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ class Study:
         }
         run = self._make("pretrain", config)
         if progress:
-            run.write_progress(**progress)
+            _say(run, progress)
         else:
             run.write_result({"steps": 1, "metrics": {"loss/total": -0.5}})
         return run
@@ -62,7 +64,7 @@ class Study:
         }
         run = self._make("downstream", config, parents=[parent] if parent else [])
         if progress:
-            run.write_progress(**progress)
+            _say(run, progress)
         if top1:
             names = {name: name if "recall" in name else f"top1_{name}" for name in top1}
             run.write_result({"metrics": {f"eval/{names[name]}": value for name, value in top1.items()}})
@@ -70,6 +72,13 @@ class Study:
 
     def deliver(self) -> None:
         assert tracking.deliver_all(self.runs, uri=self.uri, experiment="crisscross") == []
+
+
+def _say(run: RunDirectory, progress: dict) -> None:
+    """Write what a job says, of so late a time that it counts as running however slow this machine is."""
+    run.write_progress(**progress)
+    path = run.path / "progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "time": time.time() + 3600}))
 
 
 @pytest.fixture
