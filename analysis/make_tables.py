@@ -1,7 +1,8 @@
 """Print the tables from the runs in MLflow and write them to files.
 
 uv run analysis/make_tables.py
-uv run analysis/make_tables.py --uri http://127.0.0.1:5000 --fingerprint 1a2b3c4d --out tables --format md,csv
+uv run analysis/make_tables.py --table 4 --format md,tex
+uv run analysis/make_tables.py --study relaxation --uri http://127.0.0.1:5000 --fingerprint 1a2b3c4d --out tables
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from analysis.studies import STUDIES, TABLES
 from crisscross.catch_up import catch_up, runs_behind
 from crisscross.files import write_text
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
 
-FORMATS = ("md", "csv", "tex")
-COMMANDS = {"relaxation": "uv run launch/sweep_relaxation.py"}
-"""The studies that have a table, and what runs them."""
+if TYPE_CHECKING:
+    from analysis.tables.base import Table
+
+FORMATS = ("md", "csv", "tex", "html")
 
 
-def command_line(uri: str, *, experiment: str, fingerprint: str | None = None) -> str:
+def command_line(uri: str, *, experiment: str, study: str | None = None, fingerprint: str | None = None) -> str:
     """Return the command that prints the tables of a store; a password in its address is masked."""
-    options = ["--fingerprint", fingerprint] if fingerprint else []
+    options = ["--study", study] if study else []
+    options += ["--fingerprint", fingerprint] if fingerprint else []
     options += [] if is_default(uri) else ["--uri", mask_passwords(uri)]
     options += ["--experiment", experiment] if experiment != DEFAULT_EXPERIMENT else []
     return shlex.join(["uv", "run", "analysis/make_tables.py", *options])
@@ -43,30 +48,34 @@ def print_tables(
     experiment: str = DEFAULT_EXPERIMENT,
     study: str = "relaxation",
     fingerprint: str | None = None,
+    tables: Sequence[str] | None = None,
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
+    page: list[Table] | None = None,
 ) -> int:
-    """Print a study's table and write it to files; where that cannot be done, say so in one line.
+    """Print a study's tables and write them to files; where that cannot be done, say so in one line.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
         study: which study.
         fingerprint: which variant of it; None = the one launched last.
+        tables: which of its tables; None = all.
         out: folder of the files, made when it is not there.
-        formats: some of ``md``, ``csv``, ``tex``.
+        formats: some of ``md``, ``csv``, ``tex``, ``html``.
+        page: what is printed is added to it; the caller makes one page of all.
 
     Returns:
-        The exit code: 0 when a table was printed and written, 1 when not.
+        The exit code: 0 when there was a table to print and it is written, 1 when not.
     """
     from analysis.runs import NoRunsError, read_study
-    from analysis.tables import render, table3
+    from analysis.tables import render
 
     try:
         runs = read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
     except (NoRunsError, TrackingError) as error:
         is_away = uri.startswith("http") and isinstance(error, TrackingError)
-        hint = "is the server up?" if is_away else f"`{COMMANDS[study]}` runs the study"
+        hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
         print(f"no table: {error}; {hint}", file=sys.stderr)
         return 1
     except ValueError as error:
@@ -75,28 +84,94 @@ def print_tables(
     if runs.evaluations.empty:
         print(
             f"no table: the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet; "
-            f"`{COMMANDS[study]}` runs what is missing",
+            f"`{STUDIES[study].command}` runs what is missing",
             file=sys.stderr,
         )
         return 1
-    table = table3.build(runs)
-    texts = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
-    print(render.markdown(table))
+    made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
+    made = [table for table in made if table is not None]
+    for table in made:
+        print(render.markdown(table))
     if runs.others:
-        print(
-            f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: "
-            f"{command_line(uri, experiment=experiment, fingerprint=runs.others[0])}"
-        )
-    folder, stem = Path(out), f"{table.name}-{runs.fingerprint}"  # a variant never overwrites another one's table
+        another = command_line(uri, experiment=experiment, study=study, fingerprint=runs.others[0])
+        print(f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: {another}")
+    if page is not None:
+        page += made
+    return _write(made, runs.fingerprint, Path(out), [name for name in formats if name != "html"])
+
+
+def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Sequence[str]) -> int:
+    """Write tables, a file each and format; a variant never overwrites another one's."""
+    from analysis.tables import render
+
+    texts = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
+    paths = [(table, name, folder / f"{table.name}-{fingerprint}.{name}") for table in tables for name in formats]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in formats:
-            write_text(folder / f"{stem}.{name}", texts[name](table))
+        for table, name, path in paths:
+            write_text(path, texts[name](table))
     except OSError as error:
         print(f"the table is not written: {folder}: {error.strerror}: give a folder you can write", file=sys.stderr)
         return 1
-    print(f"Written: {', '.join(str(folder / f'{stem}.{name}') for name in formats)}")
-    return 0
+    if paths:
+        print(f"Written: {', '.join(str(path) for _, _, path in paths)}")
+    return 0 if tables else 1
+
+
+def print_all(
+    uri: str,
+    *,
+    experiment: str,
+    studies: Sequence[str],
+    fingerprint: str | None = None,
+    table: str | None = None,
+    out: str | Path = "tables",
+    formats: Sequence[str] = FORMATS,
+    figures: str | Path = "figures",
+    ui: str | None = None,
+) -> int:
+    """Print the tables of several studies, and make one page of all of them with the figures that there are.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        studies: whose tables.
+        fingerprint: which variant; None = those launched last.
+        table: one of the tables; None = all.
+        out: folder of the files.
+        formats: some of ``md``, ``csv``, ``tex``, ``html``.
+        figures: folder of the figures.
+        ui: address of MLflow's UI, for the page's links.
+
+    Returns:
+        The exit code: the worst of the studies'.
+    """
+    from analysis.page import write_page
+
+    page: list[Table] = []
+    codes = []
+    for study in studies:
+        codes.append(
+            print_tables(
+                uri,
+                experiment=experiment,
+                study=study,
+                fingerprint=fingerprint,
+                tables=[table] if table else None,
+                out=out,
+                formats=formats,
+                page=page,
+            )
+        )
+    if "html" in formats and page and Path(out).is_dir():
+        path = Path(out) / "report.html"
+        try:
+            write_page(path, page, figures=Path(figures), uri=uri, experiment=experiment, ui=ui)
+        except OSError as error:
+            print(f"the page is not written: {path}: {error.strerror}: give a folder you can write", file=sys.stderr)
+            return 1
+        print(f"Written: {path}")
+    return max(codes, default=1)
 
 
 def _formats(text: str) -> list[str]:
@@ -104,6 +179,41 @@ def _formats(text: str) -> list[str]:
     if not names or not set(names) <= set(FORMATS):
         raise argparse.ArgumentTypeError(f"{text!r}: give some of {','.join(FORMATS)}")
     return names
+
+
+def _studies_in(uri: str, experiment: str) -> list[str]:
+    """Return the studies that a store has runs of; that of Table 3 where it has none, which then says so."""
+    from analysis.runs import variants_of
+    from crisscross.tracking import experiment_tags
+
+    with contextlib.suppress(TrackingError, ValueError):
+        tags = experiment_tags(uri=uri, experiment=experiment)
+        return [study for study in STUDIES if variants_of(study, tags)] or ["relaxation"]
+    return ["relaxation"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Print the tables from the runs in MLflow and write them to files.")
+    parser.add_argument("--table", choices=sorted(TABLES), help="one of them (default: all that there are runs for)")
+    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
+    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
+    parser.add_argument("--study", choices=sorted(STUDIES), help="default: all that there are runs of")
+    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
+    parser.add_argument(
+        "--runs-root",
+        default="runs",
+        type=Path,
+        help="run directories that MLflow may lag behind: it is brought up to date first (default: %(default)s)",
+    )
+    parser.add_argument("--out", default="tables", help="folder of the files (default: %(default)s)")
+    parser.add_argument(
+        "--figures", default="figures", help="folder of the figures for the page (default: %(default)s)"
+    )
+    parser.add_argument("--ui", help="address of MLflow's UI for the page's links (default: --uri, or 127.0.0.1:5000)")
+    parser.add_argument(
+        "--format", default=",".join(FORMATS), type=_formats, help="files to write (default: %(default)s)"
+    )
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,34 +225,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(description="Print the tables from the runs in MLflow and write them to files.")
-    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
-    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
-    parser.add_argument("--study", default="relaxation", choices=sorted(COMMANDS), help="default: %(default)s")
-    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
-    parser.add_argument(
-        "--runs-root",
-        default="runs",
-        type=Path,
-        help="run directories that MLflow may lag behind: it is brought up to date first (default: %(default)s)",
-    )
-    parser.add_argument("--out", default="tables", help="folder of the files (default: %(default)s)")
-    parser.add_argument(
-        "--format", default=",".join(FORMATS), type=_formats, help="files to write (default: %(default)s)"
-    )
+    parser = _parser()
     options = parser.parse_args(argv)
+    if options.table and options.study and options.table not in STUDIES[options.study].tables:
+        parser.error(f"--table {options.table} belongs to the study {TABLES[options.table]}")
     place = {"uri": options.uri, "experiment": options.experiment}
     with contextlib.suppress(ValueError):  # an address that is none: told below
         behind = runs_behind(options.runs_root, **place)
         if behind:
             print(catch_up(behind, **place), file=sys.stderr)
-    return print_tables(
-        options.uri,
-        experiment=options.experiment,
-        study=options.study,
+    study = options.study or (TABLES[options.table] if options.table else None)
+    if options.fingerprint and study is None:
+        study = "relaxation"
+    return print_all(
+        **place,
+        studies=[study] if study else _studies_in(**place),
         fingerprint=options.fingerprint,
+        table=options.table,
         out=options.out,
         formats=options.format,
+        figures=options.figures,
+        ui=options.ui,
     )
 
 

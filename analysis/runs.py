@@ -40,6 +40,14 @@ BY_TEST = ", C by the test split"
 """What ``protocol`` of the frame ends in where ``downstream.select=test``."""
 
 
+BACKBONES = {
+    "R(2+1)D-18 of width 64": "R(2+1)D-18, 15.4 M",
+    "r2plus1d_18": "R(2+1)D-18, 31.5 M",
+    "r3d_18": "3D-ResNet18, 33.4 M",
+}
+"""The video networks of Table 5 (tests/models counts their parameters)."""
+
+
 class NoRunsError(LookupError):
     """The record has nothing to show; the message is one line that says what to do."""
 
@@ -88,7 +96,7 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
     runs = search_runs(of_study(f"{study}.{fingerprint}"), uri=uri, experiment=experiment)
     if not runs:
         raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")
-    frame = tidy(runs)
+    frame = tidy(runs, study=f"{study}.{fingerprint}")
     return StudyRuns(
         study=study,
         fingerprint=fingerprint,
@@ -105,7 +113,7 @@ def variants_of(study: str, tags: Mapping[str, str]) -> list[str]:
     return sorted(found, key=lambda fingerprint: (-found[fingerprint], fingerprint))
 
 
-def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
     """Return one row an experiment.
 
     Where several runs have the same identity (a run directory was deleted and the experiment done again, or two
@@ -113,12 +121,14 @@ def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     Args:
         runs: as ``crisscross.tracking.search_runs`` returns them.
+        study: ``<study>.<fingerprint>``, whose axes ``point`` is about.
 
     Returns:
         A frame with the columns of ``COLUMNS_OF_TAGS`` (strings; ``seed`` is an integer), ``run_id``, ``status``,
         ``start_time_ms``, ``modalities`` (tuple of ``"v"``, ``"a"``, ``"av"``), ``folds`` and ``ranks`` (tuples of
-        integers), ``frames`` (of a fine-tuning; a string) and one column a metric (NaN where a run has it not), sorted
-        so that the order in which runs were recorded leaves no trace.
+        integers), ``frames`` (of a fine-tuning; a string), ``backbone`` (a video network, by its settings), ``epoch``
+        (a string, empty for the end of the pretraining), ``point`` (JSON) and one column a metric (NaN where a run has
+        it not), sorted so that the order in which runs were recorded leaves no trace.
     """
     import pandas as pd
 
@@ -129,6 +139,8 @@ def tidy(runs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "start_time_ms": run["start_time_ms"],
             **{column: run["tags"].get(tag, "") for column, tag in COLUMNS_OF_TAGS.items()},
             **_of_params(run["params"]),
+            "experiment_id": run.get("experiment_id", ""),
+            "point": run["tags"].get(f"study.{study}", "{}"),
             **run["metrics"],
         }
         for run in runs
@@ -150,10 +162,24 @@ def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
         "folds": tuple(json.loads(params.get("data.folds", "[]"))),
         "ranks": tuple(json.loads(params.get("downstream.ranks", "[]"))),
         "frames": params.get("downstream.frames", "") if protocol == "finetune" else "",
+        "backbone": backbone_of(params),
+        "epoch": params.get("weights.epoch", "null").replace("null", ""),
+        "segments": params.get("views.evaluation_clips", ""),
+        "distance": params.get("downstream.distance", ""),
     }
     if params.get("downstream.select") == "test":
         found["protocol"] = protocol + BY_TEST
     return found
+
+
+def backbone_of(params: Mapping[str, str]) -> str:
+    """Return what the video network is, in the words of Table 5: ``R(2+1)D-18, 15.4 M``."""
+    if "model.video.torchvision" in params:
+        return BACKBONES.get(params["model.video.torchvision"], params["model.video.torchvision"])
+    if "model.video.depth" not in params:
+        return ""
+    found = f"R(2+1)D-{params['model.video.depth']} of width {params.get('model.video.width', '64')}"
+    return BACKBONES.get(found, found)
 
 
 def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[str, Any] | None) -> tuple[str, str]:

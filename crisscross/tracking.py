@@ -187,7 +187,8 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
     """Return the runs that match a filter such as ``tags.kind = 'pretrain'``, oldest first. Only reads.
 
     Returns:
-        Dicts with ``run_id``, ``status``, ``start_time_ms``, ``params``, ``metrics`` (last values), ``tags``.
+        Dicts with ``run_id``, ``experiment_id``, ``status``, ``start_time_ms``, ``params``, ``metrics`` (last values),
+        ``tags``.
 
     Raises:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
@@ -195,6 +196,7 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
     runs = [
         {
             "run_id": run.info.run_id,
+            "experiment_id": run.info.experiment_id,
             "status": run.info.status,
             "start_time_ms": run.info.start_time,
             "params": dict(run.data.params),
@@ -213,6 +215,15 @@ def experiment_tags(*, uri: str, experiment: str) -> dict[str, str]:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
     """
     return _Store(uri, experiment, read_only=True).tags
+
+
+def experiment_id_of(*, uri: str, experiment: str) -> str:
+    """Return MLflow's number of an experiment. Nothing is written.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    return _Store(uri, experiment, read_only=True).experiment_id
 
 
 class _Store:

@@ -14,11 +14,13 @@ class Cell:
         text: what is printed, such as ``84.2 ± 1.3 (n=3)`` or ``running 41 %``.
         is_best: whether it is the best of its column.
         is_missing: whether the text is a reason and no number.
+        run_ids: where the number comes from.
     """
 
     text: str
     is_best: bool = False
     is_missing: bool = False
+    run_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

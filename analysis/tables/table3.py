@@ -132,7 +132,7 @@ def _cell(result: Result, *, best: str) -> Cell:
     text = result.printed_mean
     if result.std is not None:
         text += f" ± {100 * result.std:.1f} (n={len(result.values)})"
-    return Cell(text, is_best=result.printed_mean == best)
+    return Cell(text, is_best=result.printed_mean == best, run_ids=result.run_ids)
 
 
 def _caption(columns: list[Column], results: Mapping[tuple[str, int], Result]) -> str:

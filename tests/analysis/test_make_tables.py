@@ -152,7 +152,7 @@ def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path
     assert cells(printed)["mild"] == ["**60.0**"] * 3
     assert "paper scale" in printed
     assert "not comparable" not in printed
-    assert "uv run analysis/make_tables.py --fingerprint 0123abcd" in printed
+    assert "uv run analysis/make_tables.py --study relaxation --fingerprint 0123abcd" in printed
     assert "0123abcd" not in _written(tmp_path / "tables", "md").read_text()
     tracking.mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
     assert main(out) == 0

@@ -1,0 +1,184 @@
+"""The tables of the paper but Table 3, each a few lines: which series stand where, and what was published there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.runs import StudyRuns
+from analysis.tables.base import Table
+from analysis.tables.grid import Heading, Place, Spec, build
+from analysis.tables.published import rows_of, shown
+from analysis.tables.results import MODALITIES
+from analysis.tables.series import Series, series_of
+
+FLOOR_ROW = "untrained (floor)"
+WITHOUT, WITH, UNTRAINED = ("", "without"), ("", "with"), ("", "untrained")
+PRETRAINING_SETS = ("kinetics_sound", "kinetics400", "audioset", "demo_quarter", "demo_half", "demo")
+METHODS = ("cmacc", "xdc", "avid", "crisscross", "supervised")
+
+
+def table1(runs: StudyRuns) -> Table | None:
+    """What does L_async bring?"""
+    published: dict[Place, float] = {}
+    for row in rows_of("table1"):
+        label = f"{shown(row['downstream'])} {row['modality']}"
+        published[label, WITHOUT] = float(row["without_async"])
+        published[label, WITH] = float(row["with_async"])
+
+    def place(series: Series) -> Place | None:
+        weight = series.point.get("method.async_weight", "")
+        column = UNTRAINED if series.is_floor else WITHOUT if float(weight or 1) == 0 else WITH
+        return f"{shown(series.facts['downstream_data'])} {series.column.label}", column
+
+    columns = (UNTRAINED, WITHOUT, WITH)
+    rows = list(dict.fromkeys(row for row, _ in published))
+    spec = Spec(
+        "table1",
+        "Table 1",
+        "What does L_async bring?",
+        "evaluated on",
+        place,
+        rows,
+        columns,
+        published,
+        compare=(WITHOUT, WITH),
+    )
+    return build(runs, _at_the_end(runs), spec)
+
+
+def table2(runs: StudyRuns) -> Table | None:
+    """What does more pretraining data bring?"""
+
+    def heading(name: str) -> Heading:
+        return "pretrained on", shown(name)
+
+    published: dict[Place, float] = {}
+    for row in rows_of("table2"):
+        modality = "a" if row["downstream"] in ("esc50", "dcase2013") else "v"
+        for name in ("kinetics_sound", "kinetics400", "audioset"):
+            published[f"{shown(row['downstream'])} {modality}", heading(name)] = float(row[name])
+
+    def place(series: Series) -> Place | None:
+        column = ("", "untrained") if series.is_floor else heading(series.facts["pretrain_data"])
+        return f"{shown(series.facts['downstream_data'])} {series.column.label}", column
+
+    spec = Spec(
+        "table2",
+        "Table 2",
+        "What does more pretraining data bring?",
+        "evaluated on",
+        place,
+        list(dict.fromkeys(row for row, _ in published)),
+        [UNTRAINED, *map(heading, PRETRAINING_SETS)],
+        published,
+    )
+    return build(runs, _at_the_end(runs), spec)
+
+
+def table4(runs: StudyRuns) -> Table | None:
+    """Sound classification, against other methods."""
+    published: dict[Place, float] = {}
+    for row in rows_of("table4"):
+        for name in ("kinetics400", "audioset"):
+            published[shown(row["method"]), (shown(row["downstream"]), shown(name))] = float(row[name])
+
+    def place(series: Series) -> Place | None:
+        if series.column.modality != "a" or series.facts["protocol"] == "finetune":
+            return None
+        return _method(series), (shown(series.facts["downstream_data"]), shown(series.facts["pretrain_data"] or "-"))
+
+    spec = Spec(
+        "table4",
+        "Table 4",
+        "Sound classification by frozen features, against other ways of pretraining.",
+        "method",
+        place,
+        [shown(method) for method in METHODS],
+        [(shown(data), shown(name)) for data in ("esc50", "dcase2013", "demo") for name in PRETRAINING_SETS],
+        published,
+    )
+    return build(runs, _with_floor_everywhere(_at_the_end(runs)), spec)
+
+
+def table5(runs: StudyRuns) -> Table | None:
+    """Action recognition, against other methods."""
+    published: dict[Place, float] = {}
+    for row in rows_of("table5"):
+        backbone = f"{row['backbone']}, {row['params_m']} M"
+        label = f"{shown(row['method'])}, {shown(row['pretrain'])}, {backbone}, {row['frames']} frames"
+        for name in ("ucf101", "hmdb51"):
+            published[label, (shown(name), "top-1")] = float(row[name])
+
+    def place(series: Series) -> Place | None:
+        facts = series.facts
+        if facts["protocol"] != "finetune":
+            return None
+        parts = [_method(series), shown(facts["pretrain_data"]), facts["backbone"], f"{facts['frames']} frames"]
+        return ", ".join(filter(None, parts)), (shown(facts["downstream_data"]), "top-1")
+
+    spec = Spec(
+        "table5",
+        "Table 5",
+        "Action recognition by fine-tuning the video network, against other ways of pretraining.",
+        "method, pretrained on, backbone, frames",
+        place,
+        [label for label, _ in published],
+        [("UCF101", "top-1"), ("HMDB51", "top-1")],
+        published,
+    )
+    return build(runs, _at_the_end(runs), spec)
+
+
+def frozen(runs: StudyRuns) -> Table | None:
+    """All modalities of every method by frozen features: beside Tables 4 and 5, where the study measured it."""
+
+    def place(series: Series) -> Place | None:
+        if series.facts["protocol"] in ("finetune", "retrieval"):
+            return None
+        name = shown(series.facts["pretrain_data"])
+        row = f"{_method(series)}, {name}" if name else _method(series)
+        return row, (shown(series.facts["downstream_data"]), series.column.label)
+
+    series = _at_the_end(runs)
+    if {one.column.modality for one in series if one.facts["protocol"] != "finetune"} <= {"a"}:
+        return None  # Table 4 says it all
+    order = [f"{shown(method)}, {shown(name)}" for name in PRETRAINING_SETS for method in METHODS]
+    columns = [("demo", label) for label in MODALITIES.values()]
+    title, question = "Frozen features", "How does linear evaluation see each way of pretraining?"
+    return build(runs, series, Spec("frozen", title, question, "method, pretrained on", place, order, columns))
+
+
+def retrieval(runs: StudyRuns) -> Table | None:
+    """Are a clip's nearest neighbours of its class?"""
+
+    def place(series: Series) -> Place | None:
+        measure = "R@" + series.column.measure.removeprefix("recall_at_")
+        group = f"{shown(series.facts['downstream_data'])} {MODALITIES[series.column.modality]}"
+        return _method(series), (group, measure)
+
+    series = [one for one in _at_the_end(runs) if one.facts["protocol"] == "retrieval"]
+    ranks = sorted({int(one.column.measure.removeprefix("recall_at_")) for one in series})
+    groups = [f"{shown(name)} {label}" for name in ("ucf101", "hmdb51", "demo") for label in MODALITIES.values()]
+    columns = [(group, f"R@{rank}") for group in groups for rank in ranks]
+    question = "Are a clip's nearest neighbours of its class?"
+    spec = Spec("retrieval", "Retrieval", question, "pretraining", place, [shown("crisscross")], columns)
+    return build(runs, series, spec)
+
+
+def _method(series: Series) -> str:
+    return FLOOR_ROW if series.is_floor else shown(series.facts["method"])
+
+
+def _at_the_end(runs: StudyRuns) -> list[Series]:
+    """Return what was measured when pretrainings were over; what was on the way is for Figure 3."""
+    return [one for one in series_of(runs) if not one.facts["epoch"]]
+
+
+def _with_floor_everywhere(series: Sequence[Series]) -> list[Series]:
+    """Repeat the floor beside every pretraining set: untrained backbones have none."""
+    names = list(dict.fromkeys(one.facts["pretrain_data"] for one in series if not one.is_floor)) or [""]
+    repeated = []
+    for one in series:
+        copies = names if one.is_floor else [one.facts["pretrain_data"]]
+        repeated += [Series(one.point, {**one.facts, "pretrain_data": name}, one.column, one.result) for name in copies]
+    return repeated
