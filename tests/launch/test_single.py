@@ -38,7 +38,7 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     [
         ("pretrain", ["relaxatoin=mild"], "relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?"),
         ("pretrain", ["scale=huge"], "scale=huge: no such choice: use one of demo, paper"),
-        ("pretrain", ["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
+        ("pretrain", ["seed=-1"], "seed=-1: expected 0 or more"),
         (
             "pretrain",
             ["relaxation=none,mild"],
