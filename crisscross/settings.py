@@ -298,21 +298,22 @@ def ignored(settings: ExperimentSettings) -> list[str]:
     return []
 
 
-def check_same_backbones(model: Mapping[str, Any], pretrained: Mapping[str, Any], *, run: str) -> None:
+def check_same_backbones(model: Mapping[str, Any], pretraining: Mapping[str, Any], *, run: str) -> None:
     """Make sure that an evaluation's backbones have the sizes of those that were pretrained.
 
     Args:
         model: the evaluation's ``model`` node.
-        pretrained: that of the pretraining.
+        pretraining: the config of the pretraining.
         run: the pretraining, for the complaint.
 
     Raises:
         ValueError: one line that names the keys, when they have not.
     """
-    keys = [(modality, key) for modality in ("video", "audio") for key in pretrained[modality]]
-    for modality, key in keys:
-        theirs, ours = pretrained[modality][key], model[modality].get(key)
-        if theirs != ours:
+    trained = modalities_of(pretraining["method"])
+    nodes = {name: node for name, node in pretraining["model"].items() if name in ("video", "audio")}
+    for modality, key, theirs in [(name, key, node[key]) for name, node in nodes.items() for key in node]:
+        ours = model[modality].get(key)
+        if theirs != ours and modality[0] in trained:
             raise ValueError(
                 f"weights.run={run}: it was pretrained with model.{modality}.{key}={theirs}, this evaluation has"
                 f" {ours}: set scale= or model= to that of the pretraining"

@@ -114,7 +114,7 @@ class Composer:
         if kind == "downstream":
             pretraining = self.config("pretrain", point, seed=seed)
             check_kept(config["weights"]["epoch"], pretraining["training"])
-            check_same_backbones(config["model"], pretraining["model"], run="the study's pretraining")
+            check_same_backbones(config["model"], pretraining, run="the study's pretraining")
             config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 

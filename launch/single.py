@@ -219,7 +219,7 @@ def _parents_of(weights: Mapping[str, Any], model: Mapping[str, Any]) -> list[Ru
     parent = RunDirectory.open(weights["run"])
     if parent.kind != "pretrain":
         raise ValueError(f"weights.run={weights['run']}: it is an evaluation: give the run directory of a pretraining")
-    check_same_backbones(model, parent.config["model"], run=weights["run"])
+    check_same_backbones(model, parent.config, run=weights["run"])
     if weights["epoch"] is not None:
         from crisscross.evaluation.weights import check_epoch
 
