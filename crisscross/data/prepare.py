@@ -228,7 +228,8 @@ def _tell(error: Exception | str, code: int) -> int:
 
 def in_flags(text: str) -> str:
     """Return a complaint about settings in the words of this command line: ``--root DIR`` for ``data.root=DIR``."""
-    text = text.replace("set data.", "give data.").replace("data.allow_missing=true", "--allow-missing")
+    text = text.replace("data.annotations=null: ", "").replace("set data.", "give data.")
+    text = text.replace("data.allow_missing=true", "--allow-missing")
     text = re.sub(r"\bdata\.require=\[([a-z,]+)\]", lambda found: f"--require {found[1].replace(',', ' ')}", text)
     text = re.sub(r"\bdata=(\w+)", r"\1", text)
     copies_too = rf"{'|'.join(_COPY_KEYS)}(?==)"

@@ -15,7 +15,7 @@ import pytest
 
 from crisscross.data import probing
 from crisscross.data.manifest import build_manifest, read_manifest
-from crisscross.data.prepare import main, parse_share
+from crisscross.data.prepare import in_flags, main, parse_share
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.miniatures import make_miniature
 
@@ -111,6 +111,12 @@ def test_mistakes_are_one_line_and_2(
     err = capsys.readouterr().err
     assert message.replace(" gone", f" {root.parent / 'gone'}") in err.replace(" gone", f" {root.parent / 'gone'}")
     assert len(err.splitlines()) == 1
+
+
+def test_what_was_not_typed_is_not_named() -> None:
+    said = "data.annotations=null: x has no list: set data.annotations to it, or data.require=[video,audio]"
+    assert in_flags(said) == "x has no list: give --annotations to it, or --require video audio"
+    assert in_flags("data=folder needs clips: set data.root=DIR") == "folder needs clips: give --root DIR"
 
 
 def test_no_root_and_no_dataset(capsys: pytest.CaptureFixture[str]) -> None:
