@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
@@ -18,7 +18,7 @@ from crisscross.identity import plain_copy
 from crisscross.methods import available_methods
 from crisscross.methods.settings import modalities_of, settings_of
 from crisscross.settings_base import Settings, build
-from crisscross.training.settings import OptimSettings, TrainingSettings, check_training
+from crisscross.training.settings import OptimSettings, TrainingSettings, check_training, ignored_epochs
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 
@@ -178,14 +178,33 @@ class PretrainSettings(ExperimentSettings):
         return self
 
 
+def check_epoch_number(epoch: Any) -> None:
+    """Make sure that ``weights.epoch`` is the number of an epoch, or null.
+
+    Raises:
+        ValueError: one line that says what is allowed, when it is not.
+    """
+    if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0):
+        raise ValueError(
+            f"weights.epoch={epoch}: expected the number of an epoch that the pretraining has kept"
+            " (training.keep_epochs), 0 for before its first step, or null for its end"
+        )
+
+
 class WeightsSettings(Settings):
     """Which backbones are evaluated; all empty = untrained ones."""
 
     run: str | None
-    epoch: int | None = Field(default=None, ge=0)
+    epoch: int | None = None
     video: str | None
     audio: str | None
     fingerprint: str | None = None
+
+    @field_validator("epoch", mode="before")
+    @classmethod
+    def _is_an_epoch(cls, epoch: Any) -> Any:
+        check_epoch_number(epoch)
+        return epoch
 
     @model_validator(mode="after")
     def _one_source(self) -> WeightsSettings:
@@ -229,6 +248,12 @@ class DownstreamSettings(ExperimentSettings):
                     f"views.video.num_frames={self.views.video.num_frames} is not downstream.frames={protocol.frames}:"
                     " set downstream.frames alone"
                 )
+            frozen, epochs = protocol.freeze_backbone_epochs, protocol.training.epochs
+            if frozen > epochs:
+                raise ValueError(
+                    f"downstream.freeze_backbone_epochs={frozen} is more than downstream.training.epochs={epochs}:"
+                    f" lower it ({epochs} = the head alone learns, to the end), or train longer"
+                )
             check_training(protocol.training, protocol.optim, num_devices=self.execution.num_devices)
         return self
 
@@ -264,6 +289,37 @@ def trains(config: Mapping[str, Any]) -> bool:
     return "method" in config or training_of(config) is not None
 
 
+def ignored(settings: ExperimentSettings) -> list[str]:
+    """Return a line for each setting that will have no effect, with the remedy; whoever launches shows them."""
+    if isinstance(settings, PretrainSettings):
+        return ignored_epochs(settings.training, settings.optim)
+    if isinstance(settings, DownstreamSettings) and isinstance(settings.downstream, FinetuneSettings):
+        return ignored_epochs(settings.downstream.training, settings.downstream.optim, above="downstream.")
+    return []
+
+
+def check_same_backbones(model: Mapping[str, Any], pretraining: Mapping[str, Any], *, run: str) -> None:
+    """Make sure that an evaluation's backbones have the sizes of those that were pretrained.
+
+    Args:
+        model: the evaluation's ``model`` node.
+        pretraining: the config of the pretraining.
+        run: the pretraining, for the complaint.
+
+    Raises:
+        ValueError: one line that names the keys, when they have not.
+    """
+    trained = modalities_of(pretraining["method"])
+    nodes = {name: node for name, node in pretraining["model"].items() if name in ("video", "audio")}
+    for modality, key, theirs in [(name, key, node[key]) for name, node in nodes.items() for key in node]:
+        ours = model[modality].get(key)
+        if theirs != ours and modality[0] in trained:
+            raise ValueError(
+                f"weights.run={run}: it was pretrained with model.{modality}.{key}={theirs}, this evaluation has"
+                f" {ours}: set scale= or model= to that of the pretraining"
+            )
+
+
 def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
     """Make sure that a pretraining that is still to come will keep its weights of the end of an epoch.
 
@@ -274,6 +330,7 @@ def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one line that names the epochs that it keeps, when it will not.
     """
+    check_epoch_number(epoch)
     kept = sorted({kept for kept in training["keep_epochs"] if 0 < kept < training["epochs"]} | {training["epochs"]})
     if epoch and epoch not in kept:
         raise ValueError(

@@ -11,6 +11,30 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 """A number from 0 up to, but not, 1."""
 
 
+_EXPECTED = {
+    "int": "a whole number",
+    "int_from": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text (what looks like a number needs quotes of its own)",
+    "list": "a list, such as [a,b]",
+    "tuple": "a list, such as [a,b]",
+    "dict": "a group of settings, not one value",
+    "mapping": "a group of settings, not one value",
+    "model": "a group of settings, not one value",
+    "model_attributes": "a group of settings, not one value",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "{min_length} or more values",
+    "too_long": "{max_length} or fewer values",
+    "string_pattern_mismatch": "text of the form {pattern}",
+}
+"""By pydantic's name of a finding, whole or without its last word, what is expected."""
+
+
 class Settings(BaseModel):
     """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
 
@@ -69,13 +93,35 @@ def _complaint(item: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         above = "".join(f"{part}." for part in path[:-1])
         return f"{above}{sentence}" if path and sentence.startswith(f"{path[-1]}.") else sentence
     if item["type"] == "missing":
+        if path[-1].isdigit():  # of a list of so many values
+            return f"{'.'.join(path[:-1])}={_shown(item['input'])}: too short: give one value more"
         return f"{key} is missing: set it"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting: check its spelling"
     if item["type"] == "union_tag_invalid":
         known = item["ctx"]["expected_tags"].replace("'", "")
         return f"{key}.name={item['ctx']['tag']} is unknown: choose one of {known}"
-    return f"{key}={item['input']}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    return f"{key}={_shown(item['input'])}: expected {_expected(item)}"
+
+
+def _expected(item: Mapping[str, Any]) -> str:
+    """Return what a value should have been; in pydantic's words where we have none."""
+    kind, limits = item["type"], item.get("ctx", {})
+    words = _EXPECTED.get(kind) or _EXPECTED.get(kind.rpartition("_")[0])
+    if kind == "literal_error":
+        return limits["expected"].replace("'", "")
+    if words is None:
+        return f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    return words.format(**limits)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    return str(value)
 
 
 def _path(loc: Sequence[int | str], config: Mapping[str, Any]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from crisscross.settings import trains
@@ -17,6 +19,9 @@ from launch.graph import Experiment
 Count = Annotated[int, Field(gt=0)]
 RESOURCE_KINDS = ("pretrain", "downstream", "finetune", "cpu")
 """What ``cluster.resources`` describes: pretrainings, evaluations, those that train, and what needs no GPU."""
+
+_SHARED = ("partition", "account", "qos", "constraint", "exclude")
+"""Keys that a kind of job may leave to the cluster's settings."""
 
 
 class Resources(Settings):
@@ -70,8 +75,7 @@ class ClusterSettings(Settings):
     def resources_of(self, kind: str) -> Resources:
         """Return what a kind of job asks for, completed by the cluster's own settings."""
         asked: Resources = getattr(self.resources, kind)
-        shared = ("partition", "account", "qos", "constraint", "exclude")
-        return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in shared})
+        return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in _SHARED})
 
     def place(self, runs_root: str) -> str:
         """Return where run directories go: a relative ``runs_root`` begins at ``scratch``.
@@ -97,6 +101,38 @@ class ClusterSettings(Settings):
                 " compute nodes can write"
             )
         return Path(scratch)
+
+
+def asked_of_slurm(key: str, *, _root_: DictConfig) -> Any:
+    """Return what the jobs of a ``--multirun`` sweep ask for, as ``${asked_of_slurm:KEY}`` in a launcher's file.
+
+    A sweep has one answer for all its jobs: that for what the config says without the settings that it sweeps over.
+
+    Args:
+        key: of ``cluster.resources.KIND``.
+    """
+    kind = resource_kind_of(_root_.hydra.job.config_name, _root_)
+    asked = _root_.cluster.resources[kind][key]
+    return _root_.cluster[key] if asked is None and key in _SHARED else asked
+
+
+def check_one_kind(overrides: Sequence[Override]) -> None:
+    """Make sure that the jobs of a sweep may ask Slurm for the same.
+
+    Raises:
+        ValueError: one line, when some fine-tune and others do not.
+    """
+    for item in overrides:
+        if item.key_or_group == "downstream" and item.is_sweep_override():
+            chosen = {*item.sweep_string_iterator()}
+            if "finetune" in chosen and len(chosen) > 1:
+                raise ValueError(
+                    f"{item.input_line}: the jobs of a sweep ask Slurm for the same, and fine-tuning has resources of"
+                    " its own (cluster.resources.finetune): give downstream=finetune a sweep of its own"
+                )
+
+
+OmegaConf.register_new_resolver("asked_of_slurm", asked_of_slurm, replace=True)
 
 
 def resource_kind(experiment: Experiment) -> str:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from crisscross.evaluation.finetune_table import complete
+from crisscross.evaluation.completion import complete
 from crisscross.evaluation.settings import streams_of
 from crisscross.identity import canonical_json, plain_copy
 from crisscross.methods.settings import modalities_of
-from crisscross.settings import check_kept, fold_by_fold, trains
+from crisscross.settings import check_kept, check_same_backbones, fold_by_fold, trains
 from crisscross.settings_base import Settings
 from launch.cluster import ClusterSettings, resource_kind_of
 from launch.delivery import resolve
@@ -114,6 +114,7 @@ class Composer:
         if kind == "downstream":
             pretraining = self.config("pretrain", point, seed=seed)
             check_kept(config["weights"]["epoch"], pretraining["training"])
+            check_same_backbones(config["model"], pretraining, run="the study's pretraining")
             config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 

@@ -24,13 +24,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
 from launch.capacity import job_environment, num_processes, thread_environment
+from launch.run_log import handler_for
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
@@ -69,7 +70,7 @@ def run_experiment(run: RunDirectory, *, patience_s: float = 1.0) -> int:
         patience_s: how long to wait for another process to let go of it.
     """
     os.environ.update(thread_environment(run.config))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO, handlers=[handler_for()])
     from crisscross import experiment
 
     done = experiment.run(run, patience_s=patience_s)
@@ -99,13 +100,16 @@ def follow_parent() -> bool:
     return "RANK" in os.environ or os.getppid() == int(launcher)
 
 
-def run_ranks(run: RunDirectory, num_devices: int, *, log: IO[str] | None = None) -> int:
+def run_ranks(
+    run: RunDirectory, num_devices: int, *, log: IO[str] | None = None, meanwhile: Callable[[], None] = lambda: None
+) -> int:
     """Start one process a device under torchrun, pass signals on to them, and return the exit code of the job.
 
     Args:
         run: the run directory.
         num_devices: number of processes.
         log: where their output goes; None = where ours goes.
+        meanwhile: called again and again until they have ended, and once more.
     """
     torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     job = [f"--nproc-per-node={num_devices}", "-m", "launch.job", str(run.path)]
@@ -122,7 +126,9 @@ def run_ranks(run: RunDirectory, num_devices: int, *, log: IO[str] | None = None
             if INTERRUPTION.requested and not told:
                 _tell_ranks(torchrun.pid)
                 told = True
+            meanwhile()
             time.sleep(0.2)
+    meanwhile()
     if run.result is not None:
         return 0
     if torchrun.returncode == 0 or INTERRUPTION.requested:

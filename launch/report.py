@@ -23,6 +23,7 @@ from launch.display import Display
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
 from launch.records import StudyRunningError, claim_path, last_lines, study_lock, write_record
+from launch.run_log import warnings_in
 from launch.standing import standing_of
 from launch.study import Plan, create_runs
 
@@ -79,6 +80,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
     if runner.was_stopped:
         say(console, f"stopped. What is done is kept; go on with: {this_command()}")
         return 130
+    _report_warnings(jobs, console)
     code = _report_failures(jobs, console)
     has_tables = [print_table(plan, console) for plan in plans]
     for line in next_steps(first.runs_root, tracking=first.config["tracking"]):
@@ -170,10 +172,10 @@ def print_header(plan: Plan, console: Console, *, how: str) -> None:
     say(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
     say(console, f"{_counts(plan.graph)}; {how}")
     say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
-    for note in plan.notes:
-        say(console, note, style="yellow")
     for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
         say(console, line)
+    for line in plan.warnings:
+        say(console, f"warning: {line}", style="yellow")
 
 
 def _counts(graph: Graph) -> str:
@@ -201,6 +203,18 @@ def _states(graph: Graph) -> Mapping[str, str]:
         experiment.identity: standing_of(experiment.path, [parent.path for parent in experiment.parents]).state
         for experiment in graph
     }
+
+
+def _report_warnings(jobs: Sequence[Job], console: Console) -> None:
+    """Show what the runs of this launch have warned of, each once, and in which log it stands."""
+    logs: dict[str, list[Path]] = {}
+    for job in jobs:
+        if not job.kept:
+            for text in warnings_in(job.run.log_path):
+                logs.setdefault(text, []).append(job.run.log_path)
+    for text, paths in logs.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        say(console, f"warning: {text} (log: {_short(paths[0])}{others})", style="yellow")
 
 
 def _report_failures(jobs: Sequence[Job], console: Console) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -23,19 +24,23 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crisscross.evaluation.finetune_table import complete
+from crisscross.evaluation.completion import complete
 from crisscross.identity import weights_fingerprint
+from crisscross.methods.settings import check_modalities
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS
+from crisscross.settings import KINDS, check_epoch_number, check_same_backbones, ignored
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 from launch import inside_slurm
 from launch.capacity import num_processes
+from launch.cluster import check_one_kind
 from launch.delivery import delivering, resolve
 from launch.display import HEARTBEAT_S, describe
 from launch.folds import require_one_job_a_fold, run_folds
+from launch.graph import Experiment
 from launch.job import run_ranks
 from launch.overrides import check_overrides, compose_config, first_of_sweep, hydra_configs
+from launch.run_log import LogReader, Warnings, handler_for
 
 _CODES: list[int] = []
 """Exit codes of what did not end well in a ``--multirun`` of this process: Hydra hands nothing back to its caller."""
@@ -88,6 +93,7 @@ def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -
     if "cluster" in chosen:
         if not is_sweep:
             raise ValueError("hydra/launcher: one experiment runs here; add --multirun to give it to Slurm")
+        check_one_kind(_parsed(overrides))
         resolve(chosen["tracking"], where="slurm")
         require_one_job_a_fold(chosen)
         # What hydra-submitit-launcher leaves there holds the whole config, a password in tracking.uri included.
@@ -162,14 +168,14 @@ def _run_and_show(kind: str, config: dict[str, Any]) -> tuple[int, Mapping[str, 
     if run.result is not None:
         _say(console, "done already: nothing to run")
     is_ours = config["tracking"]["delivery"] == "direct" and inside_slurm.is_first_rank()
-    with _log_to(run.log_path), delivering([run] if is_ours else [], tracking=config["tracking"]):
+    with _log_to(run.log_path) as warnings, delivering([run] if is_ours else [], tracking=config["tracking"]):
         INTERRUPTION.install()  # from here on Ctrl-C means: save and leave
-        code = 0 if run.result is not None else _run(run, console)
+        code = 0 if run.result is not None else _run(run, console, warnings)
     if code == INTERRUPTED_EXIT_CODE:
         _say(console, "interrupted: what was computed is kept; the same command goes on")
     if code or not inside_slurm.is_first_rank():  # another process writes the result
         return code, {}
-    for name, value in sorted(run.result["metrics"].items()):
+    for name, value in sorted(run.result["metrics"].items(), key=_by_number):
         _say(console, f"  {name:<28} {value:.4g}")
     _say(console, f"result: {where}/result.json")
     return 0, run.result["metrics"]
@@ -181,18 +187,27 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
 
     parents = []
     if kind == "downstream":
-        parents = _parents_of(config["weights"])
+        parents = _parents_of(config["weights"], config["model"])
         config = complete(config, pretrained_on=parents[0].config["data"]["name"] if parents else None)
         fingerprint = weights_fingerprint(config["weights"]["video"], config["weights"]["audio"])
         if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
             config["weights"] = {**config["weights"], "fingerprint": fingerprint}
-    parse(KINDS[kind], config)
+    settings = parse(KINDS[kind], config)
+    for parent in parents:
+        check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
+    if inside_slurm.is_first_rank():
+        for line in ignored(settings):
+            print(f"warning: {line}", file=sys.stderr)
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
+    if kind == "downstream" and not Experiment(kind, config, tuple(parents)).path.exists():
+        from crisscross.evaluation.weights import check_files
+
+        check_files(settings)  # a file that does not fit must not leave a failed experiment behind
     return RunDirectory.create(kind, config, parents=parents)
 
 
-def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
-    """Return the pretraining that is evaluated, if it is one of ours."""
+def _parents_of(weights: Mapping[str, Any], model: Mapping[str, Any]) -> list[RunDirectory]:
+    """Return the pretraining that is evaluated, if it is one of ours and has what is asked for."""
     for name in ("run", "video", "audio"):
         if weights[name] == "":
             raise ValueError(f"weights.{name} is empty: give a path, or leave it out")
@@ -200,22 +215,29 @@ def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
         if weights["epoch"] is not None:
             raise ValueError(f"weights.epoch={weights['epoch']} is an epoch of a pretraining: set weights.run, too")
         return []
+    check_epoch_number(weights["epoch"])
     parent = RunDirectory.open(weights["run"])
-    if parent.result is None:
-        raise ValueError(f"weights.run={weights['run']}: not finished: run it first")
+    if parent.kind != "pretrain":
+        raise ValueError(f"weights.run={weights['run']}: it is an evaluation: give the run directory of a pretraining")
+    check_same_backbones(model, parent.config, run=weights["run"])
     if weights["epoch"] is not None:
         from crisscross.evaluation.weights import check_epoch
 
         check_epoch(parent, weights["epoch"])
+    elif parent.result is None:
+        raise ValueError(
+            f"weights.run={weights['run']}: not finished: run it first, or evaluate an epoch that it has kept already"
+            " (weights.epoch=N)"
+        )
     return [parent]
 
 
-def _run(run: RunDirectory, console: Console) -> int:
+def _run(run: RunDirectory, console: Console, warnings: Warnings) -> int:
     """Run the experiment and return the exit code of a job."""
     num_devices = num_processes(run.config)
     if num_devices > 1 and "RANK" not in os.environ:
         with _watching(run, console), run.log_path.open("a") as log:
-            return run_ranks(run, num_devices, log=log)
+            return run_ranks(run, num_devices, log=log, meanwhile=LogReader(run.log_path, warnings).look)
     from crisscross import experiment
 
     try:
@@ -266,20 +288,25 @@ def _watching(run: RunDirectory, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Let everything that is logged go to the run's log, and only there."""
+def _log_to(path: Path) -> Iterator[Warnings]:
+    """Let everything that is logged go to the run's log, and only there; warnings are shown as well."""
     root = logging.getLogger()
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler, warnings = handler_for(path), Warnings()
     old_handlers, old_level = root.handlers[:], root.level
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, warnings] if inside_slurm.is_first_rank() else [handler]
     root.setLevel(logging.INFO)
     try:
-        yield
+        yield warnings
     finally:
         root.handlers[:] = old_handlers
         root.setLevel(old_level)
         handler.close()
+
+
+def _by_number(metric: tuple[str, float]) -> list[tuple[int, str]]:
+    """Sort names with numbers in them as people do: R@5 before R@20."""
+    parts = re.split(r"(\d+)", metric[0])
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _parsed(overrides: Sequence[str]) -> list[Any]:

@@ -22,7 +22,7 @@ from crisscross.data.settings import DataSettings
 from crisscross.identity import canonical_json, family
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS as SETTINGS
-from crisscross.settings import training_node, training_of, trains
+from crisscross.settings import ignored, training_node, training_of, trains
 from crisscross.settings_base import Settings, parse
 from launch.cluster import ClusterSettings
 from launch.composer import Composer, StudySettings
@@ -58,14 +58,14 @@ class Plan:
         graph: the experiments.
         fingerprint: 8 hexadecimal digits that launches have in common whose results may stand in one table.
         overrides: what the user typed.
-        notes: lines about what is left out.
+        warnings: a line for each setting that will have no effect, and for what is left out.
     """
 
     launch: LaunchSettings
     graph: Graph
     fingerprint: str
     overrides: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -101,18 +101,18 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         if not launch.fair:
             launch = launch.model_copy(update={"study": launch.study.with_authors()})
         roots = known_roots(launch.roots, routed.kinds["pretrain"])
-        study, notes = without_unknown(launch.study, roots)
+        study, left_out = without_unknown(launch.study, roots)
         launch = launch.model_copy(update={"study": study})
         composer = Composer(routed, study, roots=roots, cluster=launch.cluster)
-        for kind, config in composer.all_configs(launch.seeds):
-            parse(SETTINGS[kind], config)
+        checked = [parse(SETTINGS[kind], config) for kind, config in composer.all_configs(launch.seeds)]
         whole = _families_of_whole(routed, launch)
     composer.prepare_data(prepare or _prepare)
     if prepare is None:
         _check_batches(composer, launch)
     graph = Graph(_expand(composer, launch))
     families = whole or {family(item.config, axes=[*launch.study.axes, "seed"]) for item in graph}
-    return Plan(launch, graph, study_fingerprint(families), tuple(overrides), tuple(notes))
+    ineffective = dict.fromkeys(line for settings in checked for line in ignored(settings))
+    return Plan(launch, graph, study_fingerprint(families), tuple(overrides), (*left_out, *ineffective))
 
 
 def _families_of_whole(routed: Routed, launch: LaunchSettings) -> set[str]:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from crisscross.data.catalogue import prepare
-from crisscross.evaluation.finetune_table import complete
+from crisscross.evaluation.completion import complete
 from crisscross.journal import read_journal
 from crisscross.run_directory import RunDirectory
 

@@ -8,14 +8,16 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.settings import KINDS
+from crisscross.evaluation.completion import complete
+from crisscross.settings import KINDS, ignored
 from crisscross.settings_base import parse
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 
 
 def _compose(kind: str, *overrides: str) -> dict:
     with initialize_config_module("experiments.conf", version_base="1.3"):
-        return OmegaConf.to_container(compose(kind, overrides=list(overrides)), resolve=True)
+        config = OmegaConf.to_container(compose(kind, overrides=list(overrides)), resolve=True)
+    return complete(config, pretrained_on=None) if kind == "downstream" else config
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,9 +60,9 @@ def test_paper_scale_is_the_papers() -> None:
     ("overrides", "complaint"),
     [
         (["relaxation=lots"], "relaxation=lots is unknown: choose one of none, mild, medium, mixed, extreme"),
-        (["training.epochs=-1"], "training.epochs=-1: input should be greater than or equal to 0"),
-        (["training.epochs=many"], "training.epochs=many: input should be a valid integer"),
-        (["training.precision=fp64"], "training.precision=fp64: input should be 'fp32', 'bf16' or 'fp16'"),
+        (["training.epochs=-1"], "training.epochs=-1: expected 0 or more"),
+        (["training.epochs=many"], "training.epochs=many: expected a whole number"),
+        (["training.precision=fp64"], "training.precision=fp64: expected fp32, bf16 or fp16"),
         (["training.micro_batch_size=5"], "training.micro_batch_size=5 does not divide training.global_batch_size"),
         (["execution.num_devices=3", "training.global_batch_size=32"], "cannot be shared by execution.num_devices=3"),
         (["views.video.num_frames=64"], "a video segment of 4 s does not fit into 2 s of audio: lower views.video"),
@@ -71,8 +73,17 @@ def test_paper_scale_is_the_papers() -> None:
         (["method.name=nothing"], "method.name=nothing is unknown: choose one of crisscross"),
         (["optim.groups.base.name=cosin"], "optim.groups.base: schedule name='cosin': expected one of"),
         (["optim.groups.base.warmup_epochs=two"], "optim.groups.base: "),
-        (["optim.betas=[1.5,0.9]"], "optim.betas.0=1.5: input should be less than 1"),
-        (["views.video.canvas_px=[0,40]"], "views.video.canvas_px.0=0: input should be greater than 0"),
+        (["training.epochs=1.5"], "training.epochs=1.5: expected a whole number"),
+        (["training.compile=maybe"], "training.compile=maybe: expected true or false"),
+        (["training.keep_epochs=5"], "training.keep_epochs=5: expected a list, such as [a,b]"),
+        (["training.keep_epochs=null"], "training.keep_epochs=null: expected a list, such as [a,b]"),
+        (["optim.larc=true"], "optim.larc=true: expected a group of settings, not one value"),
+        (["optim.betas=[0.9]"], "optim.betas=[0.9]: too short: give one value more"),
+        (["optim.betas=[0.9,0.9,0.9]"], "optim.betas=[0.9,0.9,0.9]: expected 2 or fewer values"),
+        (["data=folder", "data.root=x", "data.require=[]"], "data.require=[]: expected 1 or more values"),
+        (["data.name=3"], "data.name=3: expected text (what looks like a number needs quotes of its own)"),
+        (["optim.betas=[1.5,0.9]"], "optim.betas.0=1.5: expected less than 1"),
+        (["views.video.canvas_px=[0,40]"], "views.video.canvas_px.0=0: expected more than 0"),
         (["views.video.transform.crop_px=0"], "views.video.transform: crop_px got 0; expected at least 1"),
         (["+views.video.transform.crop=9"], "views.video.transform: got an unexpected keyword argument 'crop'"),
         (["views.audio.transform.sample_rate_hz=8000", "views.audio.transform.f_max_hz=4000"], "set the latter alone"),
@@ -83,6 +94,7 @@ def test_complaints(overrides: list[str], complaint: str) -> None:
         parse(KINDS["pretrain"], _compose("pretrain", *overrides))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "valid" not in str(caught.value)  # pydantic's word
 
 
 def test_all_complaints_come_at_once() -> None:
@@ -98,3 +110,41 @@ def test_one_source_of_weights() -> None:
     ):
         parse(KINDS["downstream"], _compose("downstream", "weights.video=b"))
     parse(KINDS["downstream"], _compose("downstream", "weights.video=b", "downstream.modalities=[v]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "modalities"),
+    [
+        (["downstream=svm"], ["v", "a", "av"]),
+        (["downstream=linear", "data=kinetics400", "data.root=x"], ["v", "a", "av"]),
+        (["downstream=svm", "data=ucf101", "data.root=x"], ["v"]),
+        (["downstream=linear", "data=folder", "data.root=x", "data.require=[video]"], ["v"]),
+        (["downstream=linear", "data=esc50", "data.root=x"], ["a"]),
+        (["downstream=retrieval"], ["v"]),
+        (["downstream=retrieval", "data=esc50", "data.root=x"], ["a"]),
+        (["downstream=svm_esc50"], ["a"]),
+        (["downstream=svm", "data=ucf101", "data.root=x", "downstream.modalities=[a]"], ["a"]),
+    ],
+)
+def test_modalities_are_those_that_the_clips_have(overrides: list[str], modalities: list[str]) -> None:
+    config = _compose("downstream", *overrides)
+    assert config["downstream"]["modalities"] == modalities
+    parse(KINDS["downstream"], config)
+
+
+@pytest.mark.parametrize("epoch", ["last", "-1", "1.5", "true"])
+def test_an_epoch_is_a_number(epoch: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse(KINDS["downstream"], _compose("downstream", "weights.run=a", f"weights.epoch={epoch}"))
+    assert str(caught.value).endswith(
+        ": expected the number of an epoch that the pretraining has kept (training.keep_epochs), 0 for before its first"
+        " step, or null for its end"
+    )
+
+
+def test_epochs_that_a_pretraining_does_not_reach_are_told() -> None:
+    assert ignored(parse(KINDS["pretrain"], _compose("pretrain", "training.keep_epochs=[5,22]"))) == []
+    assert ignored(parse(KINDS["pretrain"], _compose("pretrain", "training.keep_epochs=[5,30]"))) == [
+        "training.keep_epochs=[5,30]: 30 will not be reached, as training.epochs=22: leave out what is beyond, or"
+        " raise training.epochs"
+    ]

@@ -115,23 +115,38 @@ def check_batch(config: Mapping[str, Any], *, node: str = "training") -> None:
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
     """
+    from crisscross.data.manifest import read_summary
+
+    num_clips = step_plan(config, node=node).num_clips
+    method = settings_of(config.get("method", {}))
+    if method is not None:
+        found = read_summary(manifest_directory(parse(DataSettings, config["data"])))
+        method.check_clips(num_clips=num_clips, num_classes=len(found["classes"]))
+
+
+def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
+    """Return how many steps of which size a training does on its clips; which samples they see is left open.
+
+    Args:
+        config: what ``data`` and ``training`` hold, the data prepared.
+        node: where the config has its ``training``, for messages.
+
+    Raises:
+        ValueError: there are no clips, or too few for a step.
+        FileNotFoundError: the manifest is gone.
+    """
     from crisscross.data.manifest import check_split, read_summary
 
     directory = manifest_directory(parse(DataSettings, config["data"]))
-    found = read_summary(directory)
-    num_by_split = found["num_by_split"]
+    num_by_split = read_summary(directory)["num_by_split"]
     check_split(directory, config["data"]["train_split"], num_by_split)
-    StepPlan(
+    return StepPlan(
         num_clips=num_by_split[config["data"]["train_split"]],
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
         seed=0,
         node=node,
     )
-    method = settings_of(config.get("method", {}))
-    if method is not None:
-        num_clips = num_by_split[config["data"]["train_split"]]
-        method.check_clips(num_clips=num_clips, num_classes=len(found["classes"]))
 
 
 def describe_data(data: Mapping[str, Any]) -> str:

@@ -41,7 +41,8 @@ def compact_settings(options: argparse.Namespace) -> CompactSettings:
     keys = {"short_side": "short_side_px", "key_frame_every": "key_frame_every", "crf": "crf"}
     given = {name: getattr(options, key) for key, name in keys.items() if getattr(options, key) is not None}
     if given and options.compact is None:
-        raise ValueError(f"{', '.join(given)}: only a compact copy has such a thing: add --compact DIR")
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key, name in keys.items() if name in given)
+        raise ValueError(f"{flags}: only a compact copy has such a thing: add --compact DIR")
     if not options.shard_mb > 0:
         raise ValueError(f"--shard-mb {options.shard_mb}: expected the size of a shard in MB, such as 1000")
     return CompactSettings(**given)

@@ -35,6 +35,11 @@ from crisscross.files import write_text
 from crisscross.settings_base import parse
 
 MISSING_TABLE = "missing.csv"
+_COPY_KEYS = {"short_side_px": "short_side", "key_frame_every": "key_frame_every", "crf": "crf"}
+_KEYS = (
+    *("root", "annotations", "manifest_root", "require", "thorough", "csv", "file_column", "label_column"),
+    *("split_column", "test_fraction", "name"),
+)
 STOPPED = "stopped: what was found is kept, the same command goes on"
 
 
@@ -216,8 +221,24 @@ def _say_rate(num_files: int, seconds: float) -> None:
 
 
 def _tell(error: Exception | str, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}" if isinstance(error, Exception) else error, file=sys.stderr)
+    text = f"error: {in_flags(' '.join(str(error).split()))}" if isinstance(error, Exception) else error
+    print(text, file=sys.stderr)
     return code
+
+
+def in_flags(text: str) -> str:
+    """Return a complaint about settings in the words of this command line: ``--root DIR`` for ``data.root=DIR``."""
+    text = text.replace("data.annotations=null: ", "").replace("set data.", "give data.")
+    text = text.replace("data.allow_missing=true", "--allow-missing")
+    text = re.sub(r"\bdata\.require=\[([a-z,]+)\]", lambda found: f"--require {found[1].replace(',', ' ')}", text)
+    text = re.sub(r"\bdata=(\w+)", r"\1", text)
+    copies_too = rf"{'|'.join(_COPY_KEYS)}(?==)"
+    found = re.compile(rf"(?:\bdata\.({'|'.join(_KEYS)})\b|(?:^|(?<=[ ;]))({'|'.join(_KEYS)}(?==)|{copies_too}))(=?)")
+    return found.sub(lambda one: _flag(one[1] or one[2]) + (" " if one[3] else ""), text)
+
+
+def _flag(key: str) -> str:
+    return f"--{_COPY_KEYS.get(key, key).replace('_', '-')}"
 
 
 class _Stoppable:

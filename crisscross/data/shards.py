@@ -119,7 +119,7 @@ def pack(
     planned = _plan(_stamped(root, files), shard_bytes)
     try:
         (target / ".parts").mkdir(parents=True, exist_ok=True)
-        mine = [number for number in share_of(range(len(planned)), share) if not _is_packed(target, number, planned)]
+        mine = [number for number in share_of(range(len(planned)), share) if not _packed(target, number, planned)]
         _pack_all(root, target, planned, mine, progress=progress)
         with file_lock(target / ".shards.lock"):
             return _finish(target, planned)
@@ -137,6 +137,8 @@ def read_index(target: str | Path) -> Index | None:
     found = read_json(Path(target) / INDEX)
     if found is None:
         return None
+    if not isinstance(found, dict):
+        raise ValueError(f"{Path(target) / INDEX} is no index of shards: give the folder of the shards, or pack again")
     if found.get("version") != SHARDS_VERSION:
         raise ValueError(f"{Path(target) / INDEX} has version {found.get('version')}, not {SHARDS_VERSION}: pack again")
     return Index(Path(target), found["shards"])
@@ -153,11 +155,11 @@ def verify(target: str | Path, *, progress: bool = True) -> list[str]:
         What is wrong, one line a shard; empty when all is well.
 
     Raises:
-        FileNotFoundError: there is no index.
+        FileNotFoundError: there is no index, saying what there is and what to do.
     """
     index = read_index(target)
     if index is None:
-        raise FileNotFoundError(f"{Path(target) / INDEX} does not exist: pack the shards to the end first")
+        raise FileNotFoundError(_no_index(Path(target)))
     problems = []
     for shard in _tracked(index.shards, "verifying shards", progress=progress):
         path = index.target / shard["name"]
@@ -165,6 +167,19 @@ def verify(target: str | Path, *, progress: bool = True) -> list[str]:
         if problem:
             problems.append(f"{path}: {problem}: delete it and pack again")
     return problems
+
+
+def _no_index(target: Path) -> str:
+    """Return one line about a folder that is not one of finished shards."""
+    expected = f"expected a folder of shards ({INDEX}, shard-00000.tar, ...)"
+    pack_them = "python -m crisscross.data.prepare DATASET --root DIR --shards"
+    if not target.is_dir():
+        return f"{target} is no folder: {expected}: give that"
+    if (target / DEFAULT_FOLDER / INDEX).is_file():
+        return f"{target} has no {INDEX}, {target / DEFAULT_FOLDER} has: give that folder"
+    if (target / ".parts").is_dir():
+        return f"{target} has no {INDEX}: its shards are not all packed: pack them to the end with {pack_them}"
+    return f"{target} holds no shards: {expected}: give that, or make them with {pack_them}"
 
 
 def _problem(path: Path, shard: dict[str, Any]) -> str:
@@ -217,13 +232,13 @@ def _part_path(target: Path, number: int) -> Path:
     return target / ".parts" / f"{number:05d}.json"
 
 
-def _is_packed(target: Path, number: int, planned: list[list[tuple[str, Stamp]]]) -> bool:
-    """Whether a shard is there, packed from the files as they are now."""
+def _packed(target: Path, number: int, planned: list[list[tuple[str, Stamp]]]) -> dict[str, Any] | None:
+    """Return what is to be known of a shard that is there, packed from the files as they are now; else None."""
     part = read_json(_part_path(target, number))
     if part is None or part["packed_from"] != [[path, *stamp] for path, stamp in planned[number]]:
-        return False
+        return None
     shard = target / _name(number)
-    return shard.is_file() and shard.stat().st_size == part["num_bytes"]
+    return part if shard.is_file() and shard.stat().st_size == part["num_bytes"] else None
 
 
 def _pack_all(
@@ -281,11 +296,11 @@ class _Hashing:
 
 def _finish(target: Path, planned: list[list[tuple[str, Stamp]]]) -> Report:
     """See how the packing stands; when no shard is left, write the index."""
-    packed = [number for number in range(len(planned)) if _is_packed(target, number, planned)]
-    parts = [read_json(_part_path(target, number)) for number in packed]
+    found = {number: _packed(target, number, planned) for number in range(len(planned))}
+    parts = {number: part for number, part in found.items() if part is not None}  # another process may pack one anew
     num_files = sum(len(files) for files in planned)
-    num_bytes = sum(part["num_bytes"] for part in parts)
-    report = Report(target, num_files, len(planned), len(planned) - len(packed), num_bytes)
+    num_bytes = sum(part["num_bytes"] for part in parts.values())
+    report = Report(target, num_files, len(planned), len(planned) - len(parts), num_bytes)
     if report.is_complete:
         for old in target.glob("shard-*.tar"):  # of an earlier packing into more shards
             if int(old.stem.partition("-")[2]) >= len(planned):
@@ -297,7 +312,7 @@ def _finish(target: Path, planned: list[list[tuple[str, Stamp]]]) -> Report:
                 "sha256": part["sha256"],
                 "files": [[path, size] for path, size, _ in part["packed_from"]],
             }
-            for number, part in zip(packed, parts, strict=True)
+            for number, part in parts.items()
         ]
         index = {"version": SHARDS_VERSION, "num_files": num_files, "shards": shards}
         write_text(target / INDEX, json.dumps(index, ensure_ascii=False))  # in one line: it may list millions of files

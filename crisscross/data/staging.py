@@ -86,7 +86,7 @@ def staged(
     disk = local_disk(settings.stage) if is_asked_for else None
     if disk is None:
         if is_asked_for:
-            logger.info("data.stage=auto: no $SLURM_TMPDIR here, clips are read from %s", manifest.root)
+            logger.warning("data.stage=auto: no $SLURM_TMPDIR here, clips are read from %s", manifest.root)
         return manifest
     started = time.monotonic()
     try:

@@ -113,6 +113,7 @@ class _Evaluation:
                 seed=self._seed,
                 groups=fold.groups,
                 sources=fold.sources,
+                class_names=self._manifest.classes,
                 device=self._device,
                 memo=Memo(self._run.path / "features" / f"svm_{name}.json"),
             )

@@ -1,16 +1,14 @@
 """The numbers of the paper's fine-tuning (PAPER section 5): what each pretraining set, dataset and clip length takes.
 
-``complete`` writes them into a config before it has an identity, so that the resolved config says everything. A number
-that is set there already stays. Nothing heavy is imported: a launch completes every config.
+``fill_in`` writes them into a config before it has an identity (completion.py). A number that is set there already
+stays. Nothing heavy is imported: a launch completes every config.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from crisscross.identity import plain_copy
 
 NOTHING = "nothing"
 """``downstream.pretrained_on`` of untrained backbones; they take the Kinetics rows, so that the floor of a Kinetics
@@ -67,20 +65,17 @@ OPEN = {
 """Keys of the config that the table fills where they are null."""
 
 
-def complete(config: Mapping[str, Any], *, pretrained_on: str | None) -> dict[str, Any]:
-    """Return a downstream config with nothing left open; any other protocol's is returned as it is.
+def fill_in(config: dict[str, Any], *, pretrained_on: str | None) -> None:
+    """Write what a fine-tuning's config leaves open into it.
 
     Args:
-        config: the resolved config.
+        config: the resolved config; it is changed.
         pretrained_on: ``data.name`` of the pretraining that is evaluated; None where there is none.
 
     Raises:
         ValueError: one line, when a number is open and the table has no such row.
     """
-    if config["downstream"]["name"] != "finetune":
-        return dict(config)
-    completed = plain_copy(dict(config))
-    downstream, weights = completed["downstream"], completed["weights"]
+    downstream, weights = config["downstream"], config["weights"]
     if downstream["pretrained_on"] is None:
         if pretrained_on is None and (weights["video"] or weights["audio"]):
             raise ValueError(
@@ -88,20 +83,24 @@ def complete(config: Mapping[str, Any], *, pretrained_on: str | None) -> dict[st
                 f" {', '.join(name for name in PRETRAINED_ON if name != NOTHING)}, or to any name of yours"
             )
         downstream["pretrained_on"] = pretrained_on or NOTHING
-    for node, key, name in _left_open(completed):
-        recipe = recipe_of(downstream["pretrained_on"], completed["data"]["name"], downstream["frames"])
-        value = getattr(recipe, name)
+    left = [*_left_open(config)]
+    if not left:
+        return
+    still_open = [dotted for dotted, *_ in left]
+    recipe = recipe_of(downstream["pretrained_on"], config["data"]["name"], downstream["frames"], still_open=still_open)
+    for dotted, node, key in left:
+        value = getattr(recipe, OPEN[dotted])
         node[key] = list(value) if isinstance(value, tuple) else value
-    return completed
 
 
-def recipe_of(pretrained_on: str, dataset: str, frames: int) -> Recipe:
+def recipe_of(pretrained_on: str, dataset: str, frames: int, *, still_open: Iterable[str] = OPEN) -> Recipe:
     """Return a row of the table.
 
     Args:
         pretrained_on: ``kinetics_sound``, ``kinetics400``, ``audioset`` or ``nothing``.
         dataset: ``data.name`` of the clips to fine-tune on.
         frames: of a clip, 8 or 32.
+        still_open: the keys that must be set where there is no such row, for the complaint.
 
     Raises:
         ValueError: one line, when there is no such row.
@@ -113,17 +112,17 @@ def recipe_of(pretrained_on: str, dataset: str, frames: int) -> Recipe:
         raise ValueError(
             f"downstream.pretrained_on={pretrained_on}, data.name={dataset}, downstream.frames={frames}: the paper says"
             f" how to fine-tune what was pretrained on {', '.join(PRETRAINED_ON)} on ucf101 or hmdb51 at 8 or 32"
-            f" frames: choose of these, or set {', '.join(OPEN)}"
+            f" frames: choose of these, or set {', '.join(still_open)}"
         )
     return recipe
 
 
-def _left_open(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield the node, the key and the recipe's name of each number that is there and null."""
-    for dotted, name in OPEN.items():
+def _left_open(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the dotted key, its node and its last part of each number that is there and null."""
+    for dotted in OPEN:
         *path, key = dotted.split(".")
         node: Any = config
         for part in path:
             node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and key in node and node[key] is None:
-            yield node, key, name
+            yield dotted, node, key

@@ -23,7 +23,7 @@ class Results:
     """Collects what is found, fold after fold, modality after modality.
 
     Metrics are named ``eval/top1_v``; those of a fold ``eval/top1_v_fold2``. Where there are folds, the one without a
-    fold is the mean over them.
+    fold is the mean over them: the geometric one of ``svm/c``, whose grid goes by powers of ten.
     """
 
     def __init__(self, classes: list[str], *, num_folds: int) -> None:
@@ -90,7 +90,7 @@ class Results:
         for found in self._found.values():
             for name, value in found.items():
                 means.setdefault(name, []).append(value)
-        metrics = {name: float(np.mean(values)) for name, values in means.items()}
+        metrics = {name: _mean(name, values) for name, values in means.items()}
         for fold, found in self._found.items():
             if fold:
                 metrics |= {f"{name}_fold{fold}": value for name, value in found.items()}
@@ -149,6 +149,12 @@ def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, 
     about = results.about()
     metrics = {**trained.get("metrics", {}), **about["metrics"]}
     run.write_result({**trained, **about, "metrics": metrics, "artifacts": [*tables]})
+
+
+def _mean(name: str, values: list[float]) -> float:
+    if name.startswith("svm/c_"):
+        return float(np.exp(np.mean(np.log(values)))) if len(set(values)) > 1 else values[0]
+    return float(np.mean(values))
 
 
 def _where(fold: Fold) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from crisscross.evaluation.settings import SvmSettings
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+NUM_NAMED = 5  # how many classes a warning names
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def evaluate_svm(
     seed: int,
     groups: np.ndarray | None = None,
     sources: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
     device: torch.device = CPU,
     memo: Memo | None = None,
 ) -> SvmResult:
@@ -64,6 +68,7 @@ def evaluate_svm(
         groups: the official fold of every training clip; the cross-validation then leaves out one fold at a time.
         sources: the video that every training clip was cut from; the cross-validation then holds out whole videos, in
             folds of its own, whatever ``groups`` says.
+        class_names: of all classes, for warnings.
         device: where to compute.
         memo: where the hits of the search are kept; None = nowhere.
 
@@ -84,7 +89,12 @@ def evaluate_svm(
             hits[c] = _hits(fitter.scores(model, test), test.labels)
         chosen = _best(hits)
     elif len(hits) > 1:
-        splits = list(validation_splits(train.labels, settings.num_folds, groups=groups, sources=sources, seed=seed))
+        with warnings.catch_warnings():  # what scikit-learn says of small classes, ``_note_small_classes`` says better
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            splits = list(
+                validation_splits(train.labels, settings.num_folds, groups=groups, sources=sources, seed=seed)
+            )
+        _note_small_classes(train.labels, [held_out for _, held_out in splits], class_names)
         for number, (fit, held_out) in enumerate(splits):
 
             def search(fit: np.ndarray = fit, held_out: np.ndarray = held_out) -> list[int]:
@@ -98,6 +108,23 @@ def evaluate_svm(
         validation_top1 = hits[chosen] / len(train.clips)
     ((_, model),) = fitter.path(train, [chosen])
     return SvmResult(fitter.scores(model, test), chosen, validation_top1)
+
+
+def _note_small_classes(labels: np.ndarray, folds: Sequence[np.ndarray], class_names: Sequence[str]) -> None:
+    """Warn of classes that have no clips in some folds of the search for C."""
+    counts = Counter(labels.tolist())
+    in_every = set.intersection(*(set(labels[held_out].tolist()) for held_out in folds))
+    names = class_names or range(max(counts) + 1)
+    small = [f"{names[label]} ({counts[label]})" for label in sorted({*counts} - in_every)]
+    if small:
+        more = f" and {len(small) - NUM_NAMED} more" if len(small) > NUM_NAMED else ""
+        logger.warning(
+            "C is chosen by %d folds, not all of which have training clips of %s%s: add clips of these classes, lower"
+            " downstream.num_folds, or choose C yourself (downstream.c_grid=[1e-3])",
+            len(folds),
+            ", ".join(small[:NUM_NAMED]),
+            more,
+        )
 
 
 def _best(hits: dict[float, int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crisscross.data.catalogue import step_plan
 from crisscross.identity import weights_fingerprint
 from crisscross.methods.settings import check_modalities, modalities_of
 from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
@@ -26,11 +27,11 @@ def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
     weights = settings.weights
     if run.parents:
         (parent,) = run.parents
-        if parent.result is None:
-            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
         check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
         if weights.epoch is not None:
             return _on_the_way(parent, settings, weights.epoch)
+        if parent.result is None:
+            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
         files = {modality: parent.path / name for modality, name in parent.result["backbones"].items()}
         return load_backbones(settings.model, video=files.get("video"), audio=files.get("audio"))
     if weights.epoch is not None:
@@ -38,35 +39,71 @@ def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
     if weights.video or weights.audio:
         if weights_fingerprint(weights.video, weights.audio) != weights.fingerprint:
             raise ValueError("the weight files have changed since this evaluation was made: run the command again")
-        return load_backbones(
-            settings.model,
-            video=Path(weights.video) if weights.video else None,
-            audio=Path(weights.audio) if weights.audio else None,
-        )
+        return _released(settings)
     return untrained_backbones(settings.model, seed=settings.seed)
 
 
+def check_files(settings: DownstreamSettings) -> None:
+    """Make sure that files of released weights, where some are given, hold what the settings say.
+
+    Raises:
+        FileNotFoundError: when one is not there.
+        ValueError: one line, when one is unfit.
+    """
+    if settings.weights.video or settings.weights.audio:
+        _released(settings)
+
+
+def _released(settings: DownstreamSettings) -> Backbones:
+    files = settings.weights
+    return load_backbones(
+        settings.model,
+        video=Path(files.video) if files.video else None,
+        audio=Path(files.audio) if files.audio else None,
+    )
+
+
 def check_epoch(parent: RunDirectory, epoch: int) -> Path | None:
-    """Make sure that a finished pretraining has kept its weights of the end of an epoch.
+    """Make sure that a pretraining, finished or not, has kept its weights of the end of an epoch.
 
     Returns:
         The checkpoint; None for epoch 0, which the seed alone makes.
 
     Raises:
         ValueError: one line that names the kept epochs, when it has not.
+        FileNotFoundError: when it is not finished and the manifest of its clips is gone.
     """
-    epochs, steps = parent.config["training"]["epochs"], parent.result["steps"]
-    kept = {
-        possible: path
-        for possible in range(1, epochs + 1)
-        if (path := checkpoint_path(parent.checkpoints, possible * steps // epochs)).is_file()
-    }
-    if epoch and epoch not in kept:
+    if epoch == 0:
+        return None
+    kept = _kept(parent)
+    if epoch not in kept:
+        known = ", ".join(str(number) for number in [0, *kept])
+        if parent.result is None and epoch in _to_keep(parent):
+            raise ValueError(
+                f"weights.epoch={epoch}: {parent.label} is not finished and has kept epochs {known} so far: choose one"
+                " of these, or run it further first"
+            )
         raise ValueError(
-            f"weights.epoch={epoch}: {parent.label} has kept epochs {', '.join(str(number) for number in [0, *kept])}:"
+            f"weights.epoch={epoch}: {parent.label} has kept epochs {known}:"
             f" choose one of these, or pretrain again with training.keep_epochs=[{epoch}] and another runs_root"
         )
-    return kept.get(epoch)
+    return kept[epoch]
+
+
+def _kept(parent: RunDirectory) -> dict[int, Path]:
+    """Return the checkpoints that stay, by epoch. Of an unfinished pretraining, the last ones will be removed."""
+    epochs = parent.config["training"]["epochs"]
+    if parent.result is None:
+        steps_per_epoch, possible = step_plan(parent.config).steps_per_epoch, _to_keep(parent)
+    else:
+        steps_per_epoch, possible = parent.result["steps"] // max(1, epochs), [*range(1, epochs + 1)]
+    paths = {epoch: checkpoint_path(parent.checkpoints, epoch * steps_per_epoch) for epoch in possible}
+    return {epoch: path for epoch, path in paths.items() if path.is_file() and path.with_suffix(".json").is_file()}
+
+
+def _to_keep(parent: RunDirectory) -> list[int]:
+    training = parent.config["training"]
+    return sorted({epoch for epoch in training["keep_epochs"] if 0 < epoch < training["epochs"]} | {training["epochs"]})
 
 
 def _on_the_way(parent: RunDirectory, settings: DownstreamSettings, epoch: int) -> Backbones:

@@ -65,6 +65,30 @@ class TrainingSettings(Settings):
         return self
 
 
+def ignored_epochs(training: TrainingSettings, optim: OptimSettings, *, above: str = "") -> list[str]:
+    """Return a line for each setting that names epochs which a training does not reach, with the remedy.
+
+    Args:
+        training: how long it is.
+        optim: its schedules.
+        above: where the config has ``training`` and ``optim``, such as ``downstream.``.
+    """
+    named = {f"{above}training.keep_epochs": [(epoch, epoch > training.epochs) for epoch in training.keep_epochs]}
+    for name, schedule in optim.groups.items():
+        key = f"{above}optim.groups.{name}.milestone_epochs"
+        named[key] = [(epoch, epoch >= training.epochs) for epoch in schedule.get("milestone_epochs", ())]
+    lines = []
+    for key, epochs in named.items():
+        beyond = [f"{epoch:g}" for epoch, is_beyond in epochs if is_beyond]
+        if beyond and training.epochs:
+            shown = ",".join(f"{epoch:g}" for epoch, _ in epochs)
+            lines.append(
+                f"{key}=[{shown}]: {', '.join(beyond)} will not be reached, as {above}training.epochs="
+                f"{training.epochs}: leave out what is beyond, or raise {above}training.epochs"
+            )
+    return lines
+
+
 def check_training(training: TrainingSettings, optim: OptimSettings, *, num_devices: int) -> None:
     """Check what the settings of a training say about each other.
 

@@ -215,7 +215,7 @@ def test_a_single_file_where_many_lists_are_needed(tmp_path: Path) -> None:
         ),
         (["data=esc50", "data.root=x", "data.folds=[2,2]"], r"data\.folds=\[2, 2\] names a fold twice: name each once"),
         (["data=ucf101", "data.root=x", "data.require=[]"], r"data\.require=\[\]: "),
-        (["data=ucf101", "data.root=x", "data.require=[sound]"], r"data\.require\.0=sound: input should be 'video' or"),
+        (["data=ucf101", "data.root=x", "data.require=[sound]"], r"data\.require\.0=sound: expected video or audio"),
     ],
 )
 def test_settings_that_cannot_be(overrides: list[str], message: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from crisscross.data import probing
 from crisscross.data.manifest import build_manifest, read_manifest
-from crisscross.data.prepare import main, parse_share
+from crisscross.data.prepare import in_flags, main, parse_share
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.miniatures import make_miniature
 
@@ -78,7 +78,8 @@ def test_half_a_download_is_told_and_nothing_probed(
     assert main(arguments("ucf101", root)) == 2
     out, err = capsys.readouterr()
     assert out.startswith("ucf101: 6 of 18 listed clips are missing under")
-    assert err.startswith("error: data.root=")
+    assert err.startswith("error: --root ")
+    assert err.endswith("get the rest, or give --allow-missing to go on without\n")
     assert "6 of the 18 clips of ucf101 are missing, among them all of 1 classes (PlayingViolin)" in err
     assert len(err.splitlines()) == 1
     assert len((directory_of(root) / "missing.csv").read_text().splitlines()) == 7
@@ -93,8 +94,11 @@ def test_half_a_download_is_told_and_nothing_probed(
         (["--share", "4/3"], "--share 4/3: share 4 of 3 does not exist: count from 1"),
         (["--share", "half"], "--share half: expected K/N such as 2/5, or slurm"),
         (["--share", "slurm"], "--share slurm: this is no task of a Slurm job array: submit it with --array=1-N"),
-        (["--annotations", "gone"], "data.annotations=gone: no such file or folder: give where"),
-        (["--csv", "list.csv"], "data.csv=list.csv: ucf101 has official lists, data.annotations; leave it out"),
+        (["--annotations", "gone"], "--annotations gone: no such file or folder: give where"),
+        (["--csv", "list.csv"], "--csv list.csv: ucf101 has official lists, --annotations; leave it out"),
+        (["--test-fraction", "2"], "--test-fraction 2.0: expected less than 1"),
+        (["--annotations", "."], "has no official list: expected"),
+        (["--annotations", "."], "; give --annotations to the folder that holds them, or to the file"),
     ],
 )
 def test_mistakes_are_one_line_and_2(
@@ -105,13 +109,19 @@ def test_mistakes_are_one_line_and_2(
     monkeypatch.chdir(root.parent)
     assert main(arguments("ucf101", root, *more)) == 2
     err = capsys.readouterr().err
-    assert message.replace("=gone", f"={root.parent / 'gone'}") in err.replace("=gone", f"={root.parent / 'gone'}")
+    assert message.replace(" gone", f" {root.parent / 'gone'}") in err.replace(" gone", f" {root.parent / 'gone'}")
     assert len(err.splitlines()) == 1
+
+
+def test_what_was_not_typed_is_not_named() -> None:
+    said = "data.annotations=null: x has no list: set data.annotations to it, or data.require=[video,audio]"
+    assert in_flags(said) == "x has no list: give --annotations to it, or --require video audio"
+    assert in_flags("data=folder needs clips: set data.root=DIR") == "folder needs clips: give --root DIR"
 
 
 def test_no_root_and_no_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["esc50"]) == 2
-    assert capsys.readouterr().err.startswith("error: data.root is not set: esc50 expects audio/")
+    assert capsys.readouterr().err.startswith("error: --root is not set: esc50 expects audio/")
     with pytest.raises(SystemExit, match="2"):
         main(["ucf102"])
 
@@ -279,8 +289,8 @@ class TestCopies:
     def test_mistakes_are_one_line(self, tmp_path, capsys):
         asked = ["folder", "--root", str(tmp_path), "--manifest-root", str(tmp_path / "m")]
         for wrong, text in (
-            (["--compact", "x", "--short-side", "31"], "error: compact copy: got short_side_px=31; allowed: even"),
-            (["--short-side", "64"], "error: short_side_px: only a compact copy has such a thing: add --compact DIR"),
+            (["--compact", "x", "--short-side", "31"], "error: compact copy: got --short-side 31; allowed: even"),
+            (["--short-side", "64"], "error: --short-side: only a compact copy has such a thing: add --compact DIR"),
             (["--shards", "--shard-mb", "0"], "error: --shard-mb 0.0: expected the size of a shard in MB"),
         ):
             assert main([*asked, *wrong]) == 2

@@ -124,10 +124,24 @@ def test_what_is_wrong_with_shards_is_named(root: Path, capsys: pytest.CaptureFi
         (folder / name).unlink()
     pack(root, shard_bytes=7000, progress=False)
     assert main([str(folder)]) == 0
-    assert main([str(root / "a")]) == 2
-    assert (
-        capsys.readouterr().err.splitlines()[-1].endswith("index.json does not exist: pack the shards to the end first")
-    )
+    capsys.readouterr()
+    (folder / "index.json").rename(root / "index.json")
+    for wrong, complaint in (
+        (
+            root / "a",
+            "a holds no shards: expected a folder of shards (index.json, shard-00000.tar, ...): give",
+        ),
+        (root / "gone", "gone is no folder: expected a folder of shards (index.json, shard-00000.tar, ...): give that"),
+        (folder, "shards has no index.json: its shards are not all packed: pack them to the end with python -m"),
+    ):
+        assert main([str(wrong)]) == 2
+        assert complaint in capsys.readouterr().err
+    (root / "index.json").rename(folder / "index.json")
+    assert main([str(root)]) == 2
+    assert capsys.readouterr().err == f"error: {root} has no index.json, {folder} has: give that folder\n"
+    (folder / "index.json").write_text("[]")
+    assert main([str(folder)]) == 2
+    assert "index.json is no index of shards: give" in capsys.readouterr().err
 
 
 def test_an_index_of_another_version_is_refused(root: Path) -> None:

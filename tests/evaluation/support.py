@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from crisscross.data.manifest import Manifest
 from crisscross.data.manifest_tables import CLIP_COLUMNS
+from crisscross.evaluation.completion import complete
 from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.settings import LinearSettings, RetrievalSettings, SvmSettings
 from crisscross.settings import DownstreamSettings
@@ -46,7 +47,8 @@ def protocol(name: str, **changes: Any) -> Settings:
 @functools.cache
 def _config(name: str) -> dict[str, Any]:
     with initialize_config_module("experiments.conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("downstream", overrides=[f"downstream={name}"]), resolve=True)
+        config = OmegaConf.to_container(compose("downstream", overrides=[f"downstream={name}"]), resolve=True)
+    return complete(config, pretrained_on=None)
 
 
 def manifest_of(clips: list[dict[str, Any]]) -> Manifest:

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from crisscross.data.catalogue import open_manifest, prepare
 from crisscross.data.loader import Clips, decode_segments
 from crisscross.data.sampling import even_starts
+from crisscross.evaluation.completion import complete
 from crisscross.evaluation.finetune import build_network
-from crisscross.evaluation.finetune_table import complete
 from crisscross.experiment import run as run_experiment
 from crisscross.identity import weights_fingerprint
 from crisscross.models.backbones import untrained_backbones

@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.evaluation.finetune_table import OPEN, TABLE, complete, recipe_of
-from crisscross.settings import DownstreamSettings
+from crisscross.evaluation.completion import complete
+from crisscross.evaluation.finetune_table import OPEN, TABLE, recipe_of
+from crisscross.settings import DownstreamSettings, ignored
 from crisscross.settings_base import parse
 
 PAPER_TABLE = """
@@ -72,6 +73,12 @@ def test_numbers_that_are_given_stay() -> None:
     assert protocol["training"]["global_batch_size"] == 64
     with pytest.raises(ValueError, match=r"data.name=folder.*: the paper says how to fine-tune .* or set downstream"):
         complete(_composed(), pretrained_on="kinetics400")
+    with pytest.raises(ValueError, match=r"choose of these, or set downstream") as caught:
+        complete(_composed(*given[:2]), pretrained_on="kinetics400")
+    assert str(caught.value).endswith(
+        "or set downstream.training.global_batch_size, downstream.training.epochs,"
+        " downstream.optim.groups.base.milestone_epochs"
+    )
     everything = [f"{key}={[2] if 'milestone' in key else 2}" for key in OPEN if "dropout" not in key]
     assert complete(_composed(*everything, "downstream.head.dropout=0"), pretrained_on="mine")
 
@@ -102,6 +109,17 @@ def test_avids_recipe_can_be_written() -> None:
     assert settings.downstream.freeze_backbone_epochs == 5
 
 
+def test_epochs_that_are_not_reached_are_told() -> None:
+    overrides = ("data.name=ucf101", "downstream.training.epochs=10", "downstream.training.keep_epochs=[10,11]")
+    settings = parse(DownstreamSettings, complete(_composed(*overrides), pretrained_on="kinetics400"))
+    remedy = "downstream.training.epochs=10: leave out what is beyond, or raise downstream.training.epochs"
+    assert ignored(settings) == [
+        f"downstream.training.keep_epochs=[10,11]: 11 will not be reached, as {remedy}",
+        f"downstream.optim.groups.base.milestone_epochs=[6,10,14]: 10, 14 will not be reached, as {remedy}",
+    ]
+    assert ignored(parse(DownstreamSettings, complete(_composed(overrides[0]), pretrained_on="kinetics400"))) == []
+
+
 def test_several_folds_are_refused() -> None:
     config = complete(_composed("data.name=ucf101", "data.folds=[1,2,3]"), pretrained_on="audioset")
     with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold an experiment"):
@@ -117,12 +135,16 @@ def test_frames_are_set_in_one_place() -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["downstream.training.draws_per_clip=0"], "downstream.training.draws_per_clip=0: input should be greater"),
+        (["downstream.training.draws_per_clip=0"], "downstream.training.draws_per_clip=0: expected more than 0"),
         (["+downstream.foo=1"], "downstream.foo is not a setting: check its spelling"),
         (["~downstream.head.pool"], "downstream.head.pool is missing: set it"),
-        (["downstream.head.pool=mean"], "downstream.head.pool=mean: input should be 'max' or 'avg'"),
+        (["downstream.head.pool=mean"], "downstream.head.pool=mean: expected max or avg"),
         (["downstream.training.micro_batch_size=5"], "downstream.training.micro_batch_size=5 does not divide training"),
         (["downstream.optim.groups.base.name=cosin"], "downstream.optim.groups.base: schedule name='cosin': expected"),
+        (
+            ["downstream.freeze_backbone_epochs=30"],
+            "downstream.freeze_backbone_epochs=30 is more than downstream.training.epochs=20: lower it (20 = the head",
+        ),
         (["execution.num_devices=3"], "a pass of 64 samples cannot be shared by execution.num_devices=3"),
     ],
 )

@@ -38,8 +38,8 @@ def _scores(predicted: str) -> np.ndarray:
 def test_metrics_are_those_of_the_folds_and_their_mean() -> None:
     results = Results(CLASSES, num_folds=2)
     one, two = _fold("1", "abc", "abca"), _fold("3", "abcabc", "bb")
-    results.add_scores(one, "v", _scores("abbb"), {"svm/c": 0.1})
-    results.add_scores(two, "v", _scores("bb"), {"svm/c": 0.3})
+    results.add_scores(one, "v", _scores("abbb"), {"svm/c": 0.01})
+    results.add_scores(two, "v", _scores("bb"), {"svm/c": 1.0})
     results.add_scores(one, "av", _scores("abca"), {})
     results.add_scores(two, "av", _scores("ab"), {})
     assert results.metrics == {
@@ -50,9 +50,9 @@ def test_metrics_are_those_of_the_folds_and_their_mean() -> None:
         "eval/top1_av_fold1": 1.0,
         "eval/top1_av_fold3": 0.5,
         **{f"eval/top5_{name}": 1.0 for name in ("v", "v_fold1", "v_fold3", "av", "av_fold1", "av_fold3")},
-        "svm/c_v": pytest.approx(0.2),
-        "svm/c_v_fold1": 0.1,
-        "svm/c_v_fold3": 0.3,
+        "svm/c_v": pytest.approx(0.1),  # the geometric mean
+        "svm/c_v_fold1": 0.01,
+        "svm/c_v_fold3": 1.0,
     }
     about = results.about()
     assert (about["num_train_clips"], about["num_test_clips"], about["num_classes"]) == ([3, 6], [4, 2], 3)

@@ -276,6 +276,20 @@ def test_two_classes_and_unseen_classes() -> None:
     assert top_k(found.scores, labels * 2, 1) == 1.0
 
 
+def test_classes_with_fewer_clips_than_folds_are_named(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    train, labels = clusters(20, spread=0.1, num_classes=2)
+    labels[labels.nonzero()[0][:2]] = 2
+    rows, settings = rows_of(train, labels), protocol("svm", c_grid=GRID, num_folds=3)
+    evaluate_svm(rows, rows, num_classes=4, settings=settings, seed=0, class_names=["ant", "bee", "cat", "dog"])
+    assert caplog.messages == [
+        "C is chosen by 3 folds, not all of which have training clips of cat (2): add clips of these classes, lower"
+        " downstream.num_folds, or choose C yourself (downstream.c_grid=[1e-3])"
+    ]
+    assert not [found for found in recwarn if "populated" in str(found.message)]
+
+
 def test_unfit_splits_are_refused() -> None:
     train, labels = clusters(8, spread=0.1)
     with pytest.raises(ValueError, match="an SVM needs clips of 2 classes to train on, got 1"):

@@ -76,6 +76,25 @@ def test_an_epoch_that_was_not_kept_is_refused(folder: Path, pretrained: RunDire
         run_experiment(_make(folder, "weights.epoch=2", parents=[pretrained]))
 
 
+def test_an_unfinished_pretraining_has_the_epochs_that_it_has_kept(folder: Path, pretrained: RunDirectory) -> None:
+    kept = _make(folder, "weights.epoch=1", parents=[pretrained])
+    config = {**pretrained.config, "runs_root": str(folder / "unfinished")}
+    config["execution"] = {**config["execution"], "max_steps_this_launch": 5}
+    parent = RunDirectory.create("pretrain", config)
+    with pytest.raises(ValueError, match=r"s5 is not finished and has kept epochs 0 so far: choose one of these"):
+        check_epoch(parent, 1)
+    assert not run_experiment(parent)
+    assert check_epoch(parent, 1) == checkpoint_path(parent.checkpoints, 3)
+    assert check_epoch(parent, 0) is None
+    with pytest.raises(ValueError, match=r"is not finished and has kept epochs 0, 1 so far"):
+        check_epoch(parent, 3)
+    with pytest.raises(ValueError, match=r"has kept epochs 0, 1: choose one of these, or pretrain again"):
+        check_epoch(parent, 2)
+    own = _make(folder, "weights.epoch=1", f"runs_root={folder / 'unfinished'}", parents=[parent])
+    assert own.identity == kept.identity
+    assert_same_state(_state_of(own), _state_of(kept))
+
+
 def test_a_study_is_told_before_it_begins() -> None:
     training = {"epochs": 100, "keep_epochs": [10, 50, 200]}
     for epoch in (None, 0, 10, 50, 100):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
-from launch.cluster import ClusterSettings, Resources
-from launch.overrides import CONF, hydra_configs
+from launch.cluster import RESOURCE_KINDS, ClusterSettings, Resources, check_one_kind
+from launch.overrides import CONF, hydra_configs, parse_overrides
 from launch.study import make_plan
 from tests.launch.test_sbatch import cluster_of
 from tests.launch.test_study import _prepare as fake_prepare
@@ -31,6 +32,34 @@ def test_every_cluster_is_complete_and_serves_multirun_too(launcher: str, monkey
             assert {key: asked[key] for key in ("nodes", "gpus_per_node", "timeout_min", "partition")} == {
                 key: getattr(ours, key) for key in ("nodes", "gpus_per_node", "timeout_min", "partition")
             }
+
+
+def _multirun(kind: str, *overrides: str) -> dict[str, Any]:
+    with hydra_configs():
+        config = compose(kind, ["hydra/launcher=slurm", *overrides], return_hydra_config=True)
+        return OmegaConf.to_container(config.hydra.launcher, resolve=True)
+
+
+def test_a_sweep_asks_for_what_its_kind_of_job_needs() -> None:
+    minutes = [f"cluster.resources.{kind}.timeout_min={number}" for number, kind in enumerate(RESOURCE_KINDS, 1)]
+    asked = {
+        "pretrain": _multirun("pretrain", *minutes),
+        "downstream": _multirun("downstream", *minutes),
+        "finetune": _multirun("downstream", *minutes, "downstream=finetune"),
+        "cpu": _multirun("downstream", *minutes, "execution.device=cpu"),
+    }
+    assert [asked[kind]["timeout_min"] for kind in RESOURCE_KINDS] == [1, 2, 3, 4]
+    shared = ["cluster.partition=gpu", "cluster.account=me", "cluster.resources.finetune.partition=long"]
+    assert _multirun("pretrain", *shared)["partition"] == "gpu"
+    finetuning = _multirun("downstream", *shared, "downstream=finetune")
+    assert (finetuning["partition"], finetuning["account"]) == ("long", "me")
+
+
+def test_a_sweep_has_one_kind_of_job() -> None:
+    check_one_kind(parse_overrides(["downstream=svm,linear", "seed=1,2"]))
+    check_one_kind(parse_overrides(["downstream=finetune", "seed=1,2"]))
+    with pytest.raises(ValueError, match=r"downstream=svm,finetune: the jobs of a sweep ask Slurm for the same"):
+        check_one_kind(parse_overrides(["downstream=svm,finetune"]))
 
 
 def test_the_template_explains_every_key() -> None:
@@ -75,9 +104,12 @@ def test_relative_folders_begin_at_scratch(monkeypatch: pytest.MonkeyPatch, tmp_
         ),
         (
             ["hydra/launcher=slurm", "cluster.signal_seconds=1"],
-            "cluster.signal_seconds=1: input should be greater than",
+            "cluster.signal_seconds=1: expected 10 or more",
         ),
-        (["hydra/launcher=slurm", "cluster.resources.pretrain.nodes=0"], "cluster.resources.pretrain.nodes=0: input"),
+        (
+            ["hydra/launcher=slurm", "cluster.resources.pretrain.nodes=0"],
+            "cluster.resources.pretrain.nodes=0: expected",
+        ),
         (["hydra/launcher=slurm", "execution.num_devices=4"], "execution.num_devices=4: on a cluster it is"),
         (["hydra/launcher=slurm", "cluster.resources.pretrain.tasks_per_node=3"], "cannot be shared by"),
         (["hydra/launcher=slurm", "cluster.resources.downstream.nodes=2"], "an evaluation is one process"),

@@ -78,6 +78,17 @@ def test_an_epoch_that_will_not_be_kept_is_told_before_anything_runs() -> None:
         _plan("training.keep_epochs=[5]", 'study.downstream=[["weights.epoch=7"]]')
 
 
+def test_what_has_no_effect_and_other_sizes_are_told_before_anything_runs() -> None:
+    short = 'study.downstream=[["downstream=finetune","downstream.training.epochs=7"]]'
+    plan = _plan("training.keep_epochs=[5,40]", short)
+    assert [line.split(":")[0] for line in plan.warnings] == [
+        "training.keep_epochs=[5,40]",
+        "downstream.optim.groups.base.milestone_epochs=[6,10,14]",
+    ]
+    with pytest.raises(ValueError, match=r"weights.run=the study's pretraining: it was pretrained with model.video"):
+        _plan('study.downstream=[["model=paper"]]')
+
+
 def test_numbers_that_the_table_does_not_have_are_told_before_anything_runs() -> None:
     with pytest.raises(
         ValueError, match=r"downstream.pretrained_on=demo, data.name=mine, downstream.frames=8: the paper"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from crisscross.data import catalogue
 from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from launch.overrides import compose_config, hydra_configs
-from launch.single import _make_run
+from launch.run_log import LogReader, warnings_in
+from launch.single import _by_number, _log_to, _make_run, _watching
 from launch.study import make_plan
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
 
@@ -38,7 +42,7 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
     [
         ("pretrain", ["relaxatoin=mild"], "relaxatoin=mild: there is no setting relaxatoin: did you mean relaxation?"),
         ("pretrain", ["scale=huge"], "scale=huge: no such choice: use one of demo, paper"),
-        ("pretrain", ["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
+        ("pretrain", ["seed=-1"], "seed=-1: expected 0 or more"),
         (
             "pretrain",
             ["relaxation=none,mild"],
@@ -51,6 +55,11 @@ def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProces
         ),
         ("downstream", ["relaxation=mild"], "relaxation=mild: relaxation is a setting of pretrain experiments only"),
         ("downstream", ["weights.epoch=3"], "weights.epoch=3 is an epoch of a pretraining: set weights.run, too"),
+        (
+            "downstream",
+            ["weights.run=x", "weights.epoch=last"],
+            "weights.epoch=last: expected the number of an epoch that the pretraining has kept",
+        ),
         ("downstream", ["weights.run="], "weights.run is empty: give a path, or leave it out"),
         ("downstream", ["weights.video=x.pt"], "weights.video=x.pt: no such file: give a file of released weights"),
     ],
@@ -65,14 +74,29 @@ def test_mistakes_are_one_line(tmp_path: Path, name: str, arguments: list[str], 
 
 @pytest.mark.slow
 def test_pretrain_then_evaluate_then_again(tmp_path: Path) -> None:
-    arguments = [*TINY_OVERRIDES, *TINY_PRETRAINING]
+    arguments = [*TINY_OVERRIDES, *TINY_PRETRAINING, "training.compile=true", "training.keep_epochs=[1,9]"]
     first = _script("experiments/pretrain.py", *arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
+    assert [line for line in first.stderr.splitlines() if "clips" not in line] == [
+        "warning: training.keep_epochs=[1,9]: 9 will not be reached, as training.epochs=3: leave out what is beyond, or"
+        " raise training.epochs",
+        "warning: training.compile=true is for GPUs: ignored on cpu",
+    ]
     (run,) = (tmp_path / "runs" / "pretrain").iterdir()
     assert (run / "result.json").is_file()
     assert f"result: runs/pretrain/{run.name}/result.json" in first.stdout
     again = _script("experiments/pretrain.py", *arguments, cwd=tmp_path)
     assert "done already: nothing to run" in again.stdout
+    larger = _script(
+        "experiments/downstream.py", *TINY_OVERRIDES, f"weights.run={run}", "model.video.width=8", cwd=tmp_path
+    )
+    assert larger.returncode == 2
+    assert "it was pretrained with model.video.width=4, this evaluation has 8: set scale=" in larger.stderr
+    files = (f"weights.video={run / 'audio_backbone.pt'}", "downstream.modalities=[v]")
+    other = _script("experiments/downstream.py", *TINY_OVERRIDES, *files, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds audio weights; expected video weights; give the video file" in other.stderr
+    assert not (tmp_path / "runs" / "downstream").exists()  # no failed experiment is left behind
     child = _script("experiments/downstream.py", *TINY_OVERRIDES, f"weights.run={run}", cwd=tmp_path)
     assert child.returncode == 0, child.stderr
     assert "eval/top1_av" in child.stdout
@@ -107,12 +131,57 @@ def test_an_evaluation_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, mon
     monkeypatch.setattr(catalogue, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
     plan = make_plan("relaxation", ["relaxation=mild"], prepare=catalogue.prepare)
     pretraining, evaluation, floor = plan.graph
-    RunDirectory.create(pretraining.kind, pretraining.config).write_result({"steps": 1, "metrics": {}})
+    parent = RunDirectory.create(pretraining.kind, pretraining.config)
     with hydra_configs():
         typed = compose_config("downstream", [f"weights.run={pretraining.path}"])
         untrained = compose_config("downstream", [])
+        before = compose_config("downstream", [f"weights.run={pretraining.path}", "weights.epoch=0"])
+    with pytest.raises(ValueError, match=r"not finished: run it first, or evaluate an epoch .*weights.epoch=N"):
+        _make_run("downstream", typed)
+    unfinished = _make_run("downstream", before)
+    parent.write_result({"steps": 1, "metrics": {}})
+    assert _make_run("downstream", before).identity == unfinished.identity
+    with pytest.raises(ValueError, match=r"it is an evaluation: give the run directory of a pretraining"):
+        _make_run("downstream", {**typed, "weights": {**typed["weights"], "run": str(unfinished.path)}})
     assert _make_run("downstream", typed).identity == evaluation.identity
     assert _make_run("downstream", untrained).identity == floor.identity
+
+
+def test_warnings_are_shown_once_and_kept_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = [*(f"{name} is passed over (missing): its clips are copied" for name in ("a.tar", "b.tar")), "c"]
+    ours, other = logging.getLogger("crisscross.data.staging"), logging.getLogger("somebody.else")
+    with _log_to(tmp_path / "log.txt") as warnings:
+        reader = LogReader(tmp_path / "log.txt", warnings)
+        for name in ("a.tar", "a.tar", "b.tar"):
+            ours.warning("%s is passed over (missing):\nits clips are copied", name)
+        ours.info("as planned")
+        other.warning("not ours")
+        with (tmp_path / "log.txt").open("a") as log:  # as another process would
+            log.write(f"12:00:00 warning: {expected[1]}\n12:00:00 warning: c\n12:")
+        reader.look()
+        reader.look()
+    assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in expected]
+    assert warnings_in(tmp_path / "log.txt") == expected
+    assert "not ours" in (tmp_path / "log.txt").read_text()
+    assert warnings_in(tmp_path / "gone.txt") == []
+
+
+def test_a_warning_does_not_spoil_a_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    screen = io.StringIO()
+    run = RunDirectory(tmp_path)
+    run.write_progress(state="running", phase="pretraining", step=1, total=2)
+    with _log_to(run.log_path), _watching(run, Console(file=screen, force_terminal=True, width=100)):
+        logging.getLogger("crisscross").warning("look here")
+    assert "warning: look here\n" in screen.getvalue()  # a line of its own, above the bar
+    assert sys.stderr.getvalue() == ""
+
+
+def test_names_are_sorted_as_people_count() -> None:
+    names = ["eval/recall_at_20_v", "eval/recall_at_1_v_fold10", "eval/recall_at_5_v", "eval/recall_at_1_v_fold2"]
+    assert [name for name, _ in sorted(((name, 0.0) for name in names), key=_by_number)] == [
+        *("eval/recall_at_1_v_fold2", "eval/recall_at_1_v_fold10", "eval/recall_at_5_v", "eval/recall_at_20_v"),
+    ]
 
 
 def test_a_multirun_goes_on_after_a_failure(tmp_path: Path) -> None:
