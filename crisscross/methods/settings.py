@@ -55,7 +55,26 @@ class CrissCrossSettings(MethodSettings):
         return self
 
 
-METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"crisscross": CrissCrossSettings}
+class SupervisedSettings(MethodSettings):
+    """Supervised pretraining has nothing to set (crisscross/methods/supervised.py)."""
+
+    modalities: ClassVar[str] = "v"
+    num_views: ClassVar[int] = 1
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """Make sure that there are labels to learn."""
+        del num_clips  # any will do
+        if num_classes < 2:
+            raise ValueError(
+                f"method={self.name} learns labels, the clips have {num_classes} class: give labelled ones (a folder a"
+                " class, or data.label_column of a table), or pretrain without labels: method=crisscross"
+            )
+
+
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
+    "crisscross": CrissCrossSettings,
+    "supervised": SupervisedSettings,
+}
 """By the method's name."""
 
 
