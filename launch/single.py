@@ -26,7 +26,7 @@ from rich.text import Text
 from crisscross.evaluation.finetune_table import complete
 from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS
+from crisscross.settings import KINDS, check_pretraining
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 from launch import inside_slurm
@@ -187,6 +187,8 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
         if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
             config["weights"] = {**config["weights"], "fingerprint": fingerprint}
     parse(KINDS[kind], config)
+    for parent in parents:
+        check_pretraining(parent.config, config, label=f"weights.run={parent.label}")
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
     return RunDirectory.create(kind, config, parents=parents)
 
