@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from crisscross.data.catalogue import prepare
+from crisscross.evaluation.weights import backbones_of
 from crisscross.experiment import run as run_experiment
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.models.backbones import untrained_backbones
 from crisscross.optim.schedules import build_schedules
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings, PretrainSettings
+from crisscross.settings import DownstreamSettings, ModelSettings, PretrainSettings
 from crisscross.settings_base import parse
 from launch.overrides import compose_config, hydra_configs
 from launch.single import _make_run
@@ -113,22 +113,23 @@ def test_two_processes_train_together(folder: Path, silent: list[str]) -> None:
     assert len(history(run)) == 6
 
 
-def test_an_evaluation_that_wants_sound_is_refused(folder: Path, pretrained: RunDirectory) -> None:
-    """Typed as one run, and in a job whose run directory is there."""
-    typed = [*TINY_OVERRIDES, f"data.root={folder / 'data'}", f"weights.run={pretrained.path}"]
-    typed.append(f"runs_root={folder / 'refused'}")
+def test_an_evaluation_that_wants_sound_is_refused(folder: Path, silent: list[str], pretrained: RunDirectory) -> None:
+    """Typed as one run, before anything is prepared or made; and in a job whose run directory is there."""
+    typed = [*TINY_OVERRIDES, f"data.root={folder / 'demo'}", f"runs_root={folder / 'refused'}"]
+    typed.append(f"weights.run={pretrained.path}")
     with hydra_configs():
         config = compose_config("downstream", typed)
     with pytest.raises(ValueError, match=rf"^weights.run={pretrained.label} {ONLY_VIDEO}"):
         _make_run("downstream", config)
     assert not (folder / "refused").exists()
-    run = RunDirectory.create("downstream", tiny_config("downstream", folder), parents=[pretrained])
+    assert not (folder / "demo").exists()
+    run = RunDirectory.create("downstream", tiny_config("downstream", folder, *silent), parents=[pretrained])
     with pytest.raises(ValueError, match=rf"^weights.run={pretrained.label} {ONLY_VIDEO}"):
-        run_experiment(run)
+        backbones_of(run, parse(DownstreamSettings, run.config))
 
 
-def test_an_evaluation_of_pictures_runs(folder: Path, pretrained: RunDirectory) -> None:
-    config = tiny_config("downstream", folder, "downstream.modalities=[v]")
+def test_an_evaluation_of_pictures_runs(folder: Path, silent: list[str], pretrained: RunDirectory) -> None:
+    config = tiny_config("downstream", folder, *silent, "downstream.modalities=[v]", "downstream.c_grid=[0.1]")
     run = RunDirectory.create("downstream", config, parents=[pretrained])
     assert run_experiment(run)
     assert "eval/top1_v" in run.result["metrics"]
@@ -148,7 +149,10 @@ def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
             r" give the evaluation the model= \(or scale=\) of the pretraining$",
         ),
         (["method=supervised", "downstream.modalities=[v]"], "supervised learns from one view of a clip, .* set relax"),
-        (["method=supervised", "+method.margin=1"], r"^method.margin is not a setting: check its spelling"),
+        (
+            ["method=supervised", "downstream.modalities=[v]", "+method.margin=1"],
+            r"^method.margin is not a setting: check its spelling",
+        ),
     ],
 )
 def test_a_study_is_refused_before_it_begins(arguments: list[str], message: str) -> None:
@@ -158,14 +162,11 @@ def test_a_study_is_refused_before_it_begins(arguments: list[str], message: str)
 
 
 def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(tmp_path: Path) -> None:
-    typed = [*TINY_OVERRIDES, "data.toy.num_classes=1", "data.toy.train_clips_per_class=4", f"data.root={tmp_path}"]
+    typed = [*TINY_OVERRIDES, "data.toy.num_classes=1", "training.global_batch_size=2", f"data.root={tmp_path}"]
+    typed += ["method=supervised", "relaxation=none", "downstream.modalities=[v]", f"runs_root={tmp_path / 'runs'}"]
     message = r"^method=supervised learns labels, the clips have 1 class: give labelled ones .*: method=crisscross$"
     with pytest.raises(ValueError, match=message):
-        make_plan(
-            "relaxation",
-            [*typed, "method=supervised", "relaxation=none", "downstream.modalities=[v]", "training=demo"]
-            + ["training.global_batch_size=2", f"runs_root={tmp_path / 'runs'}"],
-        )
+        make_plan("relaxation", typed)
     with pytest.raises(ValueError, match=message):
         build_method(SUPERVISED, TINY, ClipFacts(num_clips=12, num_classes=1), seed=0)
 
