@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -161,12 +162,24 @@ def test_a_study_is_refused_before_it_begins(arguments: list[str], message: str)
     assert "\n" not in str(error.value)
 
 
-def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(tmp_path: Path) -> None:
-    typed = [*TINY_OVERRIDES, "data.toy.num_classes=1", "training.global_batch_size=2", f"data.root={tmp_path}"]
-    typed += ["method=supervised", "relaxation=none", "downstream.modalities=[v]", f"runs_root={tmp_path / 'runs'}"]
+def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
+    folder: Path, silent: list[str], tmp_path: Path
+) -> None:
+    for number, clip in enumerate(sorted((folder / "hmdb51").rglob("*.avi"))[:3]):
+        target = tmp_path / "clips" / ("train" if number else "test") / "all" / clip.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(clip, target)
+    typed = [item for item in TINY_OVERRIDES if not item.startswith("data.")]
+    typed += [
+        "data=folder",
+        f"data.root={tmp_path / 'clips'}",
+        f"data.manifest_root={tmp_path}",
+        "data.require=[video]",
+    ]
+    typed += ["method=supervised", "relaxation=none", "training.global_batch_size=2", "downstream.modalities=[v]"]
     message = r"^method=supervised learns labels, the clips have 1 class: give labelled ones .*: method=crisscross$"
     with pytest.raises(ValueError, match=message):
-        make_plan("relaxation", typed)
+        make_plan("relaxation", [*typed, f"runs_root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError, match=message):
         build_method(SUPERVISED, TINY, ClipFacts(num_clips=12, num_classes=1), seed=0)
 
