@@ -143,7 +143,6 @@ def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=supervised", "relaxation=none"], rf"^the pretraining {ONLY_VIDEO}"),
         (
             ["method=supervised_authors", "relaxation=none", "downstream.modalities=[v]"],
             r"^model.video=\{depth: 10, width: 16\} is not what the pretraining trains, \{torchvision: r2plus1d_18\}:"
@@ -160,6 +159,18 @@ def test_a_study_is_refused_before_it_begins(arguments: list[str], message: str)
     with pytest.raises(ValueError, match=message) as error:
         make_plan("relaxation", arguments, prepare=_prepare)
     assert "\n" not in str(error.value)
+
+
+def test_a_study_evaluates_the_pictures_alone() -> None:
+    plan = make_plan("relaxation", ["method=supervised", "relaxation=none"], prepare=_prepare)
+    found = {item.label: item.config["downstream"]["modalities"] for item in plan.graph if item.kind == "downstream"}
+    assert found == {"supervised-none-demo-s0-svm-demo": ["v"], "untrained-s0-svm-demo": ["v", "a", "av"]}
+
+
+def test_a_study_takes_another_backbone_for_pretraining_and_evaluations_alike() -> None:
+    typed = ["method=supervised_authors", "relaxation=none", "scale=paper", "model=r3d18"]
+    plan = make_plan("relaxation", typed, prepare=_prepare)
+    assert [item.config["model"]["video"] for item in plan.graph] == [{"torchvision": "r3d_18"}] * 3
 
 
 def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
