@@ -168,7 +168,7 @@ def test_a_study_evaluates_the_pictures_alone() -> None:
 
 
 def test_a_study_takes_another_backbone_for_pretraining_and_evaluations_alike() -> None:
-    typed = ["method=supervised_authors", "relaxation=none", "scale=paper", "model=r3d18"]
+    typed = ["method=supervised_authors", "relaxation=none", "model=r3d18"]
     plan = make_plan("relaxation", typed, prepare=_prepare)
     assert [item.config["model"]["video"] for item in plan.graph] == [{"torchvision": "r3d_18"}] * 3
 
