@@ -13,10 +13,11 @@ from pydantic import Field, field_validator, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
-from crisscross.evaluation.settings import FinetuneSettings, Protocol
+from crisscross.evaluation.settings import FinetuneSettings, Protocol, streams_of
 from crisscross.identity import plain_copy
 from crisscross.methods import available_methods
-from crisscross.methods.settings import modalities_of, settings_of
+from crisscross.methods.settings import check_modalities, modalities_of, settings_of
+from crisscross.models.settings import ModelSettings
 from crisscross.settings_base import Settings, build
 from crisscross.training.settings import OptimSettings, TrainingSettings, check_training, ignored_epochs
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
@@ -74,43 +75,6 @@ class ViewSettings(Settings):
                 " lower views.video.num_frames or raise views.audio.seconds"
             )
         return self
-
-
-class VideoModelSettings(Settings):
-    """R(2+1)D of a depth and a width."""
-
-    depth: Literal[10, 18, 34]
-    width: int = Field(gt=0)
-
-
-class AudioModelSettings(Settings):
-    """ResNet of so many blocks a stage and a width."""
-
-    layers: tuple[int, int, int, int]
-    width: int = Field(gt=0)
-
-
-class ProjectorSettings(Settings):
-    """The MLP after a backbone."""
-
-    hidden_dim: int = Field(gt=0)
-    output_dim: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
-
-
-class PredictorSettings(Settings):
-    """The MLP after a projector."""
-
-    hidden_dim: int = Field(gt=0)
-
-
-class ModelSettings(Settings):
-    """Backbones and heads."""
-
-    video: VideoModelSettings
-    audio: AudioModelSettings
-    projector: ProjectorSettings
-    predictor: PredictorSettings
 
 
 class TrackingSettings(Settings):
@@ -298,28 +262,6 @@ def ignored(settings: ExperimentSettings) -> list[str]:
     return []
 
 
-def check_same_backbones(model: Mapping[str, Any], pretraining: Mapping[str, Any], *, run: str) -> None:
-    """Make sure that an evaluation's backbones have the sizes of those that were pretrained.
-
-    Args:
-        model: the evaluation's ``model`` node.
-        pretraining: the config of the pretraining.
-        run: the pretraining, for the complaint.
-
-    Raises:
-        ValueError: one line that names the keys, when they have not.
-    """
-    trained = modalities_of(pretraining["method"])
-    nodes = {name: node for name, node in pretraining["model"].items() if name in ("video", "audio")}
-    for modality, key, theirs in [(name, key, node[key]) for name, node in nodes.items() for key in node]:
-        ours = model[modality].get(key)
-        if theirs != ours and modality[0] in trained:
-            raise ValueError(
-                f"weights.run={run}: it was pretrained with model.{modality}.{key}={theirs}, this evaluation has"
-                f" {ours}: set scale= or model= to that of the pretraining"
-            )
-
-
 def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
     """Make sure that a pretraining that is still to come will keep its weights of the end of an epoch.
 
@@ -337,3 +279,31 @@ def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
             f"weights.epoch={epoch}: the pretraining keeps epochs {', '.join(str(number) for number in [0, *kept])}:"
             f" choose one of these, or add it to training.keep_epochs={training['keep_epochs']}"
         )
+
+
+def check_pretraining(
+    pretraining: Mapping[str, Any], evaluation: Mapping[str, Any], *, label: str = "the pretraining"
+) -> None:
+    """Make sure that a pretraining makes the backbones that an evaluation looks at, as the evaluation expects them.
+
+    Args:
+        pretraining: its config.
+        evaluation: the evaluation's config.
+        label: what the pretraining is called.
+
+    Raises:
+        ValueError: one line with the remedy, when it does not.
+    """
+    streams = streams_of(evaluation["downstream"])
+    check_modalities(pretraining["method"], streams, label=label)
+    for letter, name in (("v", "video"), ("a", "audio")):
+        trained, expected = pretraining["model"][name], evaluation["model"][name]
+        if letter in streams and trained != expected:
+            raise ValueError(
+                f"model.{name}={_shown(expected)} is not what {label} trains, {_shown(trained)}: give the evaluation"
+                " the model= (or scale=) of the pretraining"
+            )
+
+
+def _shown(node: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in node.items()) + "}"

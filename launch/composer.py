@@ -12,7 +12,7 @@ from crisscross.evaluation.completion import complete
 from crisscross.evaluation.settings import streams_of
 from crisscross.identity import canonical_json, plain_copy
 from crisscross.methods.settings import modalities_of
-from crisscross.settings import check_kept, check_same_backbones, fold_by_fold, trains
+from crisscross.settings import check_kept, check_pretraining, fold_by_fold, trains
 from crisscross.settings_base import Settings
 from launch.cluster import ClusterSettings, resource_kind_of
 from launch.delivery import resolve
@@ -114,7 +114,6 @@ class Composer:
         if kind == "downstream":
             pretraining = self.config("pretrain", point, seed=seed)
             check_kept(config["weights"]["epoch"], pretraining["training"])
-            check_same_backbones(config["model"], pretraining, run="the study's pretraining")
             config = complete(config, pretrained_on=pretraining["data"]["name"])
         return config
 
@@ -123,12 +122,13 @@ class Composer:
 
         A fine-tuning is one evaluation a fold. What the method does not train is not evaluated.
         """
-        trained = modalities_of(self.config("pretrain", point, seed=seed)["method"])
+        pretraining = self.config("pretrain", point, seed=seed)
         for entry in self._study.downstream:
             for floor in fold_by_fold(self.config("downstream", point, seed=seed, entry=entry)):
-                config = _restricted(plain_copy(floor), trained)
+                config = _restricted(plain_copy(floor), modalities_of(pretraining["method"]))
                 floor["weights"]["epoch"] = None  # untrained backbones have no epochs
                 if config is not None:
+                    check_pretraining(pretraining, config)
                     yield config, floor
 
     def all_configs(self, seeds: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:

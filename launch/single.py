@@ -26,9 +26,8 @@ from rich.text import Text
 
 from crisscross.evaluation.completion import complete
 from crisscross.identity import weights_fingerprint
-from crisscross.methods.settings import check_modalities
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS, check_epoch_number, check_same_backbones, ignored
+from crisscross.settings import KINDS, check_epoch_number, check_pretraining, ignored
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 from launch import inside_slurm
@@ -187,14 +186,14 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
 
     parents = []
     if kind == "downstream":
-        parents = _parents_of(config["weights"], config["model"])
+        parents = _parents_of(config["weights"])
         config = complete(config, pretrained_on=parents[0].config["data"]["name"] if parents else None)
         fingerprint = weights_fingerprint(config["weights"]["video"], config["weights"]["audio"])
         if fingerprint is not None:  # no key without files: a study's evaluation of the same run has none either
             config["weights"] = {**config["weights"], "fingerprint": fingerprint}
     settings = parse(KINDS[kind], config)
     for parent in parents:
-        check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
+        check_pretraining(parent.config, config, label=f"weights.run={parent.label}")
     if inside_slurm.is_first_rank():
         for line in ignored(settings):
             print(f"warning: {line}", file=sys.stderr)
@@ -206,7 +205,7 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
     return RunDirectory.create(kind, config, parents=parents)
 
 
-def _parents_of(weights: Mapping[str, Any], model: Mapping[str, Any]) -> list[RunDirectory]:
+def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
     """Return the pretraining that is evaluated, if it is one of ours and has what is asked for."""
     for name in ("run", "video", "audio"):
         if weights[name] == "":
@@ -219,7 +218,6 @@ def _parents_of(weights: Mapping[str, Any], model: Mapping[str, Any]) -> list[Ru
     parent = RunDirectory.open(weights["run"])
     if parent.kind != "pretrain":
         raise ValueError(f"weights.run={weights['run']}: it is an evaluation: give the run directory of a pretraining")
-    check_same_backbones(model, parent.config, run=weights["run"])
     if weights["epoch"] is not None:
         from crisscross.evaluation.weights import check_epoch
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crisscross.catch_up import catch_up
+from crisscross.data.catalogue import clip_facts
 from crisscross.models.sizes import checkpoints_bytes
 from crisscross.settings import KINDS, trains
 from crisscross.settings_base import parse
@@ -84,16 +85,18 @@ def check_space(plan: Plan) -> None:
         OSError: one line with both numbers.
     """
     missing = [item for item in plan.graph if trains(item.config) and not (item.path / "result.json").is_file()]
-    needed = sum(
-        max(0, checkpoints_bytes(parse(KINDS[item.kind], item.config)) - _bytes_in(item.path / "checkpoints"))
-        for item in missing
-    )
+    needed = sum(max(0, _checkpoints_bytes(item) - _bytes_in(item.path / "checkpoints")) for item in missing)
     free = shutil.disk_usage(plan.runs_root).free
     if needed > free:
         raise OSError(
             f"runs_root={plan.runs_root}: the checkpoints of {len(missing)} training(s) may take {_gb(needed)}, the"
             f" disk has {_gb(free)} left: free some space, give another folder, or keep fewer (training.keep_epochs)"
         )
+
+
+def _checkpoints_bytes(item: Experiment) -> int:
+    clips = clip_facts(item.config["data"]) if item.kind == "pretrain" else None
+    return checkpoints_bytes(parse(KINDS[item.kind], item.config), clips)
 
 
 def _bytes_in(folder: Path) -> int:

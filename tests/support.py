@@ -59,6 +59,8 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
     chosen = [*TINY_OVERRIDES, f"data.root={folder / 'data'}", f"runs_root={folder / 'runs'}"]
     if any(override.startswith("data=") for override in overrides):  # other clips than the demo's
         chosen = [override for override in chosen if not override.startswith("data.")]
+    if any(override.startswith("model=") for override in overrides):  # a network that may have no such width
+        chosen.remove("model.video.width=4")
     chosen += [*(TINY_PRETRAINING if kind == "pretrain" else ()), *overrides]
     with initialize_config_module("experiments.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose(kind, overrides=chosen), resolve=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crisscross.data.settings import DataSettings
 from crisscross.data.step_plan import StepPlan
 from crisscross.data.toy import ToySettings, generate
-from crisscross.methods.settings import settings_of
+from crisscross.methods.settings import ClipFacts, settings_of
 from crisscross.settings_base import parse
 
 if TYPE_CHECKING:
@@ -115,13 +115,11 @@ def check_batch(config: Mapping[str, Any], *, node: str = "training") -> None:
     Raises:
         ValueError: when it does not, naming the key, the numbers and the remedy.
     """
-    from crisscross.data.manifest import read_summary
-
-    num_clips = step_plan(config, node=node).num_clips
+    clips = clip_facts(config["data"])
+    step_plan(config, node=node)
     method = settings_of(config.get("method", {}))
     if method is not None:
-        found = read_summary(manifest_directory(parse(DataSettings, config["data"])))
-        method.check_clips(num_clips=num_clips, num_classes=len(found["classes"]))
+        method.check_clips(num_clips=clips.num_clips, num_classes=clips.num_classes)
 
 
 def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
@@ -135,18 +133,31 @@ def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
         ValueError: there are no clips, or too few for a step.
         FileNotFoundError: the manifest is gone.
     """
-    from crisscross.data.manifest import check_split, read_summary
-
-    directory = manifest_directory(parse(DataSettings, config["data"]))
-    num_by_split = read_summary(directory)["num_by_split"]
-    check_split(directory, config["data"]["train_split"], num_by_split)
     return StepPlan(
-        num_clips=num_by_split[config["data"]["train_split"]],
+        num_clips=clip_facts(config["data"]).num_clips,
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
         seed=0,
         node=node,
     )
+
+
+def clip_facts(data: Mapping[str, Any]) -> ClipFacts:
+    """Return how much there is to learn from.
+
+    Args:
+        data: a prepared ``data`` node, whose ``train_split`` is one of the manifest.
+
+    Raises:
+        FileNotFoundError: when the manifest is gone.
+        ValueError: when it has no such split.
+    """
+    from crisscross.data.manifest import check_split, read_summary
+
+    directory = manifest_directory(parse(DataSettings, data))
+    found = read_summary(directory)
+    check_split(directory, data["train_split"], found["num_by_split"])
+    return ClipFacts(num_clips=found["num_by_split"][data["train_split"]], num_classes=len(found["classes"]))
 
 
 def describe_data(data: Mapping[str, Any]) -> str:

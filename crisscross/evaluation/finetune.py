@@ -29,7 +29,7 @@ from crisscross.files import write_atomically
 from crisscross.methods.base import Trainable, Views
 from crisscross.models.heads import classifier
 from crisscross.models.initialisation import initialise
-from crisscross.models.r2plus1d import VideoBackbone
+from crisscross.models.video import VideoNetwork
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
@@ -53,7 +53,7 @@ class Finetuning(Trainable):
 
     num_views = 1
 
-    def __init__(self, backbone: VideoBackbone, head: nn.Module, *, freeze_backbone_epochs: int = 0) -> None:
+    def __init__(self, backbone: VideoNetwork, head: nn.Module, *, freeze_backbone_epochs: int = 0) -> None:
         """Put the two together.
 
         Args:
@@ -78,7 +78,7 @@ class Finetuning(Trainable):
         return F.cross_entropy(logits, views.labels), {"train/top1": hits.float().mean()}
 
 
-def build_network(settings: DownstreamSettings, backbone: VideoBackbone, *, num_classes: int) -> Finetuning:
+def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_classes: int) -> Finetuning:
     """Return the network before its first step: a backbone as it is and a head drawn from the seed."""
     chosen = settings.downstream.head
     backbone.pool = chosen.pool

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from crisscross.methods import available_methods
-from crisscross.methods.settings import settings_of
+from crisscross.methods.settings import ClipFacts, settings_of
 from crisscross.models.backbones import Backbones
 from crisscross.models.initialisation import initialise
 from crisscross.settings import ModelSettings
@@ -47,19 +47,6 @@ class Views:
     def generator(self) -> torch.Generator:
         """Return a generator for draws that all processes make alike, on the device of the views."""
         return torch.Generator(self.clip_ids.device).manual_seed(self.key)
-
-
-@dataclass(frozen=True)
-class ClipFacts:
-    """What a method is told of the clips that it will learn from.
-
-    Attributes:
-        num_clips: clips of the training split.
-        num_classes: classes of the dataset.
-    """
-
-    num_clips: int
-    num_classes: int
 
 
 FeaturesOfAll = Callable[[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]], dict[str, np.ndarray]]

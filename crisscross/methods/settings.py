@@ -6,11 +6,27 @@ A method that has no class here works all the same; what is wrong with its numbe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from crisscross.models.layers import Layer, linear, predictor, projector
+from crisscross.models.settings import ModelSettings
 from crisscross.settings_base import Settings, parse_node
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What a method is told of the clips that it will learn from.
+
+    Attributes:
+        num_clips: clips of the training split.
+        num_classes: classes of the dataset.
+    """
+
+    num_clips: int
+    num_classes: int
 
 
 class MethodSettings(Settings):
@@ -37,6 +53,16 @@ class MethodSettings(Settings):
             ValueError: there is not, in one line with the remedy.
         """
 
+    def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
+        """Return what it trains and keeps beside its backbones: what its checkpoints will hold is told from this.
+
+        Heads are layers, a memory bank is ``Layer(buffers=(bytes,))``, a momentum encoder is the ``untrained`` copy of
+        its layers. Unless a method says otherwise: a projector and a predictor on each backbone.
+        """
+        del clips
+        dims = [{"v": model.video, "a": model.audio}[letter].feature_dim for letter in self.modalities]
+        return [layer for dim in dims for layer in (*projector(dim, model), *predictor(model))]
+
 
 class CrissCrossSettings(MethodSettings):
     """The weights of the families of pair losses (crisscross/methods/crisscross.py)."""
@@ -55,7 +81,30 @@ class CrissCrossSettings(MethodSettings):
         return self
 
 
-METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"crisscross": CrissCrossSettings}
+class SupervisedSettings(MethodSettings):
+    """Supervised pretraining has nothing to set (crisscross/methods/supervised.py)."""
+
+    modalities: ClassVar[str] = "v"
+    num_views: ClassVar[int] = 1
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """Make sure that there are labels to learn."""
+        del num_clips  # any will do
+        if num_classes < 2:
+            raise ValueError(
+                f"method={self.name} learns labels, the clips have {num_classes} class: give labelled ones (a folder a"
+                " class, or data.label_column of a table), or pretrain without labels: method=crisscross"
+            )
+
+    def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
+        """Return its linear layer."""
+        return [linear(model.video.feature_dim, clips.num_classes)]
+
+
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
+    "crisscross": CrissCrossSettings,
+    "supervised": SupervisedSettings,
+}
 """By the method's name."""
 
 

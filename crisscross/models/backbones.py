@@ -11,7 +11,9 @@ from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.initialisation import initialise
 from crisscross.models.r2plus1d import VideoBackbone
 from crisscross.models.released import load_audio_backbone, load_video_backbone
-from crisscross.settings import ModelSettings
+from crisscross.models.settings import ModelSettings, PaperVideoSettings, TorchvisionVideoSettings
+from crisscross.models.torchvision_video import TorchvisionBackbone
+from crisscross.models.video import VideoNetwork
 
 
 class Backbones(nn.Module):
@@ -26,9 +28,16 @@ class Backbones(nn.Module):
         """Build them at the sizes of the config's ``model`` node: both, or that of ``v`` or ``a`` alone."""
         super().__init__()
         if "v" in modalities:
-            self.video_backbone = VideoBackbone(depth=model.video.depth, width=model.video.width)
+            self.video_backbone = build_video(model.video)
         if "a" in modalities:
             self.audio_backbone = AudioBackbone(layers=tuple(model.audio.layers), width=model.audio.width)
+
+
+def build_video(video: PaperVideoSettings | TorchvisionVideoSettings) -> VideoNetwork:
+    """Return the video backbone that the config's ``model.video`` asks for."""
+    if isinstance(video, TorchvisionVideoSettings):
+        return TorchvisionBackbone(video.torchvision)
+    return VideoBackbone(depth=video.depth, width=video.width)
 
 
 def untrained_backbones(model: ModelSettings, *, seed: int) -> Backbones:

@@ -22,9 +22,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crisscross.models.sizes import BLOCKS_BY_DEPTH
-
-POOLS = ("avg", "max")
+from crisscross.models.layers import BLOCKS_BY_DEPTH
+from crisscross.models.video import VideoNetwork
 
 
 class R2Plus1dBlock(nn.Module):
@@ -62,11 +61,11 @@ class R2Plus1dBlock(nn.Module):
         return F.relu(self.out_bn(self.tmp_conv2(x) + residual))
 
 
-class VideoBackbone(nn.Module):
+class VideoBackbone(VideoNetwork):
     """R(2+1)D-10/18/34 without a classifier; the paper uses depth 18 at width 64.
 
-    A clip of 8 x 112 x 112 gives a last map of 1 x 4 x 4, one of 8 x 224 x 224 1 x 7 x 7; 32 frames give 4
-    in time.
+    The last map has a T/8, H/32, W/32 of the input's T, H and W, each rounded up: a clip of 8 x 112 x 112 gives
+    1 x 4 x 4, one of 8 x 224 x 224 1 x 7 x 7; 32 frames give 4 in time.
 
     Attributes:
         depth: 10, 18 or 34.
@@ -86,17 +85,14 @@ class VideoBackbone(nn.Module):
         Raises:
             ValueError: an argument is none of the above.
         """
-        super().__init__()
+        super().__init__(pool=pool)
         if depth not in BLOCKS_BY_DEPTH:
             raise ValueError(f"depth={depth!r}: expected one of {sorted(BLOCKS_BY_DEPTH)}; set one of these")
         if width < 1:
             raise ValueError(f"width={width!r}: expected at least 1 (the paper has 64); raise it")
-        if pool not in POOLS:
-            raise ValueError(f"pool={pool!r}: expected one of {list(POOLS)}; set one of these")
         self.depth = depth
         self.width = width
         self.feature_dim = 8 * width
-        self.pool = pool
         self.conv1 = nn.Sequential(
             nn.Conv3d(3, width, kernel_size=(3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False),
             nn.BatchNorm3d(width),
@@ -108,31 +104,9 @@ class VideoBackbone(nn.Module):
         self.conv4x = _stage(2 * width, 4 * width, num_blocks=blocks[2], stride=2)
         self.conv5x = _stage(4 * width, 8 * width, num_blocks=blocks[3], stride=2)
 
-    def feature_map(self, x: Tensor) -> Tensor:
-        """Return the last map before pooling.
-
-        Args:
-            x: normalised frames, (B, 3, T, H, W).
-
-        Returns:
-            (B, feature_dim, T/8, H/32, W/32), each rounded up; not negative.
-
-        Raises:
-            ValueError: ``x`` has another number of dimensions or channels.
-        """
-        if x.ndim != 5 or x.shape[1] != 3:
-            raise ValueError(
-                f"video input of shape {tuple(x.shape)}: expected (B, 3, T, H, W); move the colours to dimension 1"
-            )
+    def _last_map(self, x: Tensor) -> Tensor:
         x = F.max_pool3d(self.conv1(x), kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         return self.conv5x(self.conv4x(self.conv3x(self.conv2x(x))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised frames (B, 3, T, H, W) to pooled features (B, feature_dim)."""
-        features = self.feature_map(x)
-        if self.pool == "max":
-            return features.amax(dim=(2, 3, 4))
-        return features.mean(dim=(2, 3, 4))
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the settings."""

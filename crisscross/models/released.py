@@ -1,5 +1,8 @@
 """The authors' released weights in, ours out: one file a modality, a plain state dict of the backbone.
 
+torchvision's video networks come and go under torchvision's own names; of its checkpoints the classifier, ``fc``, is
+left behind.
+
 Files are read with ``weights_only=True``: tensors come in, code does not. Depth and width are read off the
 file. One prefix is tolerated when every key carries it, ``module.`` or ``backbone.``, which wrappers leave
 behind; nothing else is renamed or dropped. The only keys that may be missing are the normalisations'
@@ -21,12 +24,16 @@ from torch import Tensor
 
 from crisscross.files import write_atomically
 from crisscross.models.audio_resnet import AudioBackbone
+from crisscross.models.layers import BLOCKS_BY_DEPTH
 from crisscross.models.r2plus1d import VideoBackbone
-from crisscross.models.sizes import BLOCKS_BY_DEPTH
+from crisscross.models.torchvision_video import TorchvisionBackbone
+from crisscross.models.video import VideoNetwork
 
 _PREFIXES = ("module.", "backbone.")
 _VIDEO_STAGES = ("conv2x", "conv3x", "conv4x", "conv5x")
 _AUDIO_STAGES = ("block1", "block2", "block3", "block4")
+_TORCHVISION_STEM = "stem.0.weight"
+_TORCHVISION_CLASSIFIER = ("fc.weight", "fc.bias")
 _NUM_NAMES_SHOWN = 3
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and the pickle it wrote before 1.6
 
@@ -43,11 +50,11 @@ _DAMAGE = (
     struct.error,
 )
 
-Backbone = TypeVar("Backbone", VideoBackbone, AudioBackbone)
+Backbone = TypeVar("Backbone", VideoBackbone, TorchvisionBackbone, AudioBackbone)
 
 
-def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg") -> VideoBackbone:
-    """Read a video backbone, the authors' or one of ours.
+def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg") -> VideoNetwork:
+    """Read a video backbone: the authors', one of ours, or one of torchvision's.
 
     Args:
         path: the file.
@@ -62,6 +69,8 @@ def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg"
     """
     path = Path(path)
     state = _read_state(path)
+    if _is_torchvision(state):
+        return _fill(_empty_torchvision(state, pool=pool), _without_classifier(state), path=path)
     stem = _stem_weight(path, state, modality="video")
     num_blocks = _count_blocks(state, _VIDEO_STAGES)
     depths = [depth for depth, blocks in BLOCKS_BY_DEPTH.items() if blocks == num_blocks]
@@ -103,7 +112,7 @@ def load_audio_backbone(path: str | Path) -> AudioBackbone:
     return _fill(backbone, state, path=path)
 
 
-def export_backbone(backbone: VideoBackbone | AudioBackbone, path: str | Path) -> None:
+def export_backbone(backbone: VideoNetwork | AudioBackbone, path: str | Path) -> None:
     """Write a backbone as the authors release theirs: a plain state dict on the CPU in single precision.
 
     The file appears whole or not at all: it is written beside, flushed to disk and renamed.
@@ -115,7 +124,7 @@ def export_backbone(backbone: VideoBackbone | AudioBackbone, path: str | Path) -
     Raises:
         ValueError: ``backbone`` is something else.
     """
-    if not isinstance(backbone, (VideoBackbone, AudioBackbone)):
+    if not isinstance(backbone, (VideoNetwork, AudioBackbone)):
         raise ValueError(
             f"cannot export a {type(backbone).__name__}: expected a VideoBackbone or an AudioBackbone; unwrap it first"
         )
@@ -201,7 +210,23 @@ def _stem_weight(path: Path, state: Mapping[str, Tensor], *, modality: str) -> T
     return stem
 
 
+def _is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    return _TORCHVISION_STEM in state and any(name.startswith("layer1.") for name in state)
+
+
+def _empty_torchvision(state: Mapping[str, Tensor], *, pool: Literal["avg", "max"]) -> TorchvisionBackbone:
+    """Return a network on the meta device; a factorised stem, two convolutions, tells R(2+1)D."""
+    with torch.device("meta"):
+        return TorchvisionBackbone("r2plus1d_18" if "stem.3.weight" in state else "r3d_18", pool=pool)
+
+
+def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name not in _TORCHVISION_CLASSIFIER}
+
+
 def _modality(state: Mapping[str, Tensor]) -> str | None:
+    if _is_torchvision(state):
+        return "video"
     if "conv1.0.weight" not in state:
         return None
     if any(name.startswith(_VIDEO_STAGES) for name in state):
@@ -237,9 +262,10 @@ def _fill(backbone: Backbone, state: Mapping[str, Tensor], *, path: Path) -> Bac
         )
     for name, value in state.items():
         if value.shape != expected[name].shape:
+            size = backbone.architecture if isinstance(backbone, TorchvisionBackbone) else f"width {backbone.width}"
             raise ValueError(
-                f"{path}: {name} has shape {tuple(value.shape)}; expected {tuple(expected[name].shape)} at "
-                f"width {backbone.width}; check that the file holds this architecture"
+                f"{path}: {name} has shape {tuple(value.shape)}; expected {tuple(expected[name].shape)} at {size}; "
+                "check that the file holds this architecture"
             )
     backbone.to_empty(device="cpu")
     counters = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}

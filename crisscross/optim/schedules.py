@@ -60,21 +60,32 @@ def warmup_cosine(
     return _between(final, peak, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def steps_decay(step: int, *, initial: float, milestones: Sequence[int], gamma: float) -> float:
-    """Multiply by ``gamma`` at each milestone (fine-tuning, section 5 of PAPER.md).
+def steps_decay(
+    step: int, *, initial: float, milestones: Sequence[int], gamma: float, warmup_steps: int = 0, start: float = 0.0
+) -> float:
+    """Multiply by ``gamma`` at each milestone (fine-tuning, section 5 of PAPER.md), after a linear rise if need be.
 
     Args:
         step: number of the update, from 0.
-        initial: learning rate before the first milestone.
+        initial: learning rate after the rise, before the first milestone.
         milestones: steps in ascending order; the update numbered as a milestone already has the lower rate.
         gamma: the factor, 0.3 in the paper's fine-tuning.
+        warmup_steps: updates of the rise, which ends before the first milestone or at it; 0 for none.
+        start: learning rate at step 0 of a rise.
 
     Raises:
-        ValueError: ``step`` is negative or the milestones do not ascend.
+        ValueError: ``step`` is negative, the milestones do not ascend, or the rise is not over at the first.
     """
     _check_step(step)
     if list(milestones) != sorted(milestones):
         raise ValueError(f"milestones={list(milestones)}: expected ascending steps; sort them")
+    if not 0 <= warmup_steps <= min(milestones, default=warmup_steps):
+        raise ValueError(
+            f"warmup_steps={warmup_steps}, milestones={list(milestones)}: expected a warm-up that is over at the first"
+            " milestone; shorten the warm-up or move the milestones"
+        )
+    if step < warmup_steps:
+        return _between(start, initial, step / warmup_steps)
     return initial * gamma ** bisect_right(milestones, step)
 
 

@@ -85,7 +85,7 @@ def test_what_has_no_effect_and_other_sizes_are_told_before_anything_runs() -> N
         "training.keep_epochs=[5,40]",
         "downstream.optim.groups.base.milestone_epochs=[6,10,14]",
     ]
-    with pytest.raises(ValueError, match=r"weights.run=the study's pretraining: it was pretrained with model.video"):
+    with pytest.raises(ValueError, match=r"model.video={.*} is not what the pretraining trains"):
         _plan('study.downstream=[["model=paper"]]')
 
 

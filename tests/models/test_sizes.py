@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import nn
 
 from crisscross.experiment import run as run_experiment
 from crisscross.methods.base import ClipFacts, build_method
-from crisscross.methods.crisscross import Method
+from crisscross.models.backbones import build_video
+from crisscross.models.layers import Layer, linear, norm, num_parameters, video_layers
 from crisscross.models.released import export_backbone
-from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, num_parameters
+from crisscross.models.sizes import backbones_bytes, checkpoint_bytes, checkpoints_bytes, method_layers
 from crisscross.optim.build import build_optimizer
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings, PretrainSettings
@@ -37,6 +39,8 @@ ODD = (
 )
 SHALLOW = ("model.video.depth=10", "model.audio.layers=[1,1,1,4]", "model.projector.num_layers=4")
 SIZES = {"demo": (), "paper": ("scale=paper",), "odd": ODD, "shallow": SHALLOW}
+WIDE = {"r2plus1d_wide": 31_300_125, "r3d18": 33_166_272}
+SUPERVISED = {f"supervised {size}": ("method=supervised", *SIZES[size]) for size in ("demo", "odd")}
 
 CLIPS = ClipFacts(num_clips=12, num_classes=3)
 
@@ -49,8 +53,9 @@ def _settings(*overrides: str) -> PretrainSettings:
 
 def _unallocated(settings: PretrainSettings) -> nn.Module:
     options = {key: value for key, value in settings.method.items() if key != "name"}
+    method = importlib.import_module(f"crisscross.methods.{settings.method['name']}").Method
     with torch.device("meta"):
-        return Method(settings.model, CLIPS, **options)
+        return method(settings.model, CLIPS, **options)
 
 
 def _trained_state(settings: PretrainSettings, *, steps: int = 1) -> dict[str, Any]:
@@ -77,36 +82,72 @@ def _is_close(predicted: int, real: int) -> bool:
     return 0.99 * real <= predicted <= 1.02 * real
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, *SUPERVISED])
 def test_the_number_of_parameters_is_exact(size: str) -> None:
-    settings = _settings(*SIZES[size])
+    settings = _settings(*{**SIZES, **SUPERVISED}[size])
     real = sum(parameter.numel() for parameter in _unallocated(settings).parameters())
-    assert num_parameters(settings.model) == real
+    assert num_parameters(method_layers(settings, CLIPS)) == real
+
+
+@pytest.mark.parametrize("model", WIDE)
+def test_every_tensor_of_torchvisions_networks_is_known(model: str) -> None:
+    video = _settings(f"model={model}").model.video
+    with torch.device("meta"):
+        network = build_video(video)
+    layers = video_layers(video)
+    assert num_parameters(layers) == WIDE[model]
+    assert sorted(size for layer in layers for size in layer.parameters) == sorted(
+        parameter.numel() for parameter in network.parameters()
+    )
+    assert sorted(size for layer in layers for size in layer.buffers) == sorted(
+        buffer.numel() * buffer.element_size() for buffer in network.buffers()
+    )
+
+
+def test_a_momentum_encoder_is_saved_and_has_no_moments() -> None:
+    assert linear(3, 5).untrained() == Layer(buffers=(60, 20))
+    assert norm(2).untrained().buffers == (8, 8, 8, 8, 8)
+
+
+def test_a_method_that_is_not_known_counts_as_the_largest() -> None:
+    settings = _settings()
+    expected = checkpoint_bytes(settings, CLIPS)
+    unknown = settings.model_copy(update={"method": {"name": "unknown"}})
+    assert checkpoint_bytes(unknown, CLIPS) == expected
 
 
 def test_at_the_papers_size() -> None:
     settings = _settings("scale=paper")
-    assert num_parameters(settings.model) == 49_662_080
+    assert num_parameters(method_layers(settings, CLIPS)) == 49_662_080
     method = _unallocated(settings)
     saved = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
     moments = sum(2 * 4 * parameter.numel() + 4 for parameter in method.parameters())
-    assert saved + moments <= checkpoint_bytes(settings) <= 1.01 * (saved + moments)
+    assert saved + moments <= checkpoint_bytes(settings, CLIPS) <= 1.01 * (saved + moments)
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("training.precision=fp16",), ("optim.larc.enabled=false",), ("optim.name=sgd",), SHALLOW],
+    [
+        (),
+        ("training.precision=fp16",),
+        ("optim.larc.enabled=false",),
+        ("optim.name=sgd",),
+        SHALLOW,
+        ("method=supervised",),
+    ],
     ids=lambda overrides: " ".join(overrides) or "demo",
 )
 def test_a_checkpoint_is_as_large_as_predicted(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     settings = _settings(*overrides)
-    assert _is_close(checkpoint_bytes(settings), _written_bytes(tmp_path, _trained_state(settings)))
+    assert _is_close(checkpoint_bytes(settings, CLIPS), _written_bytes(tmp_path, _trained_state(settings)))
 
 
 def test_a_checkpoint_without_a_step_has_no_moments(tmp_path: Path) -> None:
     settings = _settings("training.epochs=0", "training.keep_epochs=[3]", "optim.groups.base.warmup_epochs=0")
-    assert _is_close(checkpoint_bytes(settings), _written_bytes(tmp_path, _trained_state(settings, steps=0)))
-    assert checkpoints_bytes(settings) == checkpoint_bytes(settings) + backbones_bytes(settings.model)
+    assert _is_close(checkpoint_bytes(settings, CLIPS), _written_bytes(tmp_path, _trained_state(settings, steps=0)))
+    assert checkpoints_bytes(settings, CLIPS) == checkpoint_bytes(settings, CLIPS) + backbones_bytes(
+        settings.model, "av"
+    )
 
 
 def test_exported_backbones_are_as_large_as_predicted(tmp_path: Path) -> None:
@@ -115,7 +156,7 @@ def test_exported_backbones_are_as_large_as_predicted(tmp_path: Path) -> None:
     for modality in ("video", "audio"):
         export_backbone(method.get_submodule(f"{modality}_backbone"), tmp_path / f"{modality}.pt")
     real = sum(path.stat().st_size for path in tmp_path.glob("*.pt"))
-    assert _is_close(backbones_bytes(settings.model), real)
+    assert _is_close(backbones_bytes(settings.model, "av"), real)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +165,9 @@ def test_exported_backbones_are_as_large_as_predicted(tmp_path: Path) -> None:
 )
 def test_what_stays_on_disk_is_counted(tmp_path: Path, keep_epochs: str, num: int) -> None:
     settings = _settings("training.epochs=3", f"training.keep_epochs={keep_epochs}")
-    assert checkpoints_bytes(settings) == num * checkpoint_bytes(settings) + backbones_bytes(settings.model)
+    assert checkpoints_bytes(settings, CLIPS) == num * checkpoint_bytes(settings, CLIPS) + backbones_bytes(
+        settings.model, "av"
+    )
 
 
 def test_no_more_checkpoints_than_counted_are_there_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +186,9 @@ def test_no_more_checkpoints_than_counted_are_there_at_a_time(tmp_path: Path, mo
         writer.save(step, {"weights": torch.zeros(3)}, metrics_bytes=0)
     writer.wait()
     settings = _settings("training.epochs=3", "training.keep_epochs=[1,2]")
-    assert most * checkpoint_bytes(settings) == checkpoints_bytes(settings) - backbones_bytes(settings.model)
+    assert most * checkpoint_bytes(settings, CLIPS) == checkpoints_bytes(settings, CLIPS) - backbones_bytes(
+        settings.model, "av"
+    )
 
 
 def test_predicting_needs_no_torch() -> None:
@@ -158,6 +203,6 @@ def test_a_fine_tuning_is_as_large_as_predicted(tmp_path: Path) -> None:
     assert run_experiment(run)
     settings = parse(DownstreamSettings, run.config)
     newest = max(run.checkpoints.glob("*.pt"))
-    assert _is_close(checkpoint_bytes(settings), newest.stat().st_size)
-    exported = checkpoints_bytes(settings) - 3 * checkpoint_bytes(settings)
+    assert _is_close(checkpoint_bytes(settings, None), newest.stat().st_size)
+    exported = checkpoints_bytes(settings, None) - 3 * checkpoint_bytes(settings, None)
     assert _is_close(exported, (run.path / "classifier.pt").stat().st_size)

@@ -52,6 +52,14 @@ def test_steps_decay() -> None:
     assert steps_decay(7, initial=1.0, milestones=[], gamma=0.5) == 1.0
 
 
+def test_steps_decay_after_a_warm_up() -> None:
+    settings = {"initial": 0.5, "milestones": [4, 6], "gamma": 0.1}
+    rates = [steps_decay(step, **settings, warmup_steps=4, start=0.1) for step in range(8)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.05, 0.05, 0.005, 0.005])
+    assert [steps_decay(step, **settings, warmup_steps=2) for step in (0, 1, 2)] == [0.0, 0.25, 0.5]
+    assert steps_decay(3, initial=1.0, milestones=[], gamma=0.5, warmup_steps=6) == 0.5
+
+
 def test_epochs_to_steps() -> None:
     assert epochs_to_steps(2, steps_per_epoch=7) == 14
     assert [epochs_to_steps(epochs, steps_per_epoch=5) for epochs in (0, 0.1, 0.5, 0.7)] == [0, 1, 3, 4]
@@ -78,6 +86,10 @@ def test_schedule_from_config() -> None:
         (
             lambda: steps_decay(0, initial=1.0, milestones=[3, 2], gamma=0.3),
             "milestones=[3, 2]: expected ascending",
+        ),
+        (
+            lambda: steps_decay(0, initial=1.0, milestones=[3, 5], gamma=0.3, warmup_steps=4),
+            "warmup_steps=4, milestones=[3, 5]: expected a warm-up that is over at the first milestone; shorten",
         ),
         (lambda: epochs_to_steps(-1, steps_per_epoch=3), "epochs=-1: expected at least 0"),
         (lambda: epochs_to_steps(1, steps_per_epoch=0), "steps_per_epoch=0: expected at least 1"),

@@ -1,0 +1,62 @@
+"""What every video backbone is to the rest: stages by name, a last map, and a global pooling that may be changed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+
+POOLS = ("avg", "max")
+
+
+class VideoNetwork(nn.Module, ABC):
+    """A video backbone without a classifier.
+
+    Its four stages are called ``conv2x`` to ``conv5x``, as in the paper.
+
+    Attributes:
+        feature_dim: channels of the last map.
+        pool: ``"avg"`` (pretraining, linear evaluation) or ``"max"`` (fine-tuning); may be changed later.
+    """
+
+    feature_dim: int
+
+    def __init__(self, *, pool: Literal["avg", "max"]) -> None:
+        """Note the pooling.
+
+        Raises:
+            ValueError: there is no such pooling.
+        """
+        super().__init__()
+        if pool not in POOLS:
+            raise ValueError(f"pool={pool!r}: expected one of {list(POOLS)}; set one of these")
+        self.pool = pool
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return the last map before pooling.
+
+        Args:
+            x: normalised frames, (B, 3, T, H, W).
+
+        Returns:
+            (B, feature_dim, T', H', W'), not negative; T', H' and W' depend on the network.
+
+        Raises:
+            ValueError: ``x`` has another number of dimensions or channels.
+        """
+        if x.ndim != 5 or x.shape[1] != 3:
+            raise ValueError(
+                f"video input of shape {tuple(x.shape)}: expected (B, 3, T, H, W); move the colours to dimension 1"
+            )
+        return self._last_map(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised frames (B, 3, T, H, W) to pooled features (B, feature_dim)."""
+        features = self.feature_map(x)
+        if self.pool == "max":
+            return features.amax(dim=(2, 3, 4))
+        return features.mean(dim=(2, 3, 4))
+
+    @abstractmethod
+    def _last_map(self, x: Tensor) -> Tensor: ...
