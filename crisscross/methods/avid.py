@@ -142,8 +142,7 @@ class Method(BaseMethod):
         scores = {modality: self._scores(z, OTHER[modality], views.clip_ids) for modality, z in embeddings.items()}
         self._learn_partition([negatives for _, negatives in scores.values()])
         losses = {modality: nce_loss(*both, self.partition) for modality, both in scores.items()}
-        if self.training:
-            self._seen.append({"clip_ids": views.clip_ids, **{name: z.detach() for name, z in embeddings.items()}})
+        self._remember(views.clip_ids, embeddings)
         metrics = {f"loss/{modality}_to_{OTHER[modality]}": loss.detach() for modality, loss in losses.items()}
         metrics |= {f"collapse/{modality}_std": embedding_std(z) for modality, z in embeddings.items()}
         return sum(losses.values()) / 2, metrics
@@ -166,6 +165,13 @@ class Method(BaseMethod):
             negatives = torch.bmm(memory[negative_ids], queries[:, :, None])[:, :, 0]
         return positives / self.temperature, negatives / self.temperature
 
+    @torch.compiler.disable  # it would be compiled anew for every length of the list
+    def _remember(self, clip_ids: torch.Tensor, embeddings: Mapping[str, torch.Tensor]) -> None:
+        """Keep what a pass has seen until the step is done."""
+        if self.training:
+            self._seen.append({"clip_ids": clip_ids, **{name: z.detach() for name, z in embeddings.items()}})
+
+    @torch.compiler.disable
     @torch.no_grad()
     def _learn_partition(self, negatives: Sequence[torch.Tensor]) -> None:
         """Set Z from the first batch's s-, those of both directions and all processes; later batches change nothing."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from crisscross.data.catalogue import check_batch
 from crisscross.experiment import run as run_experiment
@@ -17,7 +19,9 @@ from crisscross.methods.avid import Method, draw_negatives, nce_loss, update_mem
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.settings import settings_of
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings
+from crisscross.settings import ModelSettings, PretrainSettings
+from crisscross.settings_base import parse
+from crisscross.transforms.settings import AudioTransformSettings
 from tests.support import assert_same_state, final_state, history, tiny_config
 
 TINY = ModelSettings(
@@ -225,7 +229,7 @@ def test_z_is_frozen_after_the_first_batch_and_goes_with_the_state() -> None:
 # Through the loop.
 
 
-OVERRIDES = ("method=avid", "method.num_negatives=5", "method.head_dims=[16,16,8]", "training.epochs=2")
+SMALL = ("method.num_negatives=5", "method.head_dims=[16,16,8]", "training.epochs=2")
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +238,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    config = tiny_config("pretrain", folder, *OVERRIDES, *overrides)
+    config = tiny_config("pretrain", folder, *SMALL, *overrides)
     return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
 
 
 @pytest.mark.parametrize(
     "chosen",
-    [("training.micro_batch_size=2", "training.draws_per_clip=2"), ("training.precision=bf16",)],
-    ids=["two passes a step, two draws a clip", "bf16"],
+    [
+        ("method=avid", "training.micro_batch_size=2", "training.draws_per_clip=2"),
+        ("method=avid_authors", "training.draws_per_clip=1", "training.keep_epochs=[]"),
+    ],
+    ids=["two passes a step, two draws a clip", "inputs and bf16 of the authors"],
 )
 def test_a_run_in_pieces_equals_one_that_ran_through(folder: Path, chosen: tuple[str, ...]) -> None:
     whole = _run(folder, "whole", *chosen)
@@ -291,6 +298,27 @@ def test_two_processes_keep_the_same_memory_and_the_same_z(tmp_path: Path) -> No
     assert moved.nonzero()[:, 0].tolist() == [0, 1, 2]
 
 
+def test_what_its_authors_used_is_one_word() -> None:
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("pretrain", ["method=avid_authors", "scale=paper"]), resolve=True)
+        fair = OmegaConf.to_container(compose("pretrain", ["method=avid", "scale=paper"]), resolve=True)
+        crisscross = OmegaConf.to_container(compose("pretrain", ["scale=paper"]), resolve=True)
+    settings = parse(PretrainSettings, config)
+    audio = AudioTransformSettings(**settings.views.audio.transform)
+    assert (audio.num_bins, audio.sample_rate_hz, settings.views.audio.seconds) == (257, 24000, 2.0)
+    assert (settings.views.video.num_frames, settings.views.video.transform["crop_px"]) == (8, 224)
+    assert (settings.training.epochs, settings.training.draws_per_clip, settings.training.global_batch_size) == (
+        30,
+        10,
+        256,
+    )
+    assert settings.optim.groups == {"base": {"name": "constant", "value": 2e-4}}
+    assert config["method"] == {**fair["method"], "pool": "max"}
+    assert fair["method"]["num_negatives"] == 1024
+    for node in ("views", "training", "model"):
+        assert fair[node] == crisscross[node]
+
+
 # What is refused.
 
 
@@ -300,7 +328,7 @@ def test_fewer_clips_than_negatives_are_refused_before_and_in_the_job(folder: Pa
         r" method.num_negatives=11 or lower, or give it more clips"
     )
     with pytest.raises(ValueError, match=line):
-        check_batch(tiny_config("pretrain", folder, *OVERRIDES, "method.num_negatives=12"))
+        check_batch(tiny_config("pretrain", folder, "method=avid", "method.num_negatives=12"))
     with pytest.raises(ValueError, match=line):
         _build(num_negatives=12)
     assert _build(num_negatives=11).num_negatives == 11
@@ -332,4 +360,4 @@ def test_impossible_numbers_are_refused(changed: dict[str, object], line: str) -
 
 def test_two_views_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="avid learns from one view of a clip, there is nothing to relax"):
-        run_experiment(_run(folder, "relaxed", "relaxation=mild"))
+        run_experiment(_run(folder, "relaxed", "method=avid", "relaxation=mild"))
