@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from crisscross.data.catalogue import step_plan
 from crisscross.identity import weights_fingerprint
@@ -11,6 +14,21 @@ from crisscross.models.backbones import Backbones, load_backbones, untrained_bac
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+SPECTROGRAM = (
+    "sample_rate_hz",
+    "n_fft",
+    "hop_samples",
+    "num_mels",
+    "f_min_hz",
+    "f_max_hz",
+    "log_offset",
+    "mean",
+    "std",
+)
+"""What of ``views.audio.transform`` says what a network hears; the rest is augmentation."""
 
 
 def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
@@ -28,6 +46,8 @@ def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
     if run.parents:
         (parent,) = run.parents
         check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
+        for remark in remarks(parent.config, settings):
+            logger.warning("weights.run=%s %s", parent.label, remark)
         if weights.epoch is not None:
             return _on_the_way(parent, settings, weights.epoch)
         if parent.result is None:
@@ -61,6 +81,33 @@ def _released(settings: DownstreamSettings) -> Backbones:
         video=Path(files.video) if files.video else None,
         audio=Path(files.audio) if files.audio else None,
     )
+
+
+def remarks(pretraining: Mapping[str, Any], settings: DownstreamSettings) -> list[str]:
+    """Return what an evaluation looks at otherwise than its pretraining did, with the setting that would not.
+
+    Nothing of it is wrong, and networks of any input size take it without a word.
+
+    Args:
+        pretraining: the config of the pretraining.
+        settings: those of the evaluation.
+    """
+    found, protocol = [], settings.downstream
+    pool = pretraining["method"].get("pool", "avg")
+    looks_at_average = (
+        "v" in protocol.streams and protocol.name != "finetune" and protocol.features.video_layer == "pooled"
+    )
+    if looks_at_average and pool == "max":
+        found.append(
+            "was pretrained with method.pool=max, downstream.features.video_layer=pooled is an average: set"
+            " downstream.features.video_layer=max to look at what it was trained for"
+        )
+    if "a" in protocol.streams:
+        heard, now = pretraining["views"]["audio"]["transform"], settings.views.audio.transform
+        others = [f"{name}={heard[name]}, not {now[name]}" for name in SPECTROGRAM if heard[name] != now[name]]
+        if others:
+            found.append(f"heard other spectrograms ({'; '.join(others)}): set views= to that of the pretraining")
+    return found
 
 
 def check_epoch(parent: RunDirectory, epoch: int) -> Path | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from crisscross.models.layers import Layer, linear, predictor, projector
 from crisscross.models.settings import ModelSettings
-from crisscross.settings_base import Settings, parse_node
+from crisscross.settings_base import Rate, Settings, parse_node
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,31 @@ class MethodSettings(Settings):
         return [layer for dim in dims for layer in (*projector(dim, model), *predictor(model))]
 
 
+class AvidSettings(MethodSettings):
+    """Cross-modal instance discrimination (crisscross/methods/avid.py).
+
+    The temperature stays above what would take e^s out of single precision.
+    """
+
+    num_views: ClassVar[int] = 1
+
+    num_negatives: int = Field(gt=0)
+    temperature: float = Field(ge=0.02, allow_inf_nan=False)
+    memory_momentum: Rate
+    head_dims: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    pool: Literal["avg", "max"]
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """A clip's negatives are other clips: there have to be that many."""
+        if num_clips < 2:
+            raise ValueError(f"method.name=avid tells clips from each other, there is {num_clips}: give it more clips")
+        if num_clips <= self.num_negatives:
+            raise ValueError(
+                f"method.num_negatives={self.num_negatives} are more than the {num_clips - 1} other clips that a clip"
+                f" has among {num_clips}: set method.num_negatives={num_clips - 1} or lower, or give it more clips"
+            )
+
+
 class CrissCrossSettings(MethodSettings):
     """The weights of the families of pair losses (crisscross/methods/crisscross.py)."""
 
@@ -102,6 +127,7 @@ class SupervisedSettings(MethodSettings):
 
 
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
+    "avid": AvidSettings,
     "crisscross": CrissCrossSettings,
     "supervised": SupervisedSettings,
 }

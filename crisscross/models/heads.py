@@ -1,4 +1,4 @@
-"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md), and the classifier.
+"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md), and the others' heads.
 
 Every linear layer has a bias, also those before batch normalisation, where it changes nothing. That is what
 reproduces the paper's 49.66 M for the whole model:
@@ -19,6 +19,7 @@ print as 49.65 M. The predictors' first bias is too small to show (49.66 M eithe
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -62,6 +63,26 @@ def predictor(dim: int, *, hidden_dim: int = 512) -> nn.Sequential:
     """
     _check_positive(dim=dim, hidden_dim=hidden_dim)
     return nn.Sequential(nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+
+
+def mlp(input_dim: int, dims: Sequence[int]) -> nn.Sequential:
+    """Build a plain MLP: linear layers with ReLU between them, no normalisation (AVID's head).
+
+    Args:
+        input_dim: the backbone's ``feature_dim``.
+        dims: width of each linear layer's output, the last one that of the embedding.
+
+    Returns:
+        A module that maps (B, input_dim) to (B, dims[-1]).
+
+    Raises:
+        ValueError: a number is below 1, or there is no layer.
+    """
+    _check_positive(input_dim=input_dim, num_layers=len(dims), **{f"dims[{i}]": width for i, width in enumerate(dims)})
+    layers: list[nn.Module] = []
+    for before, after in pairwise([input_dim, *dims]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def classifier(

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms and their augmentation for whole batches, on whatever device the batch is on.
+"""Log spectrograms, mel or linear, and their augmentation for whole batches, on whatever device the batch is on.
 
 As in ``video.py``: every clip is augmented by numbers that depend on its key alone (PAPER.md, section 3),
 drawn in NumPy on the CPU and carried out by tensor operations without a loop over clips. Spectrograms are
@@ -48,11 +48,12 @@ class AudioDraws:
         )
 
 
-def log_mel(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
-    """Return normalised log-mel power spectrograms (PAPER.md, section 3).
+def log_spectrogram(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
+    """Return normalised log power spectrograms (PAPER.md, section 3).
 
     Equal to librosa's ``melspectrogram`` with its defaults (Hann window, centred frames, zeros past the
     ends, Slaney mel scale and norm), then ``log(power + log_offset)``, minus ``mean``, over ``std``.
+    Without mels (``num_mels=None``), the power of the FFT's own bins takes the place of the mel bands.
     Silence gives a finite number.
 
     Args:
@@ -60,14 +61,14 @@ def log_mel(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
         settings: the numbers.
 
     Returns:
-        Float32, shape (B, 1, num_mels, 1 + S // hop_samples): 80 x 201 for 2 s.
+        Float32, shape (B, 1, num_bins, 1 + S // hop_samples): 80 x 201 for 2 s.
 
     Raises:
         ValueError: ``wave`` is not a batch of float samples.
     """
     if wave.ndim != 2 or not wave.is_floating_point() or wave.shape[1] == 0:
         refuse("wave", f"{wave.dtype} {tuple(wave.shape)}", "float samples (B, S), S above 0")
-    window, filters = _mel_tables(
+    window, filters = _tables(
         settings.sample_rate_hz,
         settings.n_fft,
         settings.num_mels,
@@ -79,7 +80,7 @@ def log_mel(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
     return torch.cat(log_power).sub_(settings.mean).div_(settings.std)[:, None]
 
 
-def _log_power(wave: Tensor, window: Tensor, filters: Tensor, settings: AudioTransformSettings) -> Tensor:
+def _log_power(wave: Tensor, window: Tensor, filters: Tensor | None, settings: AudioTransformSettings) -> Tensor:
     # A caller's autocast would round the filter bank's product to 16 bits.
     with torch.autocast(wave.device.type, enabled=False):
         spectrum = torch.stft(
@@ -93,26 +94,27 @@ def _log_power(wave: Tensor, window: Tensor, filters: Tensor, settings: AudioTra
         )
         # torchaudio's spectrogram takes a root here and squares it again, at four times the cost of the FFT.
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-        # One product a clip: folded into one for the batch, its rounding would depend on the batch's size.
-        mel = torch.bmm(filters.expand(len(power), -1, -1), power)
-    return mel.add_(settings.log_offset).log_()
+        if filters is not None:
+            # One product a clip: folded into one for the batch, its rounding would depend on the batch's size.
+            power = torch.bmm(filters.expand(len(power), -1, -1), power)
+    return power.add_(settings.log_offset).log_()
 
 
 def evaluate_audio(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
-    """Return the spectrograms without augmentation; see ``log_mel``."""
-    return log_mel(wave, settings)
+    """Return the spectrograms without augmentation; see ``log_spectrogram``."""
+    return log_spectrogram(wave, settings)
 
 
 def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettings) -> Tensor:
     """Augment a batch of waves for pretraining (PAPER.md, section 3).
 
     Args:
-        wave: float, shape (B, S), as in ``log_mel``.
+        wave: float, shape (B, S), as in ``log_spectrogram``.
         keys: uint64, shape (B,), from ``crisscross.randomness.sample_keys``.
         settings: the numbers.
 
     Returns:
-        Float32, shape (B, 1, num_mels, frames), normalised, on the device of ``wave``.
+        Float32, shape (B, 1, num_bins, frames), normalised, on the device of ``wave``.
 
     Raises:
         ValueError: the arguments' shapes or type are wrong.
@@ -126,7 +128,7 @@ def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettin
 def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettings) -> AudioDraws:
     """Draw a batch's augmentations; row b depends on ``keys[b]``, ``num_frames`` and the settings alone."""
     volume = uniforms(keys, "audio/volume", 1)[:, 0]
-    size = np.array([settings.num_mels, num_frames])
+    size = np.array([settings.num_bins, num_frames])
     canvas = np.floor(size * [settings.canvas_frequency, settings.canvas_time])
     draw = uniforms(keys, "audio/resize_crop", 5)
     low = np.array([settings.frequency_scale_min, settings.time_scale_min])
@@ -140,7 +142,7 @@ def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettin
         frequency_masks=_masks(
             uniforms(keys, "audio/frequency_masks", 2 * settings.num_frequency_masks),
             settings.frequency_mask_max_bins,
-            settings.num_mels,
+            settings.num_bins,
         ),
         time_masks=_masks(
             uniforms(keys, "audio/time_masks", 2 * settings.num_time_masks),
@@ -154,7 +156,7 @@ def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettin
 
 
 def apply_audio(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
-    """Carry out what was drawn: volume, log-mel, time warp, masks, resize-crop, in this order.
+    """Carry out what was drawn: volume, log spectrogram, time warp, masks, resize-crop, in this order.
 
     Arguments and result as in ``augment_audio``.
     """
@@ -162,7 +164,7 @@ def apply_audio(wave: Tensor, draws: AudioDraws, settings: AudioTransformSetting
 
 
 def _apply_part(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
-    x = log_mel(wave * _rows(draws.volume, wave), settings)
+    x = log_spectrogram(wave * _rows(draws.volume, wave), settings)
     if settings.time_warp_frames > 0:
         x = time_warp(x, draws.warps)
     x = mask_out_(x, draws.frequency_masks, draws.time_masks)
@@ -259,16 +261,19 @@ def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _mel_tables(
-    sample_rate_hz: int, n_fft: int, num_mels: int, f_min_hz: float, f_max_hz: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the Hann window (n_fft,) and the mel filters (num_mels, n_fft // 2 + 1), made once a device."""
+def _tables(
+    sample_rate_hz: int, n_fft: int, num_mels: int | None, f_min_hz: float, f_max_hz: float, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Return the Hann window (n_fft,) and, for mels, the filters (num_mels, n_fft // 2 + 1), made once a device."""
     # Tensors made in inference mode could not be used outside of it later.
     with torch.inference_mode(False):
+        window = torch.hann_window(n_fft).to(device)
+        if num_mels is None:
+            return window, None
         filters = torchaudio.functional.melscale_fbanks(
             n_fft // 2 + 1, f_min_hz, f_max_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
         )
-        return torch.hann_window(n_fft).to(device), filters.T.contiguous().to(device)
+        return window, filters.T.contiguous().to(device)
 
 
 def _parts(wave: Tensor, settings: AudioTransformSettings) -> list[slice]:

@@ -76,7 +76,7 @@ class AudioTransformSettings:
     sample_rate_hz: int = 16000
     n_fft: int = 1024
     hop_samples: int = 160
-    num_mels: int = 80
+    num_mels: int | None = 80  # None = the n_fft // 2 + 1 linear bins of the FFT, all of them
     f_min_hz: float = 0.0
     f_max_hz: float = 8000.0
     log_offset: float = 2.0**-23  # the eps of single precision: silence stays in reach of the data
@@ -103,7 +103,7 @@ class AudioTransformSettings:
             "sample_rate_hz": (self.sample_rate_hz > 0, "above 0"),
             "n_fft": (self.n_fft > 0, "above 0"),
             "hop_samples": (self.hop_samples > 0, "above 0"),
-            "num_mels": (self.num_mels > 0, "above 0"),
+            "num_mels": (self.num_mels is None or self.num_mels > 0, "above 0, or null for linear bins"),
             "f_max_hz": (
                 0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2,
                 f"above f_min_hz ({self.f_min_hz}), at most half of sample_rate_hz ({self.sample_rate_hz})",
@@ -114,8 +114,8 @@ class AudioTransformSettings:
             "num_frequency_masks": (self.num_frequency_masks >= 0, "0 or more"),
             "num_time_masks": (self.num_time_masks >= 0, "0 or more"),
             "frequency_mask_max_bins": (
-                0 <= self.frequency_mask_max_bins <= self.num_mels,
-                f"0 to num_mels ({self.num_mels})",
+                0 <= self.frequency_mask_max_bins <= self.num_bins,
+                f"0 to {'n_fft // 2 + 1' if self.num_mels is None else 'num_mels'} ({self.num_bins})",
             ),
             "time_mask_max_frames": (self.time_mask_max_frames >= 0, "0 or more"),
             "resize_crop_probability": (0 <= self.resize_crop_probability <= 1, "a number from 0 to 1"),
@@ -128,9 +128,18 @@ class AudioTransformSettings:
             "time_scale_min": (0 < self.time_scale_min <= self.time_scale_max, "0 < min <= max"),
             "time_warp_frames": (self.time_warp_frames >= 0, "0 or more"),
         }
+        if self.num_mels is None:  # the range of the mel filters would be set and have no effect
+            half = self.sample_rate_hz / 2
+            checks["f_min_hz"] = (self.f_min_hz == 0, "0, as num_mels is null: all linear bins are used")
+            checks["f_max_hz"] = (self.f_max_hz == half, f"{half}, as num_mels is null: all linear bins are used")
         for name, (good, expected) in checks.items():
             if not good:
                 refuse(name, getattr(self, name), expected)
+
+    @property
+    def num_bins(self) -> int:
+        """Height of the spectrogram: mel bands, or the FFT's bins where there are none."""
+        return self.n_fft // 2 + 1 if self.num_mels is None else self.num_mels
 
 
 def refuse(name: str, got: object, expected: str) -> None:

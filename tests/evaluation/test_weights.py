@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crisscross.evaluation.weights import backbones_of, check_epoch
+from crisscross.evaluation.weights import backbones_of, check_epoch, remarks
 from crisscross.experiment import run as run_experiment
 from crisscross.models.backbones import untrained_backbones
 from crisscross.run_directory import RunDirectory
@@ -120,3 +120,21 @@ def test_a_damaged_checkpoint_is_refused(folder: Path) -> None:
     checkpoint_path(run.checkpoints, 3).write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"step-000000003.pt is torn or corrupt"):
         run_experiment(_make(folder, "weights.epoch=1", parents=[run]))
+
+
+def test_what_an_evaluation_looks_at_otherwise_than_the_pretraining_did_is_said(folder: Path) -> None:
+    def said(*overrides: str) -> list[str]:
+        return remarks(avid, parse(DownstreamSettings, tiny_config("downstream", folder, *overrides)))
+
+    avid = tiny_config("pretrain", folder, "method=avid", "method.num_negatives=5")
+    assert said() == []
+    avid["method"]["pool"] = "max"
+    avid["views"]["audio"]["transform"] |= {"num_mels": None, "n_fft": 512}
+    pool, spectrogram = said()
+    assert pool.endswith("set downstream.features.video_layer=max to look at what it was trained for")
+    assert spectrogram == (
+        "heard other spectrograms (n_fft=512, not 1024; num_mels=None, not 40): set views= to that of the pretraining"
+    )
+    assert said("downstream.modalities=[v]", "downstream.features.video_layer=max") == []
+    assert len(said("downstream.modalities=[a]")) == 1
+    assert said("downstream=finetune", "downstream.frames=4", "downstream.training.epochs=3") == []

@@ -19,7 +19,7 @@ from crisscross.transforms.audio import (
     augment_audio,
     draw_audio,
     evaluate_audio,
-    log_mel,
+    log_spectrogram,
     mask_out_,
     resize_crop,
     time_warp,
@@ -33,6 +33,16 @@ OFF = AudioTransformSettings(
     num_frequency_masks=0,
     num_time_masks=0,
     resize_crop_probability=0,
+)
+LINEAR = AudioTransformSettings(
+    sample_rate_hz=24000,
+    n_fft=512,
+    hop_samples=240,
+    num_mels=None,
+    f_max_hz=12000.0,
+    frequency_mask_max_bins=29,
+    mean=-7.0,
+    std=5.5,
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -78,19 +88,43 @@ def librosa_log_mel(wave: np.ndarray, settings: AudioTransformSettings) -> np.nd
 )
 def test_log_mel_equals_librosa(settings):
     wave = waves(4)
-    got = log_mel(wave, settings)
+    got = log_spectrogram(wave, settings)
     for clip, result in zip(wave.numpy(), got[:, 0].numpy(), strict=True):
         np.testing.assert_allclose(result, librosa_log_mel(clip, settings), atol=1e-4)
 
 
 def test_two_seconds_give_80_by_201():
-    assert log_mel(waves(3), PAPER).shape == (3, 1, 80, 201)
-    assert log_mel(waves(1, 5.0), PAPER).shape == (1, 1, 80, 501)
-    assert log_mel(waves(1, 0.03), PAPER).shape == (1, 1, 80, 4)  # shorter than one window
+    assert log_spectrogram(waves(3), PAPER).shape == (3, 1, 80, 201)
+    assert log_spectrogram(waves(1, 5.0), PAPER).shape == (1, 1, 80, 501)
+    assert log_spectrogram(waves(1, 0.03), PAPER).shape == (1, 1, 80, 4)  # shorter than one window
+
+
+def test_linear_bins_equal_a_plain_fourier_transform():
+    wave = waves(3, 3.0)[:, :48000]  # 2 s at 24 kHz
+    got = log_spectrogram(wave, LINEAR)
+    assert got.shape == (3, 1, 257, 201)
+    window = np.hanning(513)[:512]  # the periodic Hann window
+    for clip, result in zip(wave.double().numpy(), got[:, 0].numpy(), strict=True):
+        padded = np.pad(clip, 256)
+        frames = np.stack([padded[240 * frame : 240 * frame + 512] for frame in range(201)])
+        power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
+        np.testing.assert_allclose(result, (np.log(power.T + 2.0**-23) + 7.0) / 5.5, atol=1e-3)
+    spectrum = torch.stft(wave[0], 512, 240, window=torch.hann_window(512), pad_mode="constant", return_complex=True)
+    expected = ((spectrum.abs() ** 2 + 2.0**-23).log() + 7.0) / 5.5
+    torch.testing.assert_close(got[0, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_linear_bins_are_augmented_like_mel_bands():
+    draws = draw_audio(keys_of(2000), 201, LINEAR)
+    assert draws.canvas == (257, 301)
+    assert draws.frequency_masks.sum(2).max() == 257
+    result = augment_audio(waves(4, 3.0)[:, :48000], keys_of(4), LINEAR)
+    assert result.shape == (4, 1, 257, 201)
+    assert torch.isfinite(result).all()
 
 
 def test_silence_is_finite_and_constant():
-    silence = log_mel(torch.zeros(2, 32000), PAPER)
+    silence = log_spectrogram(torch.zeros(2, 32000), PAPER)
     expected = (np.log(np.finfo(np.float32).eps) - PAPER.mean) / PAPER.std
     torch.testing.assert_close(silence, torch.full_like(silence, expected))
     assert torch.isfinite(augment_audio(torch.zeros(2, 32000), keys_of(2), WARPED)).all()
@@ -98,7 +132,7 @@ def test_silence_is_finite_and_constant():
 
 def test_evaluation_is_the_plain_spectrogram():
     wave = waves(3)
-    assert torch.equal(evaluate_audio(wave, WARPED), log_mel(wave, WARPED))
+    assert torch.equal(evaluate_audio(wave, WARPED), log_spectrogram(wave, WARPED))
 
 
 # What each augmentation does.
@@ -107,7 +141,7 @@ def test_evaluation_is_the_plain_spectrogram():
 def test_volume_scales_the_wave():
     settings = dataclasses.replace(OFF, volume_min=0.8, volume_max=1.2)
     wave, draws = waves(6), draw_audio(keys_of(6), 201, settings)
-    expected = log_mel(wave * torch.from_numpy(draws.volume).float()[:, None], settings)
+    expected = log_spectrogram(wave * torch.from_numpy(draws.volume).float()[:, None], settings)
     assert torch.equal(augment_audio(wave, keys_of(6), settings), expected)
 
 
@@ -201,7 +235,7 @@ def test_a_clip_shorter_than_masks_and_window_still_works():
 )
 def test_each_augmentation_alone_changes_clips_by_key(on):
     same = waves(1).expand(24, -1)
-    plain, keys = log_mel(same, OFF), keys_of(24)
+    plain, keys = log_spectrogram(same, OFF), keys_of(24)
     result = augment_audio(same, keys, dataclasses.replace(OFF, **on))
     changed = (result - plain).abs().amax((1, 2, 3)) > 1e-3
     if on == {"resize_crop_probability": 0.5}:
@@ -259,9 +293,9 @@ def test_the_input_is_left_alone_and_autocast_does_not_reach_in():
 def test_tables_made_in_inference_mode_serve_training_too():
     settings = AudioTransformSettings(num_mels=33, frequency_mask_max_bins=3)
     with torch.inference_mode():
-        log_mel(waves(1), settings)
+        log_spectrogram(waves(1), settings)
     wave = waves(1).requires_grad_()
-    log_mel(wave, settings).sum().backward()
+    log_spectrogram(wave, settings).sum().backward()
     assert torch.isfinite(wave.grad).all()
 
 
@@ -274,6 +308,13 @@ def test_tables_made_in_inference_mode_serve_training_too():
         ({"f_max_hz": 9000.0}, r"f_max_hz got 9000.0; expected above f_min_hz \(0.0\), at most half of sample_rate_hz"),
         ({"volume_min": 1.3}, "volume_min got 1.3; expected 0 <= min <= max"),
         ({"num_mels": 8}, r"frequency_mask_max_bins got 9; expected 0 to num_mels \(8\)"),
+        ({"num_mels": 0}, "num_mels got 0; expected above 0, or null for linear bins"),
+        (
+            {"num_mels": None, "f_max_hz": 7000.0},
+            "f_max_hz got 7000.0; expected 8000.0, as num_mels is null",
+        ),
+        ({"num_mels": None, "f_min_hz": 50.0}, "f_min_hz got 50.0; expected 0, as num_mels is null: all linear bins"),
+        ({"num_mels": None, "frequency_mask_max_bins": 514}, r"expected 0 to n_fft // 2 \+ 1 \(513\)"),
         ({"canvas_time": 0.5}, "canvas_time got 0.5; expected at least 1"),
         ({"time_warp_frames": -1}, "time_warp_frames got -1; expected 0 or more: correct time_warp_frames"),
         ({"resize_crop_probability": 2}, "resize_crop_probability got 2; expected a number from 0 to 1"),
@@ -287,9 +328,9 @@ def test_impossible_settings_are_refused(values, message):
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"wave got torch.float32 \(2, 1, 100\); expected float samples \(B, S\)"):
-        log_mel(torch.zeros(2, 1, 100), PAPER)
+        log_spectrogram(torch.zeros(2, 1, 100), PAPER)
     with pytest.raises(ValueError, match=r"wave got torch.int16 \(2, 100\)"):
-        log_mel(torch.zeros(2, 100, dtype=torch.int16), PAPER)
+        log_spectrogram(torch.zeros(2, 100, dtype=torch.int16), PAPER)
     with pytest.raises(ValueError, match=r"keys got shape \(3,\) for waves \(2, 32000\); expected one key a wave"):
         augment_audio(waves(2), keys_of(3), PAPER)
 
