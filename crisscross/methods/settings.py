@@ -37,6 +37,42 @@ class MethodSettings(Settings):
             ValueError: there is not, in one line with the remedy.
         """
 
+    def check_batch(self, samples_per_pass: int) -> None:
+        """Make sure that the method can learn from so many samples at a time, over all devices.
+
+        Raises:
+            ValueError: it cannot, in one line with the remedy.
+        """
+
+
+class CmaccSettings(MethodSettings):
+    """Heads, temperature, momentum and how many keys are kept (crisscross/methods/cmacc.py)."""
+
+    num_views = 1
+
+    hidden_dim: int = Field(gt=0)
+    embedding_dim: int = Field(gt=0)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    encoder_momentum: float = Field(ge=0, lt=1)
+    pool_size: int = Field(gt=0)
+    dictionary_size: int = Field(gt=0)
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """See that the dictionary's negatives can be different clips; a pool may hold several draws of a clip."""
+        if self.dictionary_size >= num_clips:
+            raise ValueError(
+                f"method.dictionary_size={self.dictionary_size} negatives: the training split has {num_clips} clips:"
+                f" set it to at most {num_clips - 1}, or take a larger dataset"
+            )
+
+    def check_batch(self, samples_per_pass: int) -> None:
+        """See that there is something to choose: as many of the pool's keys are as the batch has clips."""
+        if self.pool_size <= samples_per_pass:
+            raise ValueError(
+                f"method.pool_size={self.pool_size}: expected more than the {samples_per_pass} samples of a pass, since"
+                " as many keys are chosen from the pool: raise it, or lower training.micro_batch_size"
+            )
+
 
 class CrissCrossSettings(MethodSettings):
     """The weights of the families of pair losses (crisscross/methods/crisscross.py)."""
@@ -55,7 +91,7 @@ class CrissCrossSettings(MethodSettings):
         return self
 
 
-METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"crisscross": CrissCrossSettings}
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"cmacc": CmaccSettings, "crisscross": CrissCrossSettings}
 """By the method's name."""
 
 
