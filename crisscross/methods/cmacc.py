@@ -15,6 +15,8 @@ What is not published, and was chosen by us:
 - Momentum encoders normalise by the statistics of the batch, as the encoders that they follow do (and as in MoCo);
   going forward leaves their running statistics alone. These follow those of the online encoders, with the same momentum
   as the weights, so that a momentum encoder is at any time an average of the online ones, fit for ``eval`` mode.
+- Heads are MLPs of one hidden layer that are normalised after each layer, the last one too. Without it, in a trial on
+  the demo, embeddings drifted: queries told the batch's keys from the dictionary's old ones by that, and collapsed.
 - Keys are kept together with their clips. A key of a query's own clip (another draw in the batch, or an old one in the
   pool or the dictionary) is left out of that query's softmax: it is no negative.
 - An empty place of the pool or the dictionary belongs to no clip and is never used. In the first passes there are
@@ -39,6 +41,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from crisscross.methods.base import BaseMethod, ClipFacts, Views
 from crisscross.methods.crisscross import embedding_std
+from crisscross.models.heads import projector
 from crisscross.settings import ModelSettings
 from crisscross.training.distributed import gather_rows
 
@@ -174,8 +177,7 @@ class Method(BaseMethod):
         self._temperature, self._encoder_momentum = temperature, encoder_momentum
         for modality in OTHER:
             backbone = self.get_submodule(f"{modality}_backbone")
-            hidden = nn.Linear(backbone.feature_dim, hidden_dim)
-            head = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_dim, embedding_dim))
+            head = projector(backbone.feature_dim, hidden_dim=hidden_dim, output_dim=embedding_dim, num_layers=2)
             self.add_module(f"{modality}_head", head)
             self.add_module(f"{modality}_momentum", _follower(nn.Sequential(backbone, head)))
             self.add_module(f"pool_{modality}", KeyQueue(pool_size, embedding_dim))
