@@ -139,6 +139,8 @@ class PretrainSettings(ExperimentSettings):
             )
         self.data.check_for_pretraining(modalities_of(self.method))
         check_training(self.training, self.optim, num_devices=self.execution.num_devices)
+        if method is not None:
+            method.check_batch(self.training.samples_per_pass)
         return self
 
 

@@ -5,13 +5,14 @@ A method that has no class here works all the same; what is wrong with its numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from crisscross.models.layers import Layer, linear, predictor, projector
+from crisscross.models.layers import FLOAT_BYTES, Layer, audio_layers, linear, norm, predictor, projector, video_layers
 from crisscross.models.settings import ModelSettings
 from crisscross.settings_base import Rate, Settings, parse_node
 
@@ -63,6 +64,13 @@ class MethodSettings(Settings):
         dims = [{"v": model.video, "a": model.audio}[letter].feature_dim for letter in self.modalities]
         return [layer for dim in dims for layer in (*projector(dim, model), *predictor(model))]
 
+    def check_batch(self, samples_per_pass: int) -> None:
+        """Make sure that the method can learn from so many samples at a time, over all devices.
+
+        Raises:
+            ValueError: it cannot, in one line with the remedy.
+        """
+
 
 class AvidSettings(MethodSettings):
     """Cross-modal instance discrimination (crisscross/methods/avid.py).
@@ -87,6 +95,54 @@ class AvidSettings(MethodSettings):
                 f"method.num_negatives={self.num_negatives} are more than the {num_clips - 1} other clips that a clip"
                 f" has among {num_clips}: set method.num_negatives={num_clips - 1} or lower, or give it more clips"
             )
+
+    def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
+        """Return its heads and its memories of every clip."""
+        return [*_heads(model, self.head_dims), *_floats(clips.num_clips * self.head_dims[-1], num=2), *_floats(1)]
+
+
+class CmaccSettings(MethodSettings):
+    """Heads, temperature, momentum and how many keys are kept (crisscross/methods/cmacc.py)."""
+
+    num_views = 1
+
+    hidden_dim: int = Field(gt=0)
+    embedding_dim: int = Field(gt=0)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    encoder_momentum: float = Field(ge=0, lt=1)
+    pool_size: int = Field(gt=0)
+    dictionary_size: int = Field(gt=0)
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """See that the dictionary's negatives can be different clips; a pool may hold several draws of a clip."""
+        if self.dictionary_size >= num_clips:
+            raise ValueError(
+                f"method.dictionary_size={self.dictionary_size} negatives: the training split has {num_clips} clips:"
+                f" set it to at most {num_clips - 1}, or take a larger dataset"
+            )
+
+    def check_batch(self, samples_per_pass: int) -> None:
+        """See that there is something to choose: as many of the pool's keys are as the batch has clips."""
+        if self.pool_size <= samples_per_pass:
+            raise ValueError(
+                f"method.pool_size={self.pool_size}: expected more than the {samples_per_pass} samples of a pass, since"
+                " as many keys are chosen from the pool: raise it, or lower training.micro_batch_size"
+            )
+
+    def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
+        """Return its heads, the momentum encoders, pools and dictionaries."""
+        heads = [
+            layer
+            for dim in (model.video.feature_dim, model.audio.feature_dim)
+            for before, after in ((dim, self.hidden_dim), (self.hidden_dim, self.embedding_dim))
+            for layer in (linear(before, after), norm(after))
+        ]
+        online = [*video_layers(model.video), *audio_layers(model.audio), *heads]
+        queues = [
+            Layer(buffers=(FLOAT_BYTES * size * self.embedding_dim, 2 * FLOAT_BYTES * size))  # keys, and whose they are
+            for size in (self.pool_size, self.dictionary_size)
+        ]
+        return [*heads, *(layer.untrained() for layer in online), *queues, *queues]
 
 
 class CrissCrossSettings(MethodSettings):
@@ -126,8 +182,20 @@ class SupervisedSettings(MethodSettings):
         return [linear(model.video.feature_dim, clips.num_classes)]
 
 
+def _heads(model: ModelSettings, dims: Sequence[int]) -> list[Layer]:
+    """Return an MLP on each backbone."""
+    widths = [(feature_dim, *dims) for feature_dim in (model.video.feature_dim, model.audio.feature_dim)]
+    return [linear(before, after) for each in widths for before, after in pairwise(each)]
+
+
+def _floats(count: int, *, num: int = 1) -> list[Layer]:
+    """Return tensors of single precision that are kept but not trained."""
+    return [Layer(buffers=(FLOAT_BYTES * count,))] * num
+
+
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "avid": AvidSettings,
+    "cmacc": CmaccSettings,
     "crisscross": CrissCrossSettings,
     "supervised": SupervisedSettings,
 }

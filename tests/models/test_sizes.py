@@ -133,6 +133,8 @@ def test_at_the_papers_size() -> None:
         ("optim.larc.enabled=false",),
         ("optim.name=sgd",),
         SHALLOW,
+        ("method=avid", "method.num_negatives=3"),
+        ("method=cmacc", "method.dictionary_size=8"),
         ("method=supervised",),
     ],
     ids=lambda overrides: " ".join(overrides) or "demo",
