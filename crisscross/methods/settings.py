@@ -55,7 +55,26 @@ class CrissCrossSettings(MethodSettings):
         return self
 
 
-METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"crisscross": CrissCrossSettings}
+class XDCSettings(MethodSettings):
+    """How clips are clustered, and how often (crisscross/methods/xdc.py)."""
+
+    num_views: ClassVar[int] = 1
+
+    num_clusters: int = Field(gt=1)
+    recluster_every_epochs: int = Field(gt=0)
+    whiten_dims: int = Field(gt=0)
+    kmeans_iterations: int = Field(gt=0)
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """Make sure that there are as many clips as clusters."""
+        if num_clips < self.num_clusters:
+            raise ValueError(
+                f"method.num_clusters={self.num_clusters} is more than the {num_clips} clips of the training split:"
+                " lower it, or take more clips"
+            )
+
+
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {"crisscross": CrissCrossSettings, "xdc": XDCSettings}
 """By the method's name."""
 
 

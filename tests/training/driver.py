@@ -52,7 +52,7 @@ def _main(path: str, strike: str, at_step: int) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
     if strike:
-        {**STRIKES, **STRIKES_IN_THE_TEST}[strike](at_step)
+        {**STRIKES, **STRIKES_IN_THE_TEST, **STRIKES_IN_THE_LOOK}[strike](at_step)
     done = run_experiment(RunDirectory.open(path))
     os._exit(0 if done else INTERRUPTED_EXIT_CODE)
 
@@ -169,6 +169,50 @@ STRIKES: dict[str, Callable[[int], None]] = {
     "SIGINT": _signal(signal.SIGINT),
     "SIGUSR2": _signal(signal.SIGUSR2),
 }
+
+
+def _small_looks(num_clips: int) -> None:
+    """No strike: let a pass over all clips, one segment each, take so few at a time."""
+    features.SEGMENTS_PER_BATCH = num_clips
+
+
+def _in_the_look(act: Callable[[], None], at_batch: int) -> None:
+    """Act before a batch of the looks at all clips, counted over the whole run: of 12 clips, there are three a look."""
+    original, seen = features.segment_views, []
+    _small_looks(4)
+
+    def struck(batch, **settings):
+        seen.append(batch)
+        if len(seen) == at_batch:
+            act()
+        return original(batch, **settings)
+
+    features.segment_views = struck
+
+
+def _in_the_clustering(at_call: int) -> None:
+    """Kill in a k-means: there are two before each epoch."""
+    from crisscross.methods import xdc
+
+    original, seen = xdc.clustered, []
+    _small_looks(4)
+
+    def struck(*arguments, **settings):
+        seen.append(arguments)
+        if len(seen) == at_call:
+            _kill()
+        return original(*arguments, **settings)
+
+    xdc.clustered = struck
+
+
+STRIKES_IN_THE_LOOK: dict[str, Callable[[int], None]] = {
+    "none, few clips at a time": lambda at_batch: _small_looks(4),
+    "SIGKILL in the look": lambda at_batch: _in_the_look(_kill, at_batch),
+    "SIGTERM in the look": lambda at_batch: _in_the_look(lambda: os.kill(os.getpid(), signal.SIGTERM), at_batch),
+    "SIGKILL in the clustering": _in_the_clustering,
+}
+"""Before an epoch, of methods that look at all clips then."""
 
 STRIKES_IN_THE_TEST: dict[str, Callable[[int], None]] = {
     "SIGKILL in the test": lambda at_step: _in_the_dense_test(_kill, at_step),
