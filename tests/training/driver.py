@@ -8,7 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import crisscross.training.checkpoint as checkpoint_module
@@ -40,6 +41,33 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
     return process.exitcode
 
 
+def in_two_processes(run: RunDirectory, strike: str = "", at_step: int = 0) -> list[int]:
+    """Run an experiment in two processes that train together, as torchrun would, without waiting for its imports.
+
+    Args:
+        run: its run directory.
+        strike: what happens to the second of them; the first is left alone.
+        at_step: when.
+
+    Returns:
+        The exit code of each.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        struck = (strike, at_step) if rank else ("", 0)
+        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, ranks)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=180)
+        assert process.exitcode is not None, "the run did not end within 180 s"
+    return [process.exitcode for process in processes]
+
+
 def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     """Strike a run once, see that it is not done, and start it again to its end."""
     code = in_process(run, strike, at_step=at_step)
@@ -48,7 +76,8 @@ def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     assert in_process(run) == 0
 
 
-def _main(path: str, strike: str, at_step: int) -> None:
+def _main(path: str, strike: str, at_step: int, ranks: Mapping[str, int] | None = None) -> None:
+    os.environ.update({name: str(value) for name, value in (ranks or {}).items()})
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
     if strike:
