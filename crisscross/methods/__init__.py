@@ -7,4 +7,4 @@ import pkgutil
 
 def available_methods() -> list[str]:
     """Return the names of the methods in this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("base", "settings"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,11 @@ class Views:
         return torch.Generator(self.clip_ids.device).manual_seed(self.key)
 
 
-FeaturesOfAll = Callable[[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]], dict[str, np.ndarray]]
-"""From networks by modality, ``v`` or ``a``, to the features (N, D) of every training clip, alike on all processes."""
+FeaturesOfAll = Callable[[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]], dict[str, Callable[[], np.ndarray]]]
+"""From networks by modality, ``v`` or ``a``, to what reads the features of every training clip, (N, D), from disk.
+
+Every process has to ask; which of them read what was found is their affair (it is large). The features are alike.
+"""
 
 
 class Trainable(nn.Module, ABC):
@@ -81,7 +84,7 @@ class Trainable(nn.Module, ABC):
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
 
-    def begin_epoch(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> None:
+    def begin_epoch(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Iterable[nn.Parameter]:
         """Get ready for an epoch, on every process; what is kept of it has to be in buffers.
 
         A run that is stopped in an epoch goes on without this call, one that is stopped in the call makes it again.
@@ -90,7 +93,11 @@ class Trainable(nn.Module, ABC):
             epoch: the one that begins.
             features_of_all: looks at every training clip.
             seed: of this epoch's draws.
+
+        Returns:
+            The parameters that begin anew: what the optimiser remembers of them (momentum, say) is forgotten.
         """
+        return ()
 
     def clips_of_epoch(self, num_samples: int, *, seed: int) -> np.ndarray:
         """Return the clip of each sample of the epoch that has begun, (num_samples,), in their order.

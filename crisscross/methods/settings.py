@@ -182,6 +182,30 @@ class SupervisedSettings(MethodSettings):
         return [linear(model.video.feature_dim, clips.num_classes)]
 
 
+class XDCSettings(MethodSettings):
+    """How clips are clustered, and how often (crisscross/methods/xdc.py)."""
+
+    num_views: ClassVar[int] = 1
+
+    num_clusters: int = Field(gt=1)
+    recluster_every_epochs: int = Field(gt=0)
+    whiten_dims: int = Field(gt=0)
+    kmeans_iterations: int = Field(gt=0)
+
+    def check_clips(self, *, num_clips: int, num_classes: int) -> None:
+        """Make sure that there are as many clips as clusters."""
+        if num_clips < self.num_clusters:
+            raise ValueError(
+                f"method.num_clusters={self.num_clusters} is more than the {num_clips} clips of the training split:"
+                " lower it, or take more clips"
+            )
+
+    def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
+        """Return its heads, the clusters of every clip and the epoch that they belong to."""
+        clusters = Layer(buffers=(*[2 * FLOAT_BYTES * clips.num_clips] * 2, 2 * FLOAT_BYTES))  # int64
+        return [*_heads(model, (self.num_clusters,)), clusters]
+
+
 def _heads(model: ModelSettings, dims: Sequence[int]) -> list[Layer]:
     """Return an MLP on each backbone."""
     widths = [(feature_dim, *dims) for feature_dim in (model.video.feature_dim, model.audio.feature_dim)]
@@ -198,6 +222,7 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "cmacc": CmaccSettings,
     "crisscross": CrissCrossSettings,
     "supervised": SupervisedSettings,
+    "xdc": XDCSettings,
 }
 """By the method's name."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 JOIN_TIMEOUT = timedelta(minutes=30)
 """How long processes wait for each other, when they meet and in any exchange (chosen by us: for slow shared disks)."""
+
+
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,36 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, rows)
     return torch.cat(gathered)
+
+
+def computed_once(compute: Callable[[], Computed]) -> Computed:
+    """Return what rank 0 computes, on every process; the others wait for it, ``JOIN_TIMEOUT`` at most.
+
+    Args:
+        compute: called on rank 0 alone. What it raises is raised on every process.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return compute()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = compute()
+        except Exception as error:  # whatever it is: the others must not wait in vain
+            told[1] = error
+    dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process rank 0's buffers, as its next forward pass would and as a checkpoint does.
+
+    Between the two, running statistics differ where each process normalises by its own share of the batch.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def data_parallel(

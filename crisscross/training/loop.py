@@ -28,7 +28,7 @@ from crisscross.optim.schedules import build_schedules
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.training.books import Books
-from crisscross.training.distributed import World, data_parallel
+from crisscross.training.distributed import World, data_parallel, share_buffers
 from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.meter import Meter
 from crisscross.training.task import Task
@@ -93,6 +93,7 @@ class Trainer:
         self.step = 0
         self.books = Books(run, world)
         about = self._resume()
+        self._started_at = self.step
         kept = [epoch * self.plan.steps_per_epoch for epoch in task.training.keep_epochs]
         self.books.open(about, keep_steps=[*kept, self.total_steps])
         self._loss_of = self._wrapped()
@@ -315,13 +316,16 @@ class Trainer:
         return self.network.begins_epochs and self.step % self.plan.steps_per_epoch == 0
 
     def _begin_epoch(self) -> None:
-        """Let the network get ready. It starts from a checkpoint, so what it does on the way may be kept on disk."""
+        """Let the network get ready.
+
+        What an earlier start has kept of the way is of use only to one that begins right here, with the same weights.
+        """
         epoch = self.step // self.plan.steps_per_epoch
-        self.network.begin_epoch(
-            epoch,
-            WholeSet(self.run, self.task, self.world, epoch=epoch).features_of,
-            seed=derive_key(self.task.seed, "epoch", epoch),
-        )
+        share_buffers(self.network)
+        look = WholeSet(self.run, self.task, self.world, epoch=epoch, goes_on=self.step == self._started_at)
+        seed = derive_key(self.task.seed, "epoch", epoch)
+        for parameter in self.network.begin_epoch(epoch, look.features_of, seed=seed):
+            self.optimizer.state.pop(parameter, None)
         self.network.train()
 
     def _pick(self, epoch: int) -> np.ndarray:

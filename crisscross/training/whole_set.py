@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from crisscross.training.task import Task
 class WholeSet:
     """The training clips before an epoch, through the one feature extractor, shared out to all processes."""
 
-    def __init__(self, run: RunDirectory, task: Task, world: World, *, epoch: int) -> None:
+    def __init__(self, run: RunDirectory, task: Task, world: World, *, epoch: int, goes_on: bool) -> None:
         """Describe the look.
 
         Args:
@@ -28,11 +29,14 @@ class WholeSet:
             task: what is trained; the segment in the middle of each of its clips is looked at, unaugmented.
             world: this process among its fellows.
             epoch: the one that is about to begin.
+            goes_on: whether an earlier start has got as far as here, with these very weights: what it has kept counts.
         """
-        self._run, self._task, self._world, self._epoch = run, task, world, epoch
+        self._run, self._task, self._world, self._epoch, self._goes_on = run, task, world, epoch, goes_on
 
-    def features_of(self, networks: Mapping[str, Network]) -> dict[str, np.ndarray]:
-        """Return the features (N, D) of every training clip, the same on every process.
+    def features_of(self, networks: Mapping[str, Network]) -> dict[str, Callable[[], np.ndarray]]:
+        """Look at every training clip; return what reads the features from disk, (N, D), by modality.
+
+        Every process has to call it. What is read is the same on each.
 
         Args:
             networks: by modality, ``v`` or ``a``, from views (B, ...) to features (B, D). They are called in the mode
@@ -43,8 +47,7 @@ class WholeSet:
             DecodeError: a clip cannot be read any more, naming it.
             OSError: the features cannot be kept.
         """
-        if self._world.is_main:
-            forget(self._run, all_but=self._folder)
+        self._tidy()
         error: Exception | None = None
         try:
             self._extract(networks)
@@ -55,8 +58,21 @@ class WholeSet:
             INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
         if error is not None:
             raise error
-        stores = [self._store(rank) for rank in range(self._world.size)]
-        return {letter: np.concatenate([store.array(letter)[:, 0] for store in stores]) for letter in networks}
+        return {letter: functools.partial(self._read, letter) for letter in networks}
+
+    def _tidy(self) -> None:
+        """Delete what no longer counts, before any process begins to look."""
+        error: Exception | None = None
+        if self._world.is_main:
+            try:
+                forget(self._run, all_but=self._folder if self._goes_on else None)
+            except OSError as problem:
+                error = problem
+        self._world.raise_first(error)
+
+    def _read(self, letter: str) -> np.ndarray:
+        stores = [self._store(rank) for rank in range(self._world.size) if len(self._rows(rank))]
+        return np.concatenate([store.array(letter)[:, 0] for store in stores])
 
     @property
     def _folder(self) -> Path:
@@ -86,7 +102,7 @@ class WholeSet:
 
 
 def forget(run: RunDirectory, *, all_but: Path | None = None) -> None:
-    """Delete what was seen before earlier epochs."""
+    """Delete what was seen of all clips, but for one folder."""
     for folder in (run.path / "features").glob("epoch*"):
         if folder != all_but:
             shutil.rmtree(folder)

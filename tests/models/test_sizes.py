@@ -136,6 +136,7 @@ def test_at_the_papers_size() -> None:
         ("method=avid", "method.num_negatives=3"),
         ("method=cmacc", "method.dictionary_size=8"),
         ("method=supervised",),
+        ("method=xdc", "method.num_clusters=8"),
     ],
     ids=lambda overrides: " ".join(overrides) or "demo",
 )

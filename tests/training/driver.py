@@ -8,7 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import crisscross.training.checkpoint as checkpoint_module
@@ -40,6 +41,33 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
     return process.exitcode
 
 
+def in_two_processes(run: RunDirectory, strike: str = "", at_step: int = 0) -> list[int]:
+    """Run an experiment in two processes that train together, as torchrun would, without waiting for its imports.
+
+    Args:
+        run: its run directory.
+        strike: what happens to the second of them; the first is left alone.
+        at_step: when.
+
+    Returns:
+        The exit code of each.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        struck = (strike, at_step) if rank else ("", 0)
+        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, ranks)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=180)
+        assert process.exitcode is not None, "the run did not end within 180 s"
+    return [process.exitcode for process in processes]
+
+
 def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     """Strike a run once, see that it is not done, and start it again to its end."""
     code = in_process(run, strike, at_step=at_step)
@@ -48,11 +76,12 @@ def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     assert in_process(run) == 0
 
 
-def _main(path: str, strike: str, at_step: int) -> None:
+def _main(path: str, strike: str, at_step: int, ranks: Mapping[str, int] | None = None) -> None:
+    os.environ.update({name: str(value) for name, value in (ranks or {}).items()})
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     INTERRUPTION.install()
     if strike:
-        {**STRIKES, **STRIKES_IN_THE_TEST}[strike](at_step)
+        {**STRIKES, **STRIKES_IN_THE_TEST, **STRIKES_IN_THE_LOOK}[strike](at_step)
     done = run_experiment(RunDirectory.open(path))
     os._exit(0 if done else INTERRUPTED_EXIT_CODE)
 
@@ -169,6 +198,50 @@ STRIKES: dict[str, Callable[[int], None]] = {
     "SIGINT": _signal(signal.SIGINT),
     "SIGUSR2": _signal(signal.SIGUSR2),
 }
+
+
+def _small_looks(num_clips: int) -> None:
+    """No strike: let a pass over all clips, one segment each, take so few at a time."""
+    features.SEGMENTS_PER_BATCH = num_clips
+
+
+def _in_the_look(act: Callable[[], None], at_batch: int) -> None:
+    """Act before a batch of the looks at all clips, counted over the whole run: of 12 clips, there are three a look."""
+    original, seen = features.segment_views, []
+    _small_looks(4)
+
+    def struck(batch, **settings):
+        seen.append(batch)
+        if len(seen) == at_batch:
+            act()
+        return original(batch, **settings)
+
+    features.segment_views = struck
+
+
+def _in_the_clustering(at_call: int) -> None:
+    """Kill in a k-means: there are two before each epoch."""
+    from crisscross.methods import xdc
+
+    original, seen = xdc.clustered, []
+    _small_looks(4)
+
+    def struck(*arguments, **settings):
+        seen.append(arguments)
+        if len(seen) == at_call:
+            _kill()
+        return original(*arguments, **settings)
+
+    xdc.clustered = struck
+
+
+STRIKES_IN_THE_LOOK: dict[str, Callable[[int], None]] = {
+    "none, few clips at a time": lambda at_batch: _small_looks(4),
+    "SIGKILL in the look": lambda at_batch: _in_the_look(_kill, at_batch),
+    "SIGTERM in the look": lambda at_batch: _in_the_look(lambda: os.kill(os.getpid(), signal.SIGTERM), at_batch),
+    "SIGKILL in the clustering": _in_the_clustering,
+}
+"""Before an epoch, of methods that look at all clips then."""
 
 STRIKES_IN_THE_TEST: dict[str, Callable[[int], None]] = {
     "SIGKILL in the test": lambda at_step: _in_the_dense_test(_kill, at_step),

@@ -1,0 +1,124 @@
+"""XDC through the real loop: a look at all clips and a clustering before each epoch, killed anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crisscross.data.catalogue import check_batch
+from crisscross.experiment import run as run_experiment
+from crisscross.files import read_json
+from crisscross.run_directory import RunDirectory
+from crisscross.training import loop
+from tests.support import assert_same_state, final_state, history, tiny_config
+from tests.training.driver import in_process, in_two_processes
+
+XDC = ("method=xdc", "method.num_clusters=3")
+FEW_CLIPS = "none, few clips at a time"  # in all starts: another batch is other bits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("xdc")
+
+
+def _make(folder: Path, name: str, *overrides: str) -> RunDirectory:
+    config = tiny_config("pretrain", folder, *XDC, *overrides)
+    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> RunDirectory:
+    run = _make(folder, "undisturbed")
+    assert in_process(run, FEW_CLIPS) == 0
+    return run
+
+
+def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
+    assert history(run) == history(undisturbed)
+    assert_same_state(final_state(run), final_state(undisturbed))
+
+
+def _clips_seen(run: RunDirectory, epoch: int) -> int:
+    return read_json(run.path / "features" / f"epoch{epoch}" / "part1of1" / "done.json")["clips"]
+
+
+def test_a_run_clusters_before_each_epoch(undisturbed: RunDirectory) -> None:
+    steps = history(undisturbed)
+    assert [step for step, _ in steps] == list(range(1, 10))  # 3 epochs of 12 clips in batches of 4
+    for name in ("loss/video", "loss/audio", "clusters/video_accuracy", "clusters/audio_accuracy"):
+        assert name in steps[0][1]
+    state = final_state(undisturbed)["method"]
+    assert state["clusters_epoch"] == 2
+    for modality in ("video", "audio"):
+        assert state[f"{modality}_clusters"].dtype == torch.int64
+        assert set(state[f"{modality}_clusters"].tolist()) == {0, 1, 2}
+    assert not [*(undisturbed.path / "features").iterdir()]  # of no use any more
+    assert undisturbed.result["backbones"].keys() == {"video", "audio"}
+
+
+def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None:
+    run = _make(folder, "often", "execution.max_steps_this_launch=4")
+    assert in_process(run, "SIGTERM in the look", at_step=2) == 75
+    assert run.progress["state"] == "interrupted"
+    assert _clips_seen(run, 0) == 8  # of 12: what has been seen is kept
+    assert in_process(run, "SIGTERM in the look", at_step=2) == 75
+    assert _clips_seen(run, 1) == 4  # the first batch was the last of epoch 0: nothing is looked at twice
+    assert in_process(run, "SIGKILL in the look", at_step=2) == -9
+    assert _clips_seen(run, 1) == 4
+    assert in_process(run, "SIGKILL in the clustering", at_step=2) == -9
+    assert in_process(run, FEW_CLIPS) == 75
+    assert history(run)[-1][0] == 7  # four steps on, in the middle of epoch 2
+    assert in_process(run, FEW_CLIPS) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_what_was_seen_with_other_weights_does_not_count(folder: Path, undisturbed: RunDirectory) -> None:
+    """A start that has to fall back behind a damaged checkpoint finds the look that came after it."""
+    run = _make(folder, "stale")
+    assert in_process(run, "SIGKILL in the clustering", at_step=3) == -9
+    assert _clips_seen(run, 1) == 12
+    for path in (run.path / "features" / "epoch1" / "part1of1").glob("*.f32"):
+        np.zeros(path.stat().st_size // 4, np.float32).tofile(path)
+    (run.checkpoints / "step-000000003.pt").write_bytes(b"torn")
+    assert in_process(run, FEW_CLIPS) == 0
+    _assert_equal(run, undisturbed)
+
+
+def test_a_fresh_head_has_no_momentum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, remembered = _make(folder, "momentum", "method.recluster_every_epochs=2"), []
+    original = loop.Trainer._one_step
+
+    def watched(self, batches):
+        known = self.optimizer.state
+        remembered.append(
+            (self.network.video_head.weight in known, self.network.video_backbone.conv1[0].weight in known)
+        )
+        return original(self, batches)
+
+    monkeypatch.setattr(loop.Trainer, "_one_step", watched)
+    assert run_experiment(run)
+    before_clustering = {0: (False, False), 6: (False, True)}  # not before epoch 1: it keeps heads and momentum
+    assert remembered == [before_clustering.get(step, (True, True)) for step in range(9)]
+
+
+def test_two_processes_stop_and_end_alike(folder: Path) -> None:
+    """On CPUs, running statistics of the two differ when an epoch ends; a checkpoint has those of rank 0."""
+    two = ("execution.num_devices=2", "training.epochs=2")
+    whole = _make(folder, "two whole", *two)
+    assert in_two_processes(whole) == [0, 0]
+    pieces = _make(folder, "two pieces", *two, "execution.max_steps_this_launch=3")
+    assert in_two_processes(pieces, "SIGTERM in the look", at_step=1) == [75, 75]  # one is told, both leave
+    assert history(pieces) == []
+    assert in_two_processes(pieces) == [75, 75]
+    assert in_two_processes(pieces) == [0, 0]
+    _assert_equal(pieces, whole)
+    assert set(final_state(whole)["method"]["video_clusters"].tolist()) == {0, 1, 2}
+
+
+def test_more_clusters_than_clips_are_refused_before_a_launch(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"method.num_clusters=16 is more than the 12 clips of the training split"):
+        check_batch(tiny_config("pretrain", folder, "method=xdc"))
