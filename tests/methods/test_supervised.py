@@ -124,7 +124,8 @@ def test_an_evaluation_that_wants_sound_is_refused(folder: Path, silent: list[st
         _make_run("downstream", config)
     assert not (folder / "refused").exists()
     assert not (folder / "demo").exists()
-    run = RunDirectory.create("downstream", tiny_config("downstream", folder, *silent), parents=[pretrained])
+    wants_sound = tiny_config("downstream", folder, *silent, "downstream.modalities=[v,a]")
+    run = RunDirectory.create("downstream", wants_sound, parents=[pretrained])
     with pytest.raises(ValueError, match=rf"^weights.run={pretrained.label} {ONLY_VIDEO}"):
         backbones_of(run, parse(DownstreamSettings, run.config))
 
