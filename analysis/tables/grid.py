@@ -33,6 +33,7 @@ class Spec:
         rows: their order; others follow in alphabetical order.
         columns: their order.
         published: printed numbers in percent, by place; they are shown where the scale is the paper's.
+        best: whether the best of each ``column``, of each ``row``, or nothing is set in bold; floors never are.
         compare: headings of two columns whose difference is shown: the second less the first.
     """
 
@@ -44,6 +45,7 @@ class Spec:
     rows: Sequence[str] = ()
     columns: Sequence[Heading] = ()
     published: Mapping[Place, float] = field(default_factory=dict)
+    best: str = ""
     compare: tuple[Heading, Heading] | None = None
 
 
@@ -58,7 +60,7 @@ def build(runs: StudyRuns, series: Sequence[Series], spec: Spec) -> Table | None
         {row for row, _ in [*placed, *published]}, spec.rows, last={r for (r, _), s in placed.items() if s.is_floor}
     )
     columns = _ordered({column for _, column in [*placed, *published]}, spec.columns)
-    best = {column: _best(placed, column) for column in columns}
+    best = _best(placed, spec.best)
     headings = _headings(columns, published, spec)
 
     def row(label: str) -> Row:
@@ -122,9 +124,18 @@ def _heading(kind: str, column: Heading, spec: Spec) -> Heading:
     return (group, label + (PAPER if kind.startswith("published") else ""))
 
 
-def _best(placed: Mapping[Place, Series], column: Heading) -> str:
-    found = [s.result.printed_mean for (_, other), s in placed.items() if other == column and not s.is_floor]
-    return max((text for text in found if text), key=float, default="")
+def _best(placed: Mapping[Place, Series], among: str) -> set[Place]:
+    """Return the places of the best of each column or row, where there is more than one to choose from."""
+    rivals: dict[Any, list[Place]] = {}
+    for place, series in placed.items():
+        if among and series.result.values and not series.is_floor:
+            rivals.setdefault(place[1] if among == "column" else place[0], []).append(place)
+    best = set()
+    for places in rivals.values():
+        texts = {place: placed[place].result.printed_mean for place in places}
+        highest = max(texts.values(), key=float)
+        best |= {place for place, text in texts.items() if text == highest and len(places) > 1}
+    return best
 
 
 def _cell(
@@ -133,11 +144,11 @@ def _cell(
     placed: Mapping[Place, Series],
     published: Mapping[Place, float],
     spec: Spec,
-    best: Mapping[Heading, str],
+    best: set[Place],
 ) -> Cell:
-    row, column = place
+    row, _ = place
     if kind == "measured":
-        return _measured(placed.get(place), best[column] if len({r for r, c in placed if c == column}) > 1 else "")
+        return _measured(placed.get(place), is_best=place in best)
     if kind == "published":
         return Cell(f"{published[place]:.1f}") if place in published else Cell("not in the paper", is_missing=True)
     first, second = ((row, heading) for heading in spec.compare)
@@ -152,7 +163,7 @@ def _cell(
     return Cell(found.text, run_ids=tuple(run_id for result in with_both for run_id in result.run_ids))
 
 
-def _measured(series: Series | None, best: str) -> Cell:
+def _measured(series: Series | None, *, is_best: bool) -> Cell:
     if series is None:
         return Cell("not part of the study", is_missing=True)
     result: Result = series.result
@@ -161,7 +172,7 @@ def _measured(series: Series | None, best: str) -> Cell:
     text = result.printed_mean
     if result.std is not None:
         text += f" ± {100 * result.std:.1f} (n={len(result.values)})"
-    return Cell(text, is_best=not series.is_floor and result.printed_mean == best, run_ids=result.run_ids)
+    return Cell(text, is_best=is_best, run_ids=result.run_ids)
 
 
 def _record(

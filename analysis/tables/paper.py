@@ -71,6 +71,7 @@ def table2(runs: StudyRuns) -> Table | None:
         list(dict.fromkeys(row for row, _ in published)),
         [UNTRAINED, *map(heading, PRETRAINING_SETS)],
         published,
+        best="row",
     )
     return build(runs, _at_the_end(runs), spec)
 
@@ -96,6 +97,7 @@ def table4(runs: StudyRuns) -> Table | None:
         [shown(method) for method in METHODS],
         [(shown(data), shown(name)) for data in ("esc50", "dcase2013", "demo") for name in PRETRAINING_SETS],
         published,
+        best="column",
     )
     return build(runs, _with_floor_everywhere(_at_the_end(runs)), spec)
 
@@ -125,6 +127,7 @@ def table5(runs: StudyRuns) -> Table | None:
         [label for label, _ in published],
         [("UCF101", "top-1"), ("HMDB51", "top-1")],
         published,
+        best="column",
     )
     return build(runs, _at_the_end(runs), spec)
 
@@ -145,7 +148,9 @@ def frozen(runs: StudyRuns) -> Table | None:
     order = [f"{shown(method)}, {shown(name)}" for name in PRETRAINING_SETS for method in METHODS]
     columns = [("demo", label) for label in MODALITIES.values()]
     title, question = "Frozen features", "How does linear evaluation see each way of pretraining?"
-    return build(runs, series, Spec("frozen", title, question, "method, pretrained on", place, order, columns))
+    return build(
+        runs, series, Spec("frozen", title, question, "method, pretrained on", place, order, columns, best="column")
+    )
 
 
 def retrieval(runs: StudyRuns) -> Table | None:

@@ -14,29 +14,47 @@ FINGERPRINT = "0123abcd"
 
 
 class Study:
-    """Makes the run directories of a relaxation study and delivers them."""
+    """Makes the run directories of a study and delivers them."""
 
-    def __init__(self, folder: Path, *, fingerprint: str = FINGERPRINT, launched: float = 1.0, scale: str = "demo"):
-        self.folder, self.scale = folder, scale
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "relaxation",
+        table: int | str = 3,
+        fingerprint: str = FINGERPRINT,
+        launched: float = 1.0,
+        scale: str = "demo",
+    ):
+        self.folder, self.scale, self.name = folder, scale, f"{name}.{fingerprint}"
         self.uri = f"sqlite:///{folder}/mlflow.db"
-        about = {"study": "relaxation", "table": 3, "fingerprint": fingerprint, "launched": launched}
-        self.studies = {f"relaxation.{fingerprint}": about}
+        self.about = {"study": name, "table": table, "fingerprint": fingerprint, "launched": launched}
         self.runs: list[RunDirectory] = []
 
-    def _make(self, kind: str, config: dict, parents=()) -> RunDirectory:
+    def _make(self, kind: str, config: dict, parents=(), point: dict | None = None) -> RunDirectory:
         common = {"scale": {"name": self.scale}, "runs_root": str(self.folder / "runs")}
-        run = RunDirectory.create(kind, {**common, **config}, parents=parents, studies=self.studies)
+        studies = {self.name: {**self.about, "point": point or {}}}
+        run = RunDirectory.create(kind, {**common, **config}, parents=parents, studies=studies)
         self.runs.append(run)
         return run
 
-    def pretraining(self, relaxation: str, *, seed: int = 0, data: str = "demo", **progress) -> RunDirectory:
+    def pretraining(
+        self,
+        relaxation: str,
+        *,
+        seed: int = 0,
+        data: str = "demo",
+        method: dict | None = None,
+        point: dict | None = None,
+        **progress,
+    ) -> RunDirectory:
         config = {
-            "method": {"name": "crisscross"},
+            "method": method or {"name": "crisscross"},
             "relaxation": relaxation,
             "seed": seed,
             "data": {"name": data, "fingerprint": "f" * 64},
         }
-        run = self._make("pretrain", config)
+        run = self._make("pretrain", config, point=point)
         if progress:
             _say(run, progress)
         else:
@@ -53,6 +71,7 @@ class Study:
         num_clips: int = 10,
         protocol: dict | None = None,
         folds: tuple[int, ...] = (),
+        model: dict | None = None,
         **progress,
     ) -> RunDirectory:
         svm = {"name": "svm", "modalities": ["v", "a", "av"], "num_clips": num_clips}
@@ -61,8 +80,10 @@ class Study:
             "weights": {"run": parent and str(parent.path), "video": None, "audio": None},
             "seed": seed,
             "data": {"name": data, "fingerprint": "e" * 64, **({"folds": [*folds]} if folds else {})},
+            **({"model": model} if model else {}),
         }
-        run = self._make("downstream", config, parents=[parent] if parent else [])
+        point = parent.about["studies"][self.name]["point"] if parent else None
+        run = self._make("downstream", config, parents=[parent] if parent else [], point=point)
         if progress:
             _say(run, progress)
         if top1:
