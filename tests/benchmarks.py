@@ -5,6 +5,8 @@
 node (tests/benchmark_copies.py).
 ``uv run python -m tests.benchmarks evaluation [FOLDER]``: dense tests, and the SVM of ESC-50
 (tests/benchmark_evaluation.py).
+``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``: what a step of each method costs
+(tests/benchmark_methods.py).
 
 Prints clips a second through decoding and transforms on one core, training samples a second, seconds from the start of
 the process to the first step, and how long a checkpoint holds the loop up. Takes a minute or two, in a temporary
@@ -32,7 +34,7 @@ from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
-from tests import benchmark_copies, benchmark_evaluation, benchmark_prepare
+from tests import benchmark_copies, benchmark_evaluation, benchmark_methods, benchmark_prepare
 from tests.support import full_history
 
 STEPS = {"demo": 40, "paper": 4}
@@ -108,12 +110,15 @@ def _decode_and_transform(settings: PretrainSettings) -> tuple[float, float]:
     return len(clips) / decoding, len(clips) / statistics.median(times[1:])
 
 
+OTHERS = {
+    "prepare": benchmark_prepare.main,
+    "copies": benchmark_copies.main,
+    "evaluation": benchmark_evaluation.main,
+    "methods": benchmark_methods.main,
+}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["prepare"]:
-        benchmark_prepare.main(*sys.argv[2:])
-    elif sys.argv[1:2] == ["copies"]:
-        benchmark_copies.main(*sys.argv[2:])
-    elif sys.argv[1:2] == ["evaluation"]:
-        benchmark_evaluation.main(*sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in OTHERS:
+        OTHERS[sys.argv[1]](*sys.argv[2:])
     else:
         main(*sys.argv[1:])
