@@ -228,7 +228,7 @@ def test_settings_that_cannot_be(overrides: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], r"data\.require=\[video\]: pretraining learns from pictures and sound: set data\.require=\[video,audio\]"),
+        ([], r"data\.require=\[video\]: this pretraining learns from pictures and sound: set data"),
         (
             ["data.require=[audio,video]"],
             r"data\.folds=\[1, 2, 3\]: pretraining takes one split: set data\.folds=\[\] data\.train_split=train1",
