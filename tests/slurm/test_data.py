@@ -1,4 +1,4 @@
-"""Data in real jobs: the tasks of an array prepare a dataset together, and jobs read clips from their node's own disk."""
+"""Data in real jobs: tasks of an array prepare a dataset together, jobs read clips from their node's own disk."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def _as_array(cluster: SlurmCluster, root: Path, *more: str) -> list[str]:
     return [path.read_text().splitlines()[-1] for path in outputs]
 
 
-def test_an_array_prepares_a_dataset(
-    root: Path, idle_slurm: SlurmCluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_array_prepares_a_dataset(root: Path, idle_slurm: SlurmCluster, capsys: pytest.CaptureFixture[str]) -> None:
     last = _as_array(idle_slurm, root)
     assert [line.partition(":")[0] for line in last] == ["share 1 of 3", "share 2 of 3", "share 3 of 3"]
     assert prepare(_asked(root)) == 0

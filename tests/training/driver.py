@@ -19,7 +19,13 @@ from crisscross.training import loop
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.driver"])
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.training.driver",
+        *("crisscross.training.pretrain", "crisscross.methods.crisscross", "crisscross.evaluation.evaluate"),
+        *("torch._dynamo", "pyarrow.parquet", "filelock", "sqlite3"),  # which a first optimizer or manifest imports
+    ]
+)
 
 
 def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
