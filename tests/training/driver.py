@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,11 +40,29 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
     Returns:
         The exit code: 0 done, 75 interrupted, -9 killed.
     """
-    process = CONTEXT.Process(target=_main, args=(str(run.path), strike, at_step))
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode is not None, "the run did not end within 120 s"
-    return process.exitcode
+    (code,) = _exit_codes(run, [{}], strike, at_step)
+    return code
+
+
+def in_ranks(run: RunDirectory, num: int) -> list[int]:
+    """Run an experiment in fresh processes that share its batches, as under torchrun; return their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num}
+    return _exit_codes(run, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(num)])
+
+
+def _exit_codes(run: RunDirectory, environments: list[dict], strike: str = "", at_step: int = 0) -> list[int]:
+    processes = []
+    for more in environments:
+        variables = {name: str(value) for name, value in more.items()}
+        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), strike, at_step, variables)))
+        processes[-1].start()
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode is not None, "the run did not end within 120 s"
+    return [process.exitcode for process in processes]
 
 
 def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
@@ -54,8 +73,9 @@ def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     assert in_process(run) == 0
 
 
-def _main(path: str, strike: str, at_step: int) -> None:
+def _main(path: str, strike: str, at_step: int, variables: dict[str, str]) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
+    os.environ.update(variables)
     INTERRUPTION.install()
     if strike:
         {**STRIKES, **STRIKES_IN_THE_TEST}[strike](at_step)
