@@ -16,6 +16,7 @@ import pytest
 from crisscross.data import probing
 from crisscross.data.manifest import build_manifest, read_manifest
 from crisscross.data.prepare import main, parse_share
+from crisscross.data.workers import num_usable_cores
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.miniatures import make_miniature
 
@@ -182,6 +183,15 @@ def test_a_share_that_is_lacking_is_probed_by_the_last_call(root: Path, probed: 
 )
 def test_which_share(text: str, environment: dict[str, str], share: tuple[int, int]) -> None:
     assert parse_share(text, environment) == share
+
+
+def test_a_job_uses_the_cores_that_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    here = num_usable_cores()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert num_usable_cores() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4096")
+    assert num_usable_cores() == here
 
 
 def test_an_array_with_gaps_has_no_shares() -> None:
