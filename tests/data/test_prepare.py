@@ -206,7 +206,12 @@ def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subp
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from crisscross.data import prepare, probing\n"
         "original = probing.probe_one\n"
-        f"probing.probe_one = lambda *a: time.sleep({slowly_s}) or original(*a)\n"
+        "def slow(*arguments):\n"
+        f"    with open({str(root.parent / 'begun')!r}, 'a') as begun:\n"
+        "        begun.write('.')\n"
+        f"    time.sleep({slowly_s})\n"
+        "    return original(*arguments)\n"
+        "probing.probe_one = slow\n"
         f"probing.SAVE_EVERY_S, probing.FEW_FILES = {save_every_s}, 10**6\n"
         "sys.exit(prepare.main(sys.argv[1:]))\n"
     )
@@ -237,10 +242,10 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
 ) -> None:
     process = _start(root, slowly_s=0.5, save_every_s=1e9)
     waited = time.monotonic()
-    while not list(root.parent.glob("manifests/*/manifest.lock")):  # taken just before the first file
+    begun = root.parent / "begun"
+    while not begun.exists() or begun.stat().st_size < 2:  # then the first file's findings are kept
         assert time.monotonic() - waited < 60
         time.sleep(0.05)
-    time.sleep(2)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
