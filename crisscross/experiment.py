@@ -103,7 +103,8 @@ def _slurm_job() -> str | None:
 
 def environment() -> dict[str, Any]:
     """Return what this process runs on: Python, packages, machine, commit, Slurm job."""
-    packages = {item.metadata["Name"]: item.version for item in importlib.metadata.distributions()}
+    found = (item.metadata for item in importlib.metadata.distributions())  # each look at it parses a file
+    packages = {metadata["Name"]: metadata["Version"] for metadata in found}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

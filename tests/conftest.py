@@ -1,12 +1,39 @@
-"""An MLflow store with tables and nothing in it."""
+"""An MLflow store with tables and nothing in it; how many tests run side by side, and in which order."""
 
 from __future__ import annotations
 
+import os
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
 
 from crisscross import tracking
+
+ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
+AT_WORK = (
+    *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_toy.py"),
+    *("launch/test_local.py", "training/test_loop.py", "tracking/test_history.py", "data/test_staging.py"),
+    "launch/test_single.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Answer ``-n auto``: one worker more than there are cores, as tests on Slurm spend much of their time waiting."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take minutes begin first, those that wait and those that compute in turn."""
+    waiting = [f"slurm/test_{name}.py" for name in ON_SLURM]
+    first = [name for name in chain(*zip_longest(waiting, AT_WORK)) if name]
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(first)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")

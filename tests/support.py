@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import prepare
+from crisscross.data.catalogue import prepare, toy_root, toy_settings
+from crisscross.data.settings import DataSettings
+from crisscross.data.toy import ToySettings, generate
 from crisscross.evaluation.completion import complete
 from crisscross.journal import read_journal
 from crisscross.run_directory import RunDirectory
+from crisscross.settings_base import parse
 
 TINY_OVERRIDES = (
     "data.toy.num_classes=3",
@@ -66,7 +72,18 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
         config = OmegaConf.to_container(compose(kind, overrides=chosen), resolve=True)
     if kind == "downstream":
         config = complete(config, pretrained_on=None)
+    settings = parse(DataSettings, config["data"])
+    if settings.kind == "toy" and not toy_root(settings).exists():
+        shutil.copytree(_clips(toy_settings(settings)).name, toy_root(settings))
     return {**config, "data": prepare(config["data"], progress=False)}
+
+
+@functools.cache
+def _clips(settings: ToySettings) -> tempfile.TemporaryDirectory:
+    """Make the same clips once in a process; tests get copies, as some damage theirs."""
+    folder = tempfile.TemporaryDirectory()
+    generate(folder.name, settings, jobs=1, progress=False)
+    return folder
 
 
 def full_history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:

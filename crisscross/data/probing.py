@@ -18,7 +18,7 @@ from crisscross.data.workers import num_usable_cores, worker_pool
 from crisscross.files import write_atomically
 
 SAVE_EVERY_S = 60.0  # a build that is killed loses at most this much probing
-FEW_FILES = 16  # so few are probed in this process: starting others takes longer
+FEW_FILES = 32  # so few are probed in this process: starting others takes longer
 FILES_A_TASK = 8
 
 Found = dict[str, Any]

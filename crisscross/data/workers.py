@@ -21,10 +21,13 @@ Item = TypeVar("Item")
 
 
 def num_usable_cores() -> int:
-    """Return how many cores this process may use: what a Slurm job was granted, not what the node has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use: what a Slurm job was granted, not what the node has.
+
+    Not every cluster binds a job to its cores, so what was asked for counts, too.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(cores, int(granted)) if granted.isdigit() and int(granted) else cores
 
 
 def worker_pool(jobs: int) -> ProcessPoolExecutor:

@@ -16,6 +16,7 @@ import pytest
 from crisscross.data import probing
 from crisscross.data.manifest import build_manifest, read_manifest
 from crisscross.data.prepare import in_flags, main, parse_share
+from crisscross.data.workers import num_usable_cores
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.miniatures import make_miniature
 
@@ -194,6 +195,15 @@ def test_which_share(text: str, environment: dict[str, str], share: tuple[int, i
     assert parse_share(text, environment) == share
 
 
+def test_a_job_uses_the_cores_that_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    here = num_usable_cores()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert num_usable_cores() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4096")
+    assert num_usable_cores() == here
+
+
 def test_an_array_with_gaps_has_no_shares() -> None:
     with pytest.raises(ValueError, match="share 9 of 5 does not exist: number the tasks without gaps, --array=1-N"):
         parse_share("slurm", {**ON_SLURM, "SLURM_ARRAY_TASK_ID": "9"})
@@ -206,7 +216,12 @@ def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subp
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from crisscross.data import prepare, probing\n"
         "original = probing.probe_one\n"
-        f"probing.probe_one = lambda *a: time.sleep({slowly_s}) or original(*a)\n"
+        "def slow(*arguments):\n"
+        f"    with open({str(root.parent / 'begun')!r}, 'a') as begun:\n"
+        "        begun.write('.')\n"
+        f"    time.sleep({slowly_s})\n"
+        "    return original(*arguments)\n"
+        "probing.probe_one = slow\n"
         f"probing.SAVE_EVERY_S, probing.FEW_FILES = {save_every_s}, 10**6\n"
         "sys.exit(prepare.main(sys.argv[1:]))\n"
     )
@@ -237,10 +252,10 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
 ) -> None:
     process = _start(root, slowly_s=0.5, save_every_s=1e9)
     waited = time.monotonic()
-    while not list(root.parent.glob("manifests/*/manifest.lock")):  # taken just before the first file
+    begun = root.parent / "begun"
+    while not begun.exists() or begun.stat().st_size < 2:  # then the first file's findings are kept
         assert time.monotonic() - waited < 60
         time.sleep(0.05)
-    time.sleep(2)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -208,17 +206,18 @@ class TestSeveral:
             told.append(text)
             INTERRUPTION.note("SIGTERM")
 
-        context = multiprocessing.get_context("spawn")
-        ready = context.Event()
-        holder = context.Process(target=_hold, args=(str(here.root.with_suffix(".lock")), ready))
-        holder.start()
-        assert ready.wait(60)
+        holds = (
+            "import sys; from crisscross.locks import file_lock\nwith file_lock(sys.argv[1]): print(); sys.stdin.read()"
+        )
+        command = [sys.executable, "-uc", holds, str(here.root.with_suffix(".lock"))]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert holder.stdout.readline() == b"\n"
         try:
             with pytest.raises(Interrupted):
                 staged(manifest, settings(config, tmp_path), report=report)
         finally:
             holder.kill()
-            holder.join()
+            holder.communicate()
         assert told == ["waiting for clips that another process brings to this node"]
 
     def test_three_at_once_after_a_kill(self, config, manifest, tmp_path) -> None:
@@ -244,14 +243,6 @@ class TestSeveral:
         here = staged(manifest, settings(config, tmp_path))
         assert clips(here) == clips(manifest)
         assert not list(here.root.glob(".incoming/*"))
-
-
-def _hold(path: str, ready) -> None:
-    from crisscross.locks import file_lock
-
-    with file_lock(path):
-        ready.set()
-        time.sleep(120)
 
 
 class TestTraining:

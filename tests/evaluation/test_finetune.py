@@ -32,7 +32,7 @@ from crisscross.transforms.settings import VideoTransformSettings
 from crisscross.transforms.video import evaluate_video
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
-from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process, strike_and_go_on
+from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process, in_ranks, strike_and_go_on
 
 _RATE = ("downstream.optim.groups.base.initial=0.1",)
 
@@ -299,15 +299,13 @@ def test_clips_without_pictures_are_refused(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_together(folder: Path) -> None:
-    def job(run: RunDirectory) -> int:
-        return subprocess.run([sys.executable, "-m", "launch.job", str(run.path)], timeout=300).returncode
-
     whole = _make(folder, "execution.num_devices=2", runs="two whole")
-    assert job(whole) == 0
+    assert in_ranks(whole, 2) == [0, 0]
     options = ("execution.num_devices=2", "execution.max_steps_this_launch=5")
     pieces = _make(folder, *options, runs="two pieces")
-    assert job(pieces) == 75
-    assert job(pieces) == 0
+    job = [sys.executable, "-m", "launch.job", str(pieces.path)]
+    assert subprocess.run(job, timeout=300).returncode == 75
+    assert in_ranks(pieces, 2) == [0, 0]
     _assert_equal(pieces, whole)
 
 

@@ -14,7 +14,7 @@ from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
 from crisscross.training import loop
 from tests.support import assert_same_state, final_state, history, tiny_config
-from tests.training.driver import in_process, in_two_processes
+from tests.training.driver import in_process, in_ranks
 
 XDC = ("method=xdc", "method.num_clusters=3")
 FEW_CLIPS = "none, few clips at a time"  # in all starts: another batch is other bits
@@ -109,12 +109,12 @@ def test_two_processes_stop_and_end_alike(folder: Path) -> None:
     """On CPUs, running statistics of the two differ when an epoch ends; a checkpoint has those of rank 0."""
     two = ("execution.num_devices=2", "training.epochs=2")
     whole = _make(folder, "two whole", *two)
-    assert in_two_processes(whole) == [0, 0]
+    assert in_ranks(whole, 2) == [0, 0]
     pieces = _make(folder, "two pieces", *two, "execution.max_steps_this_launch=3")
-    assert in_two_processes(pieces, "SIGTERM in the look", at_step=1) == [75, 75]  # one is told, both leave
+    assert in_ranks(pieces, 2, "SIGTERM in the look", at_step=1) == [75, 75]  # one is told, both leave
     assert history(pieces) == []
-    assert in_two_processes(pieces) == [75, 75]
-    assert in_two_processes(pieces) == [0, 0]
+    assert in_ranks(pieces, 2) == [75, 75]
+    assert in_ranks(pieces, 2) == [0, 0]
     _assert_equal(pieces, whole)
     assert set(final_state(whole)["method"]["video_clusters"].tolist()) == {0, 1, 2}
 

@@ -51,7 +51,10 @@ class Study:
     def command(self, *more: str) -> list[str]:
         """Return the overrides of a launch."""
         where = ONE_CPU if self.cluster is not None else []
-        return [*where, *TINY, f"data.root={self.data_root}", *self.overrides, *more]
+        tiny = [*TINY, f"data.root={self.data_root}"]
+        if any(override.startswith("data=") for override in self.overrides):  # other clips than the demo's
+            tiny = [override for override in tiny if not override.startswith("data.")]
+        return [*where, *tiny, *self.overrides, *more]
 
     def script(self, name: str, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run one of the project's scripts in the study's folder."""

@@ -22,6 +22,7 @@ from tests.slurm.study import REPOSITORY, TINY, Study
 pytestmark = pytest.mark.slow
 
 NUM = 500
+NUM_MULTIRUN = 100  # Hydra composes them one by one, which takes a minute for 500
 NUM_SINGLE = 25
 HELD = "+cluster.additional_parameters.hold=true"
 
@@ -62,7 +63,9 @@ def test_500_experiments(
     counter.install(monkeypatch)
     found = {
         "a study here (250 pretrainings, 250 evaluations, the table)": _ours(tmp_path, idle_slurm),
-        "hydra-submitit-launcher (500 pretrainings; it goes on waiting)": _multirun(tmp_path, idle_slurm),
+        f"hydra-submitit-launcher (only {NUM_MULTIRUN} pretrainings; it goes on waiting)": _multirun(
+            tmp_path, idle_slurm
+        ),
         "submitit map_array (500 calls of a function)": _map_array(tmp_path, idle_slurm),
         f"submitit submit, one by one (only {NUM_SINGLE})": _one_by_one(tmp_path, idle_slurm),
     }
@@ -104,12 +107,12 @@ def _multirun(folder: Path, cluster: SlurmCluster) -> tuple[float, int]:
         [
             *(sys.executable, str(REPOSITORY / "experiments/pretrain.py"), "--multirun", "hydra/launcher=slurm"),
             *("cluster.resources.pretrain.gpus_per_node=null", "cluster.resources.pretrain.cpus_per_task=1", HELD),
-            *(*overrides, "training.epochs=0", f"data.root={Study.data_root}", f"seed=range({NUM})"),
+            *(*overrides, "training.epochs=0", f"data.root={Study.data_root}", f"seed=range({NUM_MULTIRUN})"),
         ],
         cwd=home,
         env=cluster.full_environment(),
     )
-    seconds = _until_queued(cluster, NUM, began)
+    seconds = _until_queued(cluster, NUM_MULTIRUN, began)
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
     cluster.cancel_everything()

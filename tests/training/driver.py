@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import crisscross.training.checkpoint as checkpoint_module
@@ -20,7 +20,13 @@ from crisscross.training import loop
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.driver"])
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.training.driver",
+        *("crisscross.training.pretrain", "crisscross.methods.crisscross", "crisscross.evaluation.evaluate"),
+        *("torch._dynamo", "pyarrow.parquet", "filelock", "sqlite3"),  # which a first optimizer or manifest imports
+    ]
+)
 
 
 def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
@@ -34,37 +40,36 @@ def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
     Returns:
         The exit code: 0 done, 75 interrupted, -9 killed.
     """
-    process = CONTEXT.Process(target=_main, args=(str(run.path), strike, at_step))
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode is not None, "the run did not end within 120 s"
-    return process.exitcode
+    (code,) = _exit_codes(run, [{}], strike, at_step)
+    return code
 
 
-def in_two_processes(run: RunDirectory, strike: str = "", at_step: int = 0) -> list[int]:
-    """Run an experiment in two processes that train together, as torchrun would, without waiting for its imports.
+def in_ranks(run: RunDirectory, num: int, strike: str = "", at_step: int = 0) -> list[int]:
+    """Run an experiment in fresh processes that share its batches, as under torchrun; return their exit codes.
 
     Args:
         run: its run directory.
-        strike: what happens to the second of them; the first is left alone.
+        num: processes.
+        strike: what happens to the last of them; the others are left alone.
         at_step: when.
-
-    Returns:
-        The exit code of each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num}
+    return _exit_codes(run, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(num)], strike, at_step)
+
+
+def _exit_codes(run: RunDirectory, environments: list[dict], strike: str = "", at_step: int = 0) -> list[int]:
     processes = []
-    for rank in range(2):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        struck = (strike, at_step) if rank else ("", 0)
-        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, ranks)))
+    for more in environments:
+        variables = {name: str(value) for name, value in more.items()}
+        struck = (strike, at_step) if more is environments[-1] else ("", 0)
+        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, variables)))
+        processes[-1].start()
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=180)
-        assert process.exitcode is not None, "the run did not end within 180 s"
+        process.join(timeout=120)
+        assert process.exitcode is not None, "the run did not end within 120 s"
     return [process.exitcode for process in processes]
 
 
@@ -76,9 +81,9 @@ def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
     assert in_process(run) == 0
 
 
-def _main(path: str, strike: str, at_step: int, ranks: Mapping[str, int] | None = None) -> None:
-    os.environ.update({name: str(value) for name, value in (ranks or {}).items()})
+def _main(path: str, strike: str, at_step: int, variables: dict[str, str]) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
+    os.environ.update(variables)
     INTERRUPTION.install()
     if strike:
         {**STRIKES, **STRIKES_IN_THE_TEST, **STRIKES_IN_THE_LOOK}[strike](at_step)

@@ -17,6 +17,7 @@ from crisscross.experiment import run as run_experiment
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
 from crisscross.training import loop
 from tests.support import assert_same_state, final_state, history, tiny_config
+from tests.training.driver import in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +131,16 @@ def test_stops_where_it_is_told_and_goes_on(folder: Path) -> None:
     assert_same_state(final_state(run), final_state(whole))
 
 
-def _job(run: RunDirectory) -> int:
-    return subprocess.run([sys.executable, "-m", "launch.job", str(run.path)], timeout=300).returncode
-
-
 @pytest.mark.slow
 def test_two_processes_train_together_and_resume_bit_for_bit(folder: Path) -> None:
     whole = _make(folder, "execution.num_devices=2", runs="two whole")
-    assert _job(whole) == 0
+    assert in_ranks(whole, 2) == [0, 0]
     pieces = _make(folder, "execution.num_devices=2", "execution.max_steps_this_launch=5", runs="two pieces")
     assert whole.identity == pieces.identity
-    assert _job(pieces) == 75
+    job = [sys.executable, "-m", "launch.job", str(pieces.path)]
+    assert subprocess.run(job, timeout=300).returncode == 75
     assert [step for step, _ in history(pieces)] == [1, 2, 3, 4, 5]
-    assert _job(pieces) == 0
+    assert in_ranks(pieces, 2) == [0, 0]
     assert history(pieces) == history(whole)
     assert_same_state(final_state(pieces), final_state(whole))
 
