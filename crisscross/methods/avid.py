@@ -107,6 +107,7 @@ class Method(BaseMethod):
         temperature: float,
         memory_momentum: float,
         head_dims: Sequence[int],
+        head_batch_norm: bool,
         pool: str,
     ) -> None:
         """Build backbones, heads and empty memories. What the numbers may be, ``AvidSettings`` says."""
@@ -114,8 +115,8 @@ class Method(BaseMethod):
         self.num_clips, self.num_negatives = clips.num_clips, num_negatives
         self.temperature, self.memory_momentum = temperature, memory_momentum
         self.video_backbone.pool = pool
-        self.video_head = mlp(self.video_backbone.feature_dim, head_dims)
-        self.audio_head = mlp(self.audio_backbone.feature_dim, head_dims)
+        self.video_head = mlp(self.video_backbone.feature_dim, head_dims, batch_norm=head_batch_norm)
+        self.audio_head = mlp(self.audio_backbone.feature_dim, head_dims, batch_norm=head_batch_norm)
         for modality in OTHER:
             self.register_buffer(f"{modality}_memory", torch.zeros(clips.num_clips, head_dims[-1]))
         self.register_buffer("partition", torch.zeros(()))

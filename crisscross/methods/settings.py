@@ -84,6 +84,7 @@ class AvidSettings(MethodSettings):
     temperature: float = Field(ge=0.02, allow_inf_nan=False)
     memory_momentum: Rate
     head_dims: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    head_batch_norm: bool
     pool: Literal["avg", "max"]
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
@@ -98,7 +99,9 @@ class AvidSettings(MethodSettings):
 
     def layers(self, model: ModelSettings, clips: ClipFacts) -> list[Layer]:
         """Return its heads and its memories of every clip."""
-        return [*_heads(model, self.head_dims), *_floats(clips.num_clips * self.head_dims[-1], num=2), *_floats(1)]
+        norms = [norm(width) for width in (*self.head_dims, *self.head_dims)] if self.head_batch_norm else []
+        memories = _floats(clips.num_clips * self.head_dims[-1], num=2)
+        return [*_heads(model, self.head_dims), *norms, *memories, *_floats(1)]
 
 
 class CmaccSettings(MethodSettings):

@@ -65,12 +65,13 @@ def predictor(dim: int, *, hidden_dim: int = 512) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
 
 
-def mlp(input_dim: int, dims: Sequence[int]) -> nn.Sequential:
-    """Build a plain MLP: linear layers with ReLU between them, no normalisation (AVID's head).
+def mlp(input_dim: int, dims: Sequence[int], *, batch_norm: bool = False) -> nn.Sequential:
+    """Build an MLP: linear layers with ReLU between them (AVID's head, which has no normalisation).
 
     Args:
         input_dim: the backbone's ``feature_dim``.
         dims: width of each linear layer's output, the last one that of the embedding.
+        batch_norm: whether each linear layer's output is normalised over the batch.
 
     Returns:
         A module that maps (B, input_dim) to (B, dims[-1]).
@@ -81,7 +82,7 @@ def mlp(input_dim: int, dims: Sequence[int]) -> nn.Sequential:
     _check_positive(input_dim=input_dim, num_layers=len(dims), **{f"dims[{i}]": width for i, width in enumerate(dims)})
     layers: list[nn.Module] = []
     for before, after in pairwise([input_dim, *dims]):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if batch_norm else []), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

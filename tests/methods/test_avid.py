@@ -36,6 +36,7 @@ OPTIONS = {
     "temperature": 0.07,
     "memory_momentum": 0.5,
     "head_dims": [16, 16, 8],
+    "head_batch_norm": False,
     "pool": "avg",
 }
 NUM_CLIPS = 12
