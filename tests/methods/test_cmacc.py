@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hydra import compose, initialize_config_module
 from torch import nn
 
 from crisscross.experiment import run as run_experiment
@@ -358,10 +359,13 @@ def test_what_cannot_work_is_said_in_one_line(folder: Path) -> None:
             settings_of({**OPTIONS, **wrong})
 
 
-def test_every_scale_brings_its_sizes(folder: Path) -> None:
-    demo = tiny_config("pretrain", folder, "method=cmacc")
-    paper = tiny_config("pretrain", folder, "method=cmacc", "scale=paper")
-    authors = tiny_config("pretrain", folder, "method=cmacc_authors", "scale=paper")
-    assert [config["method"]["pool_size"] for config in (demo, paper, authors)] == [160, 38400, 38400]
-    assert paper["method"] == authors["method"]
-    assert [config["optim"]["name"] for config in (demo, paper, authors)] == ["adam", "sgd", "sgd"]
+def test_every_scale_brings_its_numbers() -> None:
+    with initialize_config_module("experiments.conf", version_base="1.3"):
+        demo = compose("pretrain", overrides=["method=cmacc"])
+        paper = compose("pretrain", overrides=["method=cmacc", "scale=paper"])
+        authors = compose("pretrain", overrides=["method=cmacc_authors", "scale=paper"])
+    assert [config.method.pool_size for config in (demo, paper, authors)] == [160, 38400, 38400]
+    assert paper.method == authors.method
+    assert [config.optim.name for config in (demo, paper, authors)] == ["adam", "sgd", "sgd"]
+    assert [config.training.global_batch_size for config in (demo, paper, authors)] == [16, 2048, 128]
+    assert authors.model.video.torchvision == "r3d_18"
