@@ -134,13 +134,14 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
         if values:  # several of one seed only where evaluations differ in what is no part of the key
             points.append((after, [100 * statistics.mean(of_seed) for of_seed in values.values()]))
     look = look_of(number + (number > 0))  # blue, then green: far apart in grey as well
-    axes.errorbar(
+    for after, values in points:
+        if len(values) > 1:  # of one seed there is no spread, and a bar of no length would say that it is sure
+            bar = {"yerr": statistics.stdev(values), "ecolor": look["color"], "elinewidth": 1, "capsize": 2.5}
+            axes.errorbar(after, statistics.mean(values), fmt="none", **bar)
+    axes.plot(
         [after for after, _ in points],
         [statistics.mean(values) for _, values in points],
-        yerr=[statistics.stdev(values) if len(values) > 1 else 0 for _, values in points],
         label=arm_name(weight),
-        capsize=2.5,
-        elinewidth=1,
         linestyle="--" if number == 0 else "-",
         markerfacecolor="white" if number == 0 else look["color"],
         **look,

@@ -160,7 +160,7 @@ def _caption(blocks: dict[str, Block], wanted: Wanted) -> str:
     choice = "chosen by the caller" if wanted.clips else "the first of evenly spaced classes, chosen before any result"
     return (
         "Nearest neighbours by frozen features. Left a held-out query, then its nearest training clips, nearest first;"
-        f" queries are {choice}. A solid blue frame and ✓: of the query's class; a dashed orange-red frame and ✗: of another."
+        f" queries are {choice}. A solid blue frame and ✓: of the query's class; a dashed red frame and ✗: of another."
         " Videos by the middle frame of the middle segment, sounds by its log-mel spectrogram (time to the right,"
         f" frequency upwards).{''.join(parts)}"
     )

@@ -73,18 +73,17 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], *, title: str) -> No
         look = look_of(number)
         shift = SPREAD * (number - (len(metrics) - 1) / 2)
         there = [(rows.index(one["row"]) + shift, one) for one in ours if one["is_floor"] == "false" and one["mean"]]
-        places, means = [place for place, _ in there], [100 * float(one["mean"]) for _, one in there]
-        axes.plot(places, means, linestyle="none", label=_name(metric), **look)
-        spread = [(place, mean, 100 * float(one["std"])) for (place, one), mean in zip(there, means) if one["std"]]
-        if spread:
-            axes.errorbar(
-                *zip(*((place, mean) for place, mean, _ in spread)),
-                yerr=[std for *_, std in spread],
-                fmt="none",
-                ecolor=look["color"],
-                elinewidth=1,
-                capsize=2.5,
-            )
+        axes.plot(
+            [place for place, _ in there],
+            [100 * float(one["mean"]) for _, one in there],
+            linestyle="none",
+            label=_name(metric),
+            **look,
+        )
+        for place, one in there:
+            if one["std"]:  # of one seed there is none, and a bar of no length would say that it is sure
+                bar = {"yerr": 100 * float(one["std"]), "ecolor": look["color"], "elinewidth": 1, "capsize": 2.5}
+                axes.errorbar(place, 100 * float(one["mean"]), fmt="none", **bar)
         for one in ours:
             if one["is_floor"] == "true" and one["mean"]:
                 _floor(axes, 100 * float(one["mean"]), right=len(rows) - 0.45, look=look)

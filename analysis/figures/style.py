@@ -92,7 +92,12 @@ def bare(axes: Axes) -> None:
 def frame(axes: Axes, *, is_right: bool) -> None:
     """Draw a frame around a picture that says right or wrong: by colour, by line, and by a sign in a corner."""
     for spine in axes.spines.values():
-        spine.set(visible=True, color=RIGHT if is_right else WRONG, linewidth=1.8, linestyle="-" if is_right else "--")
+        spine.set(
+            visible=True,
+            color=RIGHT if is_right else WRONG,
+            linewidth=1.8,
+            linestyle="-" if is_right else (0, (3, 1.5)),
+        )
     sign = "✓" if is_right else "✗"
     box = {"boxstyle": "square,pad=0.15", "facecolor": RIGHT if is_right else WRONG, "edgecolor": "none"}
     axes.text(0.98, 0.97, sign, transform=axes.transAxes, ha="right", va="top", color="white", size=7, bbox=box)

@@ -92,16 +92,16 @@ class HeldOut:
         ids = np.sort(self.fold.test["clip_id"].to_numpy())
         with tempfile.TemporaryDirectory() as temporary:
             store = FeatureStore(Path(temporary), len(ids), self.settings.views.evaluation_clips)
-            extract(store, self._extraction(ids), report=lambda done, rate: None)
+            extract(store, self._extraction(ids, modality), report=lambda done, rate: None)
             return self._of_test(store, ids, modality)
 
-    def _extraction(self, ids: np.ndarray) -> Extraction:
+    def _extraction(self, ids: np.ndarray, modality: str) -> Extraction:
         frame = self.manifest.clips[self.manifest.clips["clip_id"].isin(ids)].sort_values("clip_id")
         clips = Clips(frame.reset_index(drop=True), self.manifest.root)
-        views, streams = self.settings.views, self.settings.downstream.streams
+        views = self.settings.views
         return Extraction(
-            networks=self.networks(),
-            dataset=SegmentDataset(clips, views, modalities=streams),
+            networks={stream: network for stream, network in self.networks().items() if stream in modality},
+            dataset=SegmentDataset(clips, views, modalities=modality),
             views=views,
             execution=self.settings.execution,
             device=torch.device("cpu"),
