@@ -127,8 +127,9 @@ def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
         A frame with the columns of ``COLUMNS_OF_TAGS`` (strings; ``seed`` is an integer), ``run_id``, ``status``,
         ``start_time_ms``, ``modalities`` (tuple of ``"v"``, ``"a"``, ``"av"``), ``folds`` and ``ranks`` (tuples of
         integers), ``frames`` (of a fine-tuning; a string), ``backbone`` (a video network, by its settings), ``epoch``
-        (a string, empty for the end of the pretraining), ``point`` (JSON) and one column a metric (NaN where a run has
-        it not), sorted so that the order in which runs were recorded leaves no trace.
+        (a string, empty for the end of the pretraining), ``epochs`` (of a pretraining; a string), ``point`` (JSON) and
+        one column a metric (NaN where a run has it not), sorted so that the order in which runs were recorded leaves no
+        trace.
     """
     import pandas as pd
 
@@ -164,6 +165,7 @@ def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
         "frames": params.get("downstream.frames", "") if protocol == "finetune" else "",
         "backbone": backbone_of(params),
         "epoch": params.get("weights.epoch", "null").replace("null", ""),
+        "epochs": params.get("training.epochs", ""),
         "segments": params.get("views.evaluation_clips", ""),
         "distance": params.get("downstream.distance", ""),
     }

@@ -26,6 +26,7 @@ from crisscross.courier import Courier
 from crisscross.delivery import LOCK_TIMEOUT_S, Delivery, Point, deliver_run
 from crisscross.delivery_notes import POINTS_PER_BATCH, Notes, durable_bytes
 from crisscross.locks import file_lock
+from crisscross.outputs import keep_outputs
 from crisscross.run_directory import RunDirectory
 from crisscross.store_address import (
     TrackingError,
@@ -47,7 +48,9 @@ __all__ = [
     "TrackingError",
     "deliver",
     "deliver_all",
+    "experiment_id_of",
     "experiment_tags",
+    "log_outputs",
     "mark_latest",
     "pending",
     "search_runs",
@@ -226,6 +229,30 @@ def experiment_id_of(*, uri: str, experiment: str) -> str:
     return _Store(uri, experiment, read_only=True).experiment_id
 
 
+def log_outputs(
+    files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str
+) -> tuple[str, ...]:
+    """Keep files that were made of a study as artifacts, once for each content; see ``crisscross.outputs``.
+
+    Args:
+        files: by artifact name, such as ``figures/relaxation-1a2b3c4d.png``.
+        kind: what they are, ``figures``: the kind of the MLflow run that has them.
+        of: ``<study>.<fingerprint>``; it has one such run.
+        description: the text on top of that run's page.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+
+    Returns:
+        The artifact names that were new.
+
+    Raises:
+        TrackingError: when MLflow cannot be reached or refuses.
+    """
+    store = _Store(uri, experiment)
+    with store.exclusively():
+        return keep_outputs(store, files, kind=kind, of=of, description=description)
+
+
 class _Store:
     """An open MLflow experiment."""
 
@@ -307,6 +334,9 @@ class _Store:
         if found.info.lifecycle_stage == "deleted":
             self.client.restore_run(run_id)
         return True
+
+    def tags_of(self, run_id: str) -> dict[str, str]:
+        return dict(self.client.get_run(run_id).data.tags)
 
     def find_run(self, tag: str, text: str) -> str | None:
         from mlflow.entities import ViewType

@@ -1,7 +1,7 @@
 """Retrieval: are a clip's nearest neighbours of its class?
 
     uv run launch/retrieve.py                               the demo
-    uv run launch/retrieve.py scale=paper data=kinetics400 data.root=DIR roots.ucf101=DIR roots.hmdb51=DIR
+    uv run launch/retrieve.py scale=paper data=kinetics400 data.root=DIR roots.ucf101=DIR roots.esc50=DIR ...
 
 Run it again at any time: what is done is kept, what is missing is run.
 """

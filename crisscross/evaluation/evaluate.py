@@ -10,11 +10,10 @@ from threadpoolctl import threadpool_limits
 from crisscross.data.catalogue import open_manifest
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import staged
-from crisscross.evaluation.features import Network
 from crisscross.evaluation.finetune import finetune
 from crisscross.evaluation.fold_features import FoldFeatures
 from crisscross.evaluation.folds import Fold, folds_of, require_streams
-from crisscross.evaluation.layers import feature_of
+from crisscross.evaluation.layers import networks_of
 from crisscross.evaluation.linear import evaluate_linear
 from crisscross.evaluation.memo import Memo
 from crisscross.evaluation.results import Results, write_results
@@ -22,7 +21,6 @@ from crisscross.evaluation.retrieval import recall_at, retrieve
 from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.svm import evaluate_svm
 from crisscross.evaluation.weights import backbones_of
-from crisscross.models.backbones import Backbones
 from crisscross.randomness import derive_key
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import DownstreamSettings
@@ -77,7 +75,12 @@ class _Evaluation:
             require_streams(fold, self._protocol.streams)
         backbones = backbones_of(self._run, self._settings).to(self._device).eval()
         features = FoldFeatures(
-            self._run, self._settings, self._manifest, folds, self._networks(backbones), self._device
+            self._run,
+            self._settings,
+            self._manifest,
+            folds,
+            networks_of(backbones, self._protocol),
+            self._device,
         )
         results = Results(self._manifest.classes, num_folds=len(folds))
         for fold in folds:
@@ -87,14 +90,6 @@ class _Evaluation:
                 self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
                 self._evaluate(fold, modality, *features.of(fold, modality), results)
         write_results(self._run, results)
-
-    def _networks(self, backbones: Backbones) -> dict[str, Network]:
-        chosen = self._protocol.features
-        layers = {
-            "v": (backbones.video_backbone, chosen.video_layer),
-            "a": (backbones.audio_backbone, chosen.audio_layer),
-        }
-        return {stream: feature_of(*layers[stream], normalise=chosen.normalise) for stream in self._protocol.streams}
 
     def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
         """Run the protocol on one fold and modality."""

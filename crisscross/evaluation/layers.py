@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crisscross.evaluation.settings import FrozenSettings
+from crisscross.models.backbones import Backbones
+
 MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
 
 
@@ -31,6 +34,16 @@ def feature_of(backbone: nn.Module, layer: str, *, normalise: str) -> Callable[[
         return F.normalize(values, dim=1) if normalise == "feature" else values
 
     return feature
+
+
+def networks_of(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the functions from inputs to features that a protocol asks for, by stream, ``v`` and ``a``."""
+    chosen = protocol.features
+    layers = {"v": ("video_backbone", chosen.video_layer), "a": ("audio_backbone", chosen.audio_layer)}
+    return {
+        stream: feature_of(getattr(backbones, layers[stream][0]), layers[stream][1], normalise=chosen.normalise)
+        for stream in protocol.streams
+    }
 
 
 def _values(backbone: nn.Module, layer: str, x: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+"""Figure 3, left: held-out features in two dimensions, without and with L_async, coloured by class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis.figures.base import Drawing, NotThereError, Wanted, listed, pair, plain
+from analysis.figures.places import run_directory
+from analysis.figures.style import bare, evenly, look_of, new_figure, styled
+from analysis.runs import StudyRuns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CLASSES = 12
+"""More cannot be told apart; then evenly spaced ones of the list are shown (chosen by us)."""
+PERPLEXITY = 30.0
+SEED = 0
+STREAMS = {"v": "video", "a": "audio"}
+ROW_IN = 2.75
+
+
+def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
+    """Make the figure.
+
+    Raises:
+        NotThereError: there is no such pair of evaluations, or what it needs of their folders is gone.
+    """
+    found, missing = {}, []
+    for stream in STREAMS:
+        try:
+            found[stream] = pair(runs, stream)
+        except NotThereError as error:
+            missing.append(f"{STREAMS[stream]} features: {error}")
+    if not found:
+        raise NotThereError(missing[0])
+    points = {
+        (stream, arm): _points(rows, stream, wanted) for stream, both in found.items() for arm, rows in both.items()
+    }
+    classes = {stream: sorted(set(points[stream, next(iter(both))][1])) for stream, both in found.items()}
+    shown = {stream: evenly(names, MAX_CLASSES) for stream, names in classes.items()}
+    with styled():
+        figure = new_figure(ROW_IN * len(found))
+        grid = figure.subplots(len(found), 2, squeeze=False)
+        for line, (stream, both) in zip(grid, found.items(), strict=True):
+            for axes, (arm, rows) in zip(line, both.items(), strict=True):
+                _scatter(axes, *points[stream, arm], shown[stream])
+                top1 = rows.iloc[0].get(f"eval/top1_{stream}")
+                axes.set_title(arm if top1 is None or np.isnan(top1) else f"{arm}  (top-1 {100 * top1:.1f} %)")
+            line[0].set_ylabel(STREAMS[stream])
+            line[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), markerscale=1.4)
+    data = {stream: str(next(iter(both.values()))["downstream_data"].iloc[0]) for stream, both in found.items()}
+    return Drawing(
+        name="figure3-left",
+        title="Figure 3, left",
+        figure=figure,
+        caption=_caption(data, classes),
+        runs={f"{plain(arm)}, {STREAMS[stream]}": rows for stream, both in found.items() for arm, rows in both.items()},
+        missing=tuple(missing),
+    )
+
+
+def _points(rows: pd.DataFrame, stream: str, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places (N, 2) of an evaluation's test clips, and their classes (N,)."""
+    from crisscross.evaluation.held_out import HeldOut
+
+    held_out = HeldOut(run_directory(rows.iloc[0].to_dict(), wanted.runs_root))
+    labels = held_out.fold.test["label"].to_numpy()
+    chosen = np.isin(labels, evenly(sorted(set(labels)), MAX_CLASSES))
+    return embed(held_out.features(stream)[chosen].mean(axis=1)), labels[chosen]
+
+
+def embed(features: np.ndarray) -> np.ndarray:
+    """Return a t-SNE embedding: the same features give the same places, however many cores there are.
+
+    Args:
+        features: (N, D), one row a clip.
+
+    Returns:
+        (N, 2), centred.
+
+    Raises:
+        NotThereError: fewer than four clips.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    if len(features) < 4:
+        raise NotThereError(f"{len(features)} held-out clips are too few for an embedding, which needs 4")
+    scaled = np.asarray(features, np.float64)
+    spread = scaled.std(axis=0)
+    scaled = (scaled - scaled.mean(axis=0)) / np.where(spread > 1e-12, spread, 1)  # as before the linear SVM
+    with threadpool_limits(1):  # sums over threads have no fixed order
+        places = TSNE(
+            perplexity=min(PERPLEXITY, (len(scaled) - 1) / 3), init="pca", random_state=SEED, n_jobs=1
+        ).fit_transform(scaled)
+    return places - places.mean(axis=0)
+
+
+def _scatter(axes: Axes, places: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    for number, name in enumerate(classes):
+        ours = places[labels == name]
+        look = look_of(number)
+        axes.scatter(
+            *ours.T, s=15, c=look["color"], marker=look["marker"], linewidths=0.3, edgecolors="white", label=name
+        )
+    bare(axes)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color="#bbbbbb")
+    axes.set_box_aspect(1)
+    axes.margins(0.05)
+
+
+def _caption(data: dict[str, str], classes: dict[str, list[str]]) -> str:
+    several = "; ".join(
+        f"{shown} of the {len(names)} classes of {data[stream]} ({STREAMS[stream]}), evenly spaced in their list"
+        for stream, names in classes.items()
+        if (shown := len(evenly(names, MAX_CLASSES))) < len(names)
+    )
+    return (
+        f"Held-out clips of {listed(dict.fromkeys(data.values()))} by their frozen features, without and with L_async,"
+        f" in two dimensions by t-SNE (perplexity {PERPLEXITY:g} at most, from the principal components, seed {SEED})."
+        " A point is a clip, the mean of its segments, each feature scaled to unit variance; colour and shape are its"
+        f" class{f' ({several})' if several else ''}. Axes have no unit, and distances between far groups mean nothing;"
+        " in brackets, what a linear classifier makes of the same features."
+    )

@@ -1,0 +1,203 @@
+"""Figure 3, right: top-1 against epochs of pretraining, without and with L_async."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.base import Drawing, NotThereError, Wanted, arm_name, arms, first, plain, weight_of
+from analysis.figures.style import look_of, new_figure, styled
+from analysis.runs import StudyRuns, reason_missing
+from analysis.tables.results import MODALITIES, PROTOCOLS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = ["scale", "method", "pretrain_data", "backbone", "downstream_data", "protocol", "segments"]
+"""What the evaluations of one panel have in common."""
+PANEL_HEIGHT_IN = 2.3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One evaluation by one modality along the pretrainings.
+
+    Attributes:
+        facts: what its evaluations have in common (``KEY``).
+        modality: ``v``, ``a`` or ``av``.
+        folds: whose mean a number is: those that every evaluation covers; empty where there are none.
+        rows: its evaluations, with the columns ``weight`` and ``after`` (epochs, a number).
+    """
+
+    facts: dict[str, str]
+    modality: str
+    folds: tuple[int, ...]
+    rows: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+        return f"{self.facts['downstream_data']}, {MODALITIES[self.modality]}"
+
+    def value(self, row: dict[str, Any]) -> float | None:
+        """Return an evaluation's top-1, None where it has none."""
+        if row["status"] != "FINISHED":
+            return None
+        name = f"eval/top1_{self.modality}"
+        names = [name] if self.folds in ((), row["folds"]) else [f"{name}_fold{fold}" for fold in self.folds]
+        values = [row.get(name) for name in names]
+        return None if any(value is None or value != value for value in values) else statistics.mean(values)
+
+
+def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
+    """Make the figure.
+
+    Raises:
+        NotThereError: nothing was evaluated along the pretrainings.
+    """
+    del wanted
+    weights = arms(runs)
+    panels = _panels(runs)
+    if not panels:
+        raise NotThereError(f"no pretraining of the study {runs.study} has been evaluated on its way (weights.epoch)")
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    missing: list[str] = []
+    with styled():
+        figure = new_figure(PANEL_HEIGHT_IN * num_rows + 0.3)
+        grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
+        for axes, panel in zip(grid, panels, strict=False):
+            for number, weight in enumerate(weights):
+                missing += _curve(axes, panel, weight, number, runs)
+            _finish(axes, panel)
+        for axes in list(grid)[len(panels) :]:
+            axes.remove()
+        for axes in list(figure.axes)[::num_columns]:
+            axes.set_ylabel("top-1 accuracy (%)")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(weights))
+    return Drawing(
+        name="figure3-right",
+        title="Figure 3, right",
+        figure=figure,
+        caption=_caption(panels),
+        runs=_runs(panels),
+        missing=tuple(missing),
+    )
+
+
+def _panels(runs: StudyRuns) -> list[Panel]:
+    frame = runs.evaluations
+    frame = frame[frame["protocol"].isin(["linear", *(name for name in PROTOCOLS if name.startswith("svm"))])]
+    frame = frame.assign(weight=frame["point"].map(weight_of), after=[_after(row, runs) for _, row in frame.iterrows()])
+    frame = frame[frame["weight"].notna() & frame["after"].notna()]
+    panels = []
+    for values, rows in frame.groupby(KEY, sort=True):
+        if not (rows["epoch"] != "").any():
+            continue  # only the end was evaluated: Table 1 has it
+        on_the_way = rows[rows["epoch"] != ""]
+        covered = [set(folds) for folds in rows["folds"]]
+        folds = tuple(sorted(set.intersection(*covered)))
+        asked = [set(modalities) for modalities in on_the_way["modalities"]]
+        for modality in MODALITIES:
+            if any(modality in modalities for modalities in asked):
+                panels.append(Panel(dict(zip(KEY, map(str, values), strict=True)), modality, folds, rows))
+    return panels
+
+
+def _after(row: pd.Series, runs: StudyRuns) -> float | None:
+    """Return after how many epochs of pretraining an evaluation looks at it."""
+    if row["epoch"]:
+        return float(row["epoch"])
+    above = runs.pretrainings[runs.pretrainings["identity"] == row["parent_identity"]]
+    return float(above["epochs"].iloc[0]) if len(above) and above["epochs"].iloc[0] else None
+
+
+def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns) -> list[str]:
+    """Draw one curve; return what is missing of it."""
+    ours = panel.rows[panel.rows["weight"] == weight]
+    points, missing = [], []
+    for after in sorted(set(panel.rows["after"])):
+        rows = [row.to_dict() for _, row in ours[ours["after"] == after].iterrows()]
+        values: dict[int, list[float]] = {}
+        for row in rows or [None]:
+            value = None if row is None else panel.value(row)
+            if value is None:
+                missing.append(_missing(panel, weight, after, row, runs))
+            else:
+                values.setdefault(int(row["seed"]), []).append(value)
+        if values:  # several of one seed only where evaluations differ in what is no part of the key
+            points.append((after, [100 * statistics.mean(of_seed) for of_seed in values.values()]))
+    look = look_of(number + (number > 0))  # blue, then green: far apart in grey as well
+    for after, values in points:
+        if len(values) > 1:  # of one seed there is no spread, and a bar of no length would say that it is sure
+            bar = {"yerr": statistics.stdev(values), "ecolor": look["color"], "elinewidth": 1, "capsize": 2.5}
+            axes.errorbar(after, statistics.mean(values), fmt="none", **bar)
+    axes.plot(
+        [after for after, _ in points],
+        [statistics.mean(values) for _, values in points],
+        label=arm_name(weight),
+        linestyle="--" if number == 0 else "-",
+        markerfacecolor="white" if number == 0 else look["color"],
+        **look,
+    )
+    return missing
+
+
+def _missing(panel: Panel, weight: float, after: float, row: dict[str, Any] | None, runs: StudyRuns) -> str:
+    above = runs.pretrainings[runs.pretrainings["point"].map(weight_of) == weight]
+    if row is not None:
+        above = above[above["identity"] == row["parent_identity"]]
+    reason, error = reason_missing(row, first(above))
+    seed = "" if row is None else f", seed {row['seed']}"
+    where = f"{plain(panel.title)}, {plain(arm_name(weight))}, epoch {after:g}{seed}"
+    return f"{where}: {reason}{f': {error}' if error else ''}"
+
+
+def _finish(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title)
+    axes.set_xlabel("epochs of pretraining")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlim(left=-0.02 * max(panel.rows["after"]))
+
+
+def _caption(panels: Sequence[Panel]) -> str:
+    def each(name: str) -> str:
+        return ", ".join(dict.fromkeys(panel.facts[name] for panel in panels))
+
+    protocols = dict.fromkeys(PROTOCOLS.get(panel.facts["protocol"], panel.facts["protocol"]) for panel in panels)
+    covered = {panel.facts["downstream_data"]: panel.folds for panel in panels if panel.folds}
+    folds = [f" {data}: fold {', '.join(map(str, numbers))}." for data, numbers in covered.items()]
+    spread = max(_num_seeds(panel) for panel in panels)
+    several = (
+        f"Points are means over up to {spread} seeds, error bars one sample standard deviation, where n > 1."
+        if spread > 1
+        else "One seed a point (n = 1), so there are no error bars."
+    )
+    return (
+        f"Top-1 accuracy (%) against epochs of pretraining, without and with L_async, by {', by '.join(protocols)};"
+        f" {each('scale')} scale, pretrained on {each('pretrain_data')}, v = video, a = audio, a+v = both."
+        f"{''.join(folds)} Epoch 0: the weights before the first step. {several}"
+    )
+
+
+def _num_seeds(panel: Panel) -> int:
+    done = panel.rows[panel.rows["status"] == "FINISHED"]
+    return int(done.groupby(["weight", "after"])["seed"].nunique().max()) if len(done) else 0
+
+
+def _runs(panels: Sequence[Panel]) -> dict[str, pd.DataFrame]:
+    found = {}
+    for panel in panels:
+        done = panel.rows[panel.rows["status"] == "FINISHED"]
+        for (weight, after), rows in done.groupby(["weight", "after"], sort=True):
+            where = f"{panel.facts['downstream_data']}, {plain(arm_name(weight))}, epoch {after:g}"
+            found[where] = rows
+    return found

@@ -1,0 +1,257 @@
+"""Draw the figures from the runs in MLflow: a PNG and a PDF each, and a text beside them that says which runs.
+
+uv run analysis/make_figures.py
+uv run analysis/make_figures.py --figure 3-left --out figures
+uv run analysis/make_figures.py --study relaxation --uri http://127.0.0.1:5000 --fingerprint 1a2b3c4d
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
+from analysis.studies import STUDIES
+from crisscross.catch_up import catch_up, runs_behind
+from crisscross.files import write_atomically, write_text
+from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
+
+if TYPE_CHECKING:
+    from analysis.runs import StudyRuns
+
+
+@dataclass(frozen=True)
+class Known:
+    """A figure that can be drawn.
+
+    Attributes:
+        study: of whose runs.
+        module: of ``analysis.figures``, which has the function ``build``.
+    """
+
+    study: str
+    module: str
+
+    def build(self, runs: StudyRuns, wanted: Wanted) -> Drawing:
+        """Draw it."""
+        return importlib.import_module(f"analysis.figures.{self.module}").build(runs, wanted)
+
+
+FIGURES = {
+    "3-left": Known("async", "figure3_left"),
+    "3-right": Known("async", "figure3_right"),
+    "4": Known("async", "figure4"),
+    "relaxation": Known("relaxation", "relaxation"),
+    "5": Known("retrieval", "figure5"),
+}
+"""By the name that ``--figure`` knows, so that each study is read once."""
+BOTH = {"3": ("3-left", "3-right")}
+
+
+class _Pen:
+    """Draws figures of one store, one after the other; what goes wrong with one is one line on stderr."""
+
+    def __init__(self, uri: str, *, experiment: str, fingerprint: str | None, out: Path, wanted: Wanted) -> None:
+        self._uri, self._experiment, self._fingerprint = uri, experiment, fingerprint
+        self._out, self._wanted = out, wanted
+        self._studies: dict[str, StudyRuns | str] = {}
+        self.drawn: dict[str, dict[str, Path]] = {}
+
+    def draw(self, name: str) -> bool:
+        """Draw a figure and write its files; say in one line why, where that cannot be done."""
+        from crisscross.data.streams import DecodeError
+
+        study = FIGURES[name].study
+        runs = self._runs(study)
+        if isinstance(runs, str):
+            print(f"no figure {name}: {runs}", file=sys.stderr)
+            return False
+        again = f"`{STUDIES[study].command}` runs what is missing"
+        try:
+            drawing = FIGURES[name].build(runs, self._wanted)
+        except (NotThereError, DecodeError, ValueError, OSError) as error:
+            print(f"no figure {name}: {' '.join(str(error).split())}; {again}", file=sys.stderr)
+            return False
+        try:
+            files = write(drawing, runs, self._out)
+        except OSError as error:
+            print(
+                f"the figure is not written: {self._out}: {error.strerror}: give a folder you can write",
+                file=sys.stderr,
+            )
+            return False
+        print(f"{drawing.title}: {', '.join(str(path) for path in files.values())}")
+        for line in drawing.missing:
+            print(f"  missing: {line}")
+        self.drawn.setdefault(f"{study}.{runs.fingerprint}", {}).update(files)
+        return True
+
+    def log(self) -> bool:
+        """Keep what was drawn in MLflow; say in one line where that cannot be done."""
+        from crisscross.tracking import log_outputs
+
+        try:
+            for of, files in self.drawn.items():
+                study, _, fingerprint = of.partition(".")
+                log_outputs(
+                    {f"figures/{name}": path for name, path in files.items()},
+                    kind="figures",
+                    of=of,
+                    description=_description(study, fingerprint),
+                    uri=self._uri,
+                    experiment=self._experiment,
+                )
+        except (TrackingError, OSError) as error:
+            print(f"the figures are written, but not in MLflow: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def _runs(self, study: str) -> StudyRuns | str:
+        """Return the runs of a study, or why there are none."""
+        from analysis.runs import NoRunsError, read_study
+
+        if study not in self._studies:
+            place = {"experiment": self._experiment, "study": study, "fingerprint": self._fingerprint}
+            try:
+                self._studies[study] = read_study(self._uri, **place)
+            except (NoRunsError, TrackingError) as error:
+                is_away = self._uri.startswith("http") and isinstance(error, TrackingError)
+                hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
+                self._studies[study] = f"{error}; {hint}"
+            except ValueError as error:
+                self._studies[study] = str(error)
+        return self._studies[study]
+
+
+def write(drawing: Drawing, runs: StudyRuns, folder: Path) -> dict[str, Path]:
+    """Write a figure as PNG and PDF, and its caption; a variant never overwrites another one's.
+
+    Returns:
+        The files, by their names.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from analysis.figures.style import as_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{drawing.name}-{runs.fingerprint}"
+    files = {}
+    for extension, content in as_bytes(drawing.figure).items():
+        path = files[f"{stem}.{extension}"] = folder / f"{stem}.{extension}"
+        write_atomically(path, lambda file, content=content: file.write(content))
+    path = files[f"{stem}.md"] = folder / f"{stem}.md"
+    write_text(path, caption_text(drawing, runs))
+    return files
+
+
+def draw_figures(
+    names: Iterable[str],
+    uri: str,
+    *,
+    experiment: str = DEFAULT_EXPERIMENT,
+    fingerprint: str | None = None,
+    runs_root: str | Path = "runs",
+    out: str | Path = "figures",
+    clips: Sequence[str] = (),
+) -> int:
+    """Draw figures and write them to files; where that cannot be done, say so in one line and go on.
+
+    Args:
+        names: some of ``FIGURES``.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        fingerprint: which variant of the study; None = the one launched last.
+        runs_root: folder of the run directories: features, weights and clips are found through them.
+        out: folder of the files, made when it is not there.
+        clips: paths in the manifest for figures that show clips; none = their own choice.
+
+    Returns:
+        The exit code: 0 when all figures are drawn, 1 when not.
+    """
+    wanted = Wanted(Path(runs_root), tuple(clips))
+    pen = _Pen(uri, experiment=experiment, fingerprint=fingerprint, out=Path(out), wanted=wanted)
+    drawn = [pen.draw(name) for name in names]
+    return 0 if pen.log() and all(drawn) else 1
+
+
+def _description(study: str, fingerprint: str) -> str:
+    return (
+        f"Figures of the study {study}, variant {fingerprint}; the text beside each says which runs it is made of.\n\n"
+        f"    uv run analysis/make_figures.py --study {study} --fingerprint {fingerprint}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Draw the figures from the runs in MLflow.")
+    parser.add_argument("--figure", choices=sorted([*FIGURES, *BOTH]), help="one of them (default: all)")
+    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
+    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
+    parser.add_argument(
+        "--study",
+        choices=sorted({known.study for known in FIGURES.values()}),
+        help="the figures of one study (default: all)",
+    )
+    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
+    parser.add_argument(
+        "--runs-root",
+        default="runs",
+        type=Path,
+        help="run directories, where features, weights and clips are found; MLflow is brought up to date with them"
+        " first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--clips",
+        default="",
+        help="clips to show in Figures 4 and 5: paths in the manifest, with commas between (default: the first"
+        " held-out clip of some classes)",
+    )
+    parser.add_argument("--out", default="figures", help="folder of the files (default: %(default)s)")
+    return parser
+
+
+def _chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    names = list(BOTH.get(options.figure, (options.figure,))) if options.figure else list(FIGURES)
+    of_study = [name for name in names if options.study in (None, FIGURES[name].study)]
+    if not of_study:
+        parser.error(f"--figure {options.figure} belongs to the study {FIGURES[names[0]].study}")
+    if options.fingerprint and len({FIGURES[name].study for name in of_study}) > 1:
+        parser.error("--fingerprint is of one study: say which with --study or --figure")
+    return of_study
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line and draw the figures.
+
+    Args:
+        argv: the arguments without the program's name; None = those of this process.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    names = _chosen(options, parser)
+    place: dict[str, Any] = {"uri": options.uri, "experiment": options.experiment}
+    with contextlib.suppress(ValueError):  # an address that is none: told below
+        behind = runs_behind(options.runs_root, **place)
+        if behind:
+            print(catch_up(behind, **place), file=sys.stderr)
+    return draw_figures(
+        names,
+        **place,
+        fingerprint=options.fingerprint,
+        runs_root=options.runs_root,
+        out=options.out,
+        clips=[path for path in options.clips.split(",") if path],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
