@@ -16,7 +16,7 @@ from crisscross.training import loop
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import in_process, in_ranks
 
-XDC = ("method=xdc", "method.num_clusters=3")
+XDC = ("method=xdc", "method.num_clusters=3", "method.recluster_every_epochs=1")
 FEW_CLIPS = "none, few clips at a time"  # in all starts: another batch is other bits
 
 
