@@ -1,6 +1,6 @@
 """Tables 4 and 5 of the paper: CrissCross beside XDC, AVID, CM-ACC and supervised pretraining.
 
-    uv run launch/compare_methods.py                        the demo: all share inputs, backbones, epochs and batch
+    uv run launch/compare_methods.py                        the demo: all share inputs, backbones and batch
     uv run launch/compare_methods.py method=[avid,xdc]      some of them
     uv run launch/compare_methods.py scale=paper ...        as their authors ran them; fair=true: all alike
 

@@ -29,6 +29,10 @@ ABOUT_A_DATASET = (
 """Overrides that describe one dataset: where a study names another one, they are not meant for that."""
 
 
+SHARED = ("model", "views", "training")
+"""What methods have in common where they are compared with ``fair=true``."""
+
+
 class Variant(Settings):
     """What a value of an axis stands for, where it is more than ``axis=value``: overrides by kind of experiment.
 
@@ -87,6 +91,7 @@ class Composer:
         *,
         roots: Mapping[str, str],
         cluster: ClusterSettings | None = None,
+        fair: bool = False,
     ) -> None:
         """Describe what is composed.
 
@@ -95,8 +100,10 @@ class Composer:
             study: axes and entries.
             roots: where datasets lie, by ``data.name``.
             cluster: where experiments run; None = here.
+            fair: whether all methods get the same inputs, backbones, epochs and batch (``SHARED``).
         """
         self._routed, self._study, self._roots, self._cluster = routed, study, roots, cluster
+        self._fair = fair
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, dict[str, Any]] = {}
 
@@ -165,6 +172,9 @@ class Composer:
         overrides = (*_joined(ours, self._routed.kinds[kind]), *choices)
         if (kind, *overrides) not in self._bases:
             base = compose_config(kind, overrides)
+            if self._fair and kind == "pretrain":
+                common = compose_config(kind, [override for override in overrides if _key(override) != "method"])
+                base |= {node: common[node] for node in SHARED}
             self._bases[(kind, *overrides)] = {**base, "data": _placed(base["data"], self._roots)}
         return self._bases[(kind, *overrides)]
 

@@ -103,7 +103,7 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         roots = known_roots(launch.roots, routed.kinds["pretrain"])
         study, left_out = without_unknown(launch.study, roots)
         launch = launch.model_copy(update={"study": study})
-        composer = Composer(routed, study, roots=roots, cluster=launch.cluster)
+        composer = Composer(routed, study, roots=roots, cluster=launch.cluster, fair=launch.fair)
         checked = [parse(SETTINGS[kind], config) for kind, config in composer.all_configs(launch.seeds)]
         whole = _families_of_whole(routed, launch)
     composer.prepare_data(prepare or _prepare)
@@ -124,7 +124,7 @@ def _families_of_whole(routed: Routed, launch: LaunchSettings) -> set[str]:
     if all(isinstance(values, list) for values in launch.study.axes.values()):
         return set()
     whole = parse(StudySettings, routed.whole_study)
-    composer = Composer(routed, whole if launch.fair else whole.with_authors(), roots={})
+    composer = Composer(routed, whole if launch.fair else whole.with_authors(), roots={}, fair=launch.fair)
     configs = [config for _, config in composer.all_configs(launch.seeds[:1])]
     return {family({**config, "data": _settings_of_data(config["data"])}, axes=["seed"]) for config in configs}
 

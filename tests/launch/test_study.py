@@ -13,6 +13,7 @@ import yaml
 
 from crisscross.run_directory import RunDirectory
 from launch import overrides as overrides_module
+from launch.graph import Graph
 from launch.overrides import CONF, groups_of
 from launch.study import Plan, create_runs, main, make_plan
 
@@ -239,3 +240,53 @@ def test_dry_run_makes_no_run_directory(
     child = lines["crisscross-none-demo-s0-svm-demo"]
     assert (child[1], child[3:]) == ("downstream", ["waiting", "after", "crisscross-none-demo-s0"])
     assert "nothing was started, no run directory made" in printed
+
+
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_methods_are_compared_with_what_each_needs_or_with_the_same_for_all(scale: str) -> None:
+    def configs(*more: str) -> dict[str, Mapping[str, Any]]:
+        roots = ["roots.kinetics400=k", "roots.ucf101=u", "roots.esc50=e", "data=[kinetics400]"]
+        arguments = [f"scale={scale}", *(roots if scale == "paper" else []), *more]
+        graph = make_plan("methods", arguments, prepare=_prepare).graph
+        return {item.config["method"]["name"]: item.config for item in graph if item.kind == "pretrain"}
+
+    own, fair = configs(), configs("fair=true")
+    assert set(own) == set(fair) == {"crisscross", "xdc", "avid", "cmacc", "supervised"}
+    for node in ("training", "views", "model"):
+        assert all(config[node] == fair["crisscross"][node] for config in fair.values())
+    assert own["avid"]["training"] != fair["avid"]["training"]
+    assert fair["avid"]["optim"] == own["avid"]["optim"]
+
+
+def test_a_part_of_the_methods_shares_the_table_of_the_whole() -> None:
+    whole, part = (make_plan("methods", more, prepare=_prepare) for more in ([], ["method=[avid,supervised]"]))
+    assert part.name == whole.name
+    assert len(part.graph) < len(whole.graph)
+    other = make_plan("methods", ["training.epochs=5", "study.downstream=[[]]"], prepare=_prepare)
+    assert other.name != whole.name
+    sound = [item for item in part.graph if item.point == {"method": "supervised"} and item.kind == "downstream"]
+    assert {tuple(item.config["downstream"].get("modalities", ("v",))) for item in sound} == {("v",)}
+
+
+def test_several_studies_are_one_graph_in_which_what_they_share_is_run_once() -> None:
+    from launch.reproduce_paper import STUDIES
+
+    plans = [make_plan(study, [], prepare=_prepare) for study in STUDIES]
+    graph = Graph(item for plan in plans for item in plan.graph)
+    assert len(graph) < sum(len(plan.graph) for plan in plans)
+    assert sum(item.label == "crisscross-mild-demo-s0" for item in graph) == 2  # with and without L_async
+
+
+def test_a_dataset_that_is_nowhere_is_left_out_and_told() -> None:
+    arguments = ["scale=paper", "data=kinetics_sound", "data.root=k", "roots.esc50=e", "relaxation=mild"]
+    plan = make_plan("relaxation", arguments, prepare=_prepare)
+    assert [line for line in plan.warnings if line.startswith("not evaluated on")] == [
+        "not evaluated on ucf101: roots.ucf101 is not set (roots.ucf101=DIR adds it)",
+        "not evaluated on hmdb51: roots.hmdb51 is not set (roots.hmdb51=DIR adds it)",
+    ]
+    assert {item.config["data"]["name"] for item in plan.graph if item.kind == "downstream"} == {
+        "kinetics_sound",
+        "esc50",
+    }
+    with pytest.raises(ValueError, match=r"roots.ucf101 is not set, nor is any other dataset"):
+        make_plan("retrieval", ["scale=paper", "data=kinetics400", "data.root=k"], prepare=_prepare)
