@@ -19,17 +19,12 @@ from crisscross.methods.avid import Method, draw_negatives, nce_loss, update_mem
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.settings import settings_of
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings, PretrainSettings
+from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.transforms.settings import AudioTransformSettings
+from tests.methods.support import TINY, random_views
 from tests.support import assert_same_state, final_state, history, tiny_config
 
-TINY = ModelSettings(
-    video={"depth": 10, "width": 4},
-    audio={"layers": (1, 1, 1, 1), "width": 4},
-    projector={"hidden_dim": 16, "output_dim": 8, "num_layers": 3},
-    predictor={"hidden_dim": 4},
-)
 OPTIONS = {
     "name": "avid",
     "num_negatives": 5,
@@ -47,14 +42,7 @@ def _build(num_clips: int = NUM_CLIPS, **changed: object) -> Method:
 
 
 def _views(*clip_ids: int, seed: int = 0) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    return Views(
-        video=torch.randn(1, len(clip_ids), 3, 4, 16, 16, generator=generator),
-        audio=torch.randn(1, len(clip_ids), 1, 40, 32, generator=generator),
-        clip_ids=torch.tensor(clip_ids),
-        labels=torch.zeros(len(clip_ids), dtype=torch.long),
-        epoch=0,
-    )
+    return random_views(clip_ids, seed=seed)
 
 
 def _state(method: Method) -> dict[str, torch.Tensor]:

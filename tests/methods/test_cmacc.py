@@ -17,18 +17,13 @@ from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.cmacc import NO_CLIP, KeyQueue, Method, contrast, gradient_embeddings, kmeans_seeds
 from crisscross.methods.settings import settings_of
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings, PretrainSettings
+from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.distributed import World, data_parallel
+from tests.methods.support import TINY, random_views
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import CONTEXT
 
-TINY = ModelSettings(
-    video={"depth": 10, "width": 4},
-    audio={"layers": (1, 1, 1, 1), "width": 4},
-    projector={"hidden_dim": 16, "output_dim": 8, "num_layers": 3},
-    predictor={"hidden_dim": 4},
-)
 OPTIONS = {
     "name": "cmacc",
     "hidden_dim": 8,
@@ -48,15 +43,7 @@ def _build() -> Method:
 
 
 def _views(step: int, clips: list[int]) -> Views:
-    generator = torch.Generator().manual_seed(step)
-    return Views(
-        video=torch.randn(1, len(clips), 3, 2, 16, 16, generator=generator),
-        audio=torch.randn(1, len(clips), 1, 16, 16, generator=generator),
-        clip_ids=torch.tensor(clips),
-        labels=torch.zeros(len(clips), dtype=torch.long),
-        epoch=0,
-        key=100 + step,
-    )
+    return random_views(clips, seed=step, key=100 + step)
 
 
 def _unit(rows: int, *, seed: int, dim: int = 5) -> torch.Tensor:

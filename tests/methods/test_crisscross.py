@@ -12,18 +12,13 @@ from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
 from crisscross.models.backbones import untrained_backbones
 from crisscross.settings import ModelSettings
+from tests.methods.support import TINY
 
 PAPER = ModelSettings(
     video={"depth": 18, "width": 64},
     audio={"layers": (2, 2, 2, 2), "width": 64},
     projector={"hidden_dim": 2048, "output_dim": 2048, "num_layers": 3},
     predictor={"hidden_dim": 512},
-)
-TINY = ModelSettings(
-    video={"depth": 10, "width": 4},
-    audio={"layers": (1, 1, 1, 1), "width": 4},
-    projector={"hidden_dim": 16, "output_dim": 8, "num_layers": 3},
-    predictor={"hidden_dim": 4},
 )
 CLIPS = ClipFacts(num_clips=12, num_classes=3)
 ALL_ON = {"video_weight": 1.0, "audio_weight": 1.0, "sync_weight": 1.0, "async_weight": 1.0}

@@ -12,7 +12,7 @@ import torch
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.settings import settings_of
 from crisscross.methods.xdc import balanced_draws, clustered, whitened
-from tests.methods.test_crisscross import TINY
+from tests.methods.support import TINY, random_views
 
 NUM_CLIPS = 12
 OPTIONS = {
@@ -30,14 +30,7 @@ def _build(num_clips: int = NUM_CLIPS, seed: int = 0, **options: int):
 
 
 def _views(clip_ids: list[int]) -> Views:
-    generator = torch.Generator().manual_seed(0)
-    return Views(
-        video=torch.randn(1, len(clip_ids), 3, 4, 16, 16, generator=generator),
-        audio=torch.randn(1, len(clip_ids), 1, 40, 32, generator=generator),
-        clip_ids=torch.tensor(clip_ids),
-        labels=torch.zeros(len(clip_ids), dtype=torch.long),
-        epoch=0,
-    )
+    return random_views(clip_ids)
 
 
 def _found(v: np.ndarray, a: np.ndarray):

@@ -1,0 +1,30 @@
+"""What the tests of several methods need: tiny networks, and views for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from crisscross.methods.base import Views
+from crisscross.settings import ModelSettings
+
+TINY = ModelSettings(
+    video={"depth": 10, "width": 4},
+    audio={"layers": (1, 1, 1, 1), "width": 4},
+    projector={"hidden_dim": 16, "output_dim": 8, "num_layers": 3},
+    predictor={"hidden_dim": 4},
+)
+
+
+def random_views(clip_ids: Sequence[int], *, seed: int = 0, num_views: int = 1, key: int = 0) -> Views:
+    """Return views of these clips, drawn from the seed."""
+    generator, num = torch.Generator().manual_seed(seed), len(clip_ids)
+    return Views(
+        video=torch.randn(num_views, num, 3, 4, 16, 16, generator=generator),
+        audio=torch.randn(num_views, num, 1, 40, 32, generator=generator),
+        clip_ids=torch.tensor([*clip_ids]),
+        labels=torch.zeros(num, dtype=torch.long),
+        epoch=0,
+        key=key,
+    )
