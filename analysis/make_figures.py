@@ -8,19 +8,18 @@ uv run analysis/make_figures.py --study relaxation --uri http://127.0.0.1:5000 -
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
+from analysis.options import add_store_options, bring_up_to_date
 from analysis.studies import STUDIES
-from crisscross.catch_up import catch_up, runs_behind
 from crisscross.files import write_atomically, write_text
-from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
+from crisscross.tracking import DEFAULT_EXPERIMENT, TrackingError
 
 if TYPE_CHECKING:
     from analysis.runs import StudyRuns
@@ -191,20 +190,12 @@ def _description(study: str, fingerprint: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw the figures from the runs in MLflow.")
     parser.add_argument("--figure", choices=sorted([*FIGURES, *BOTH]), help="one of them (default: all)")
-    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
-    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
-    parser.add_argument(
-        "--study",
-        choices=sorted({known.study for known in FIGURES.values()}),
-        help="the figures of one study (default: all)",
-    )
-    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
-    parser.add_argument(
-        "--runs-root",
-        default="runs",
-        type=Path,
-        help="run directories, where features, weights and clips are found; MLflow is brought up to date with them"
-        " first (default: %(default)s)",
+    add_store_options(
+        parser,
+        studies={known.study for known in FIGURES.values()},
+        what="figures",
+        runs_root="run directories, where features, weights and clips are found; MLflow is brought up to date with them"
+        " first",
     )
     parser.add_argument(
         "--clips",
@@ -212,7 +203,6 @@ def _parser() -> argparse.ArgumentParser:
         help="clips to show in Figures 4 and 5: paths in the manifest, with commas between (default: the first"
         " held-out clip of some classes)",
     )
-    parser.add_argument("--out", default="figures", help="folder of the files (default: %(default)s)")
     return parser
 
 
@@ -238,14 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     names = _chosen(options, parser)
-    place: dict[str, Any] = {"uri": options.uri, "experiment": options.experiment}
-    with contextlib.suppress(ValueError):  # an address that is none: told below
-        behind = runs_behind(options.runs_root, **place)
-        if behind:
-            print(catch_up(behind, **place), file=sys.stderr)
     return draw_figures(
         names,
-        **place,
+        **bring_up_to_date(options),
         fingerprint=options.fingerprint,
         runs_root=options.runs_root,
         out=options.out,

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.options import add_store_options, bring_up_to_date
 from analysis.studies import STUDIES, TABLES
-from crisscross.catch_up import catch_up, runs_behind
 from crisscross.files import write_text
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
@@ -195,17 +195,12 @@ def _studies_in(uri: str, experiment: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Print the tables from the runs in MLflow and write them to files.")
     parser.add_argument("--table", choices=sorted(TABLES), help="one of them (default: all that there are runs for)")
-    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
-    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
-    parser.add_argument("--study", choices=sorted(STUDIES), help="default: all that there are runs of")
-    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
-    parser.add_argument(
-        "--runs-root",
-        default="runs",
-        type=Path,
-        help="run directories that MLflow may lag behind: it is brought up to date first (default: %(default)s)",
+    add_store_options(
+        parser,
+        studies=STUDIES,
+        what="tables",
+        runs_root="run directories that MLflow may lag behind: it is brought up to date first",
     )
-    parser.add_argument("--out", default="tables", help="folder of the files (default: %(default)s)")
     parser.add_argument(
         "--figures", default="figures", help="folder of the figures for the page (default: %(default)s)"
     )
@@ -229,11 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.table and options.study and options.table not in STUDIES[options.study].tables:
         parser.error(f"--table {options.table} belongs to the study {TABLES[options.table]}")
-    place = {"uri": options.uri, "experiment": options.experiment}
-    with contextlib.suppress(ValueError):  # an address that is none: told below
-        behind = runs_behind(options.runs_root, **place)
-        if behind:
-            print(catch_up(behind, **place), file=sys.stderr)
+    place = bring_up_to_date(options)
     study = options.study or (TABLES[options.table] if options.table else None)
     if options.fingerprint and study is None:
         study = "relaxation"

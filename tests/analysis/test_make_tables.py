@@ -183,7 +183,6 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
         assert ("is the server up?" if what == "refused" else "`uv run launch/sweep_relaxation.py`") in line
     assert main(["--uri", "mlruns", *out]) == 1
     assert "is no MLflow store" in one_line(capsys)
-    Study(tmp_path, fingerprint="89abcdef").studies.clear()
     tracking.mark_latest("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
     assert main(["--uri", study.uri, *out]) == 1
     assert "has no runs of the study relaxation" in one_line(capsys)
