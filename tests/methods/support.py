@@ -17,11 +17,13 @@ TINY = ModelSettings(
 )
 
 
-def random_views(clip_ids: Sequence[int], *, seed: int = 0, num_views: int = 1, key: int = 0) -> Views:
+def random_views(
+    clip_ids: Sequence[int], *, seed: int = 0, num_views: int = 1, key: int = 0, side_px: int = 16
+) -> Views:
     """Return views of these clips, drawn from the seed."""
     generator, num = torch.Generator().manual_seed(seed), len(clip_ids)
     return Views(
-        video=torch.randn(num_views, num, 3, 4, 16, 16, generator=generator),
+        video=torch.randn(num_views, num, 3, 4, side_px, side_px, generator=generator),
         audio=torch.randn(num_views, num, 1, 40, 32, generator=generator),
         clip_ids=torch.tensor([*clip_ids]),
         labels=torch.zeros(num, dtype=torch.long),

@@ -116,8 +116,10 @@ def test_large_scores_and_autocast_leave_it_in_single_precision() -> None:
     assert torch.isfinite(nce_loss(scores[:, 0], scores, torch.tensor(1e21)))
     assert torch.isfinite(nce_loss(scores[:, 1], scores, torch.tensor(1e-21)))
     method = _build()
+    # Of pictures of 16 px the last maps are single points: PyTorch 2.11's convolutions in bfloat16 on CPUs then give, once
+    # in a while, gradients of weights that are not finite, whatever the loss.
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = method(_views(0, 1, 2))
+        loss, _ = method(random_views((0, 1, 2), side_px=32))
     assert loss.dtype == torch.float32
     assert method._seen[-1]["video"].dtype == torch.float32
     torch.testing.assert_close(method._seen[-1]["video"].norm(dim=1), torch.ones(3))
