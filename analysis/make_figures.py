@@ -64,13 +64,13 @@ class _Pen:
 
     def draw(self, name: str) -> bool:
         """Draw a figure and write its files; say in one line why, where that cannot be done."""
-        from crisscross.data.streams import DecodeError
-
         study = FIGURES[name].study
         runs = self._runs(study)
         if isinstance(runs, str):
             print(f"no figure {name}: {runs}", file=sys.stderr)
             return False
+        from crisscross.data.streams import DecodeError
+
         again = f"`{STUDIES[study].command}` runs what is missing"
         try:
             drawing = FIGURES[name].build(runs, self._wanted)

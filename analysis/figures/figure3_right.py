@@ -13,13 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.base import Drawing, NotThereError, Wanted, arm_name, arms, first, plain, weight_of
 from analysis.figures.style import look_of, new_figure, styled
 from analysis.runs import StudyRuns, reason_missing
-from analysis.tables.results import MODALITIES, PROTOCOLS
+from analysis.tables.results import PROTOCOLS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 KEY = ["scale", "method", "pretrain_data", "backbone", "downstream_data", "protocol", "segments"]
 """What the evaluations of one panel have in common."""
+NAMES = {"v": "video", "a": "audio", "av": "audio + video"}
 PANEL_HEIGHT_IN = 2.3
 
 
@@ -42,7 +43,7 @@ class Panel:
     @property
     def title(self) -> str:
         """The heading."""
-        return f"{self.facts['downstream_data']}, {MODALITIES[self.modality]}"
+        return f"{NAMES[self.modality]}, {self.facts['downstream_data']}"
 
     def value(self, row: dict[str, Any]) -> float | None:
         """Return an evaluation's top-1, None where it has none."""
@@ -104,7 +105,7 @@ def _panels(runs: StudyRuns) -> list[Panel]:
         covered = [set(folds) for folds in rows["folds"]]
         folds = tuple(sorted(set.intersection(*covered)))
         asked = [set(modalities) for modalities in on_the_way["modalities"]]
-        for modality in MODALITIES:
+        for modality in NAMES:
             if any(modality in modalities for modalities in asked):
                 panels.append(Panel(dict(zip(KEY, map(str, values), strict=True)), modality, folds, rows))
     return panels
@@ -121,18 +122,20 @@ def _after(row: pd.Series, runs: StudyRuns) -> float | None:
 def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns) -> list[str]:
     """Draw one curve; return what is missing of it."""
     ours = panel.rows[panel.rows["weight"] == weight]
+    seeds = sorted(set(map(int, panel.rows["seed"])))
     points, missing = [], []
     for after in sorted(set(panel.rows["after"])):
-        rows = [row.to_dict() for _, row in ours[ours["after"] == after].iterrows()]
-        values: dict[int, list[float]] = {}
-        for row in rows or [None]:
-            value = None if row is None else panel.value(row)
-            if value is None:
-                missing.append(_missing(panel, weight, after, row, runs))
+        means = []
+        for seed in seeds:
+            rows = [row.to_dict() for _, row in ours[(ours["after"] == after) & (ours["seed"] == seed)].iterrows()]
+            # Several of one seed only where evaluations differ in what is no part of the key.
+            values = [value for row in rows if (value := panel.value(row)) is not None]
+            if values:
+                means.append(100 * statistics.mean(values))
             else:
-                values.setdefault(int(row["seed"]), []).append(value)
-        if values:  # several of one seed only where evaluations differ in what is no part of the key
-            points.append((after, [100 * statistics.mean(of_seed) for of_seed in values.values()]))
+                missing.append(_missing(panel, weight, after, seed, rows[0] if rows else None, runs))
+        if means:
+            points.append((after, means))
     look = look_of(number + (number > 0))  # blue, then green: far apart in grey as well
     for after, values in points:
         if len(values) > 1:  # of one seed there is no spread, and a bar of no length would say that it is sure
@@ -149,13 +152,10 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
     return missing
 
 
-def _missing(panel: Panel, weight: float, after: float, row: dict[str, Any] | None, runs: StudyRuns) -> str:
+def _missing(panel: Panel, weight: float, after: float, seed: int, row: dict[str, Any] | None, runs: StudyRuns) -> str:
     above = runs.pretrainings[runs.pretrainings["point"].map(weight_of) == weight]
-    if row is not None:
-        above = above[above["identity"] == row["parent_identity"]]
-    reason, error = reason_missing(row, first(above))
-    seed = "" if row is None else f", seed {row['seed']}"
-    where = f"{plain(panel.title)}, {plain(arm_name(weight))}, epoch {after:g}{seed}"
+    reason, error = reason_missing(row, first(above[above["seed"] == seed]))
+    where = f"{panel.title}, {plain(arm_name(weight))}, epoch {after:g}, seed {seed}"
     return f"{where}: {reason}{f': {error}' if error else ''}"
 
 
@@ -183,7 +183,7 @@ def _caption(panels: Sequence[Panel]) -> str:
     )
     return (
         f"Top-1 accuracy (%) against epochs of pretraining, without and with L_async, by {', by '.join(protocols)};"
-        f" {each('scale')} scale, pretrained on {each('pretrain_data')}, v = video, a = audio, a+v = both."
+        f" {each('scale')} scale, pretrained on {each('pretrain_data')}."
         f"{''.join(folds)} Epoch 0: the weights before the first step. {several}"
     )
 

@@ -14,7 +14,9 @@ NUM_CLIPS, NUM_FRAMES = 6, 4
 """Clips, and frames of each, that are shown (chosen by us)."""
 BRIGHTEST = 99.5
 """Percentile of a clip's map that is drawn as the brightest (chosen by us)."""
-GREYS, MAP = "gray", "inferno"
+SMOOTHING = 1 / 24
+"""Of a map, as a part of the frame's width: single pixels follow the strides of the network (chosen by us)."""
+MAP = "inferno"
 GAP_PX = 1
 
 
@@ -36,7 +38,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     clips = some.rows(paths)
     shown = some.middle(clips, "v")
     torch.set_num_threads(1)  # sums over threads have no fixed order
-    maps = {arm: saliency(model.networks()["v"], shown.video).numpy() for arm, model in models.items()}
+    maps = {arm: smooth(saliency(model.networks()["v"], shown.video).numpy()) for arm, model in models.items()}
     with styled():
         figure = new_figure(0.25 + 0.56 * len(clips))
         grid = figure.subplots(len(clips), 1 + len(maps), squeeze=False)
@@ -59,7 +61,8 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
         caption=f"Where the video network looks: held-out clips of {data}, {choice} ({', '.join(paths)}); frames"
         f" {', '.join(str(1 + number) for number in chosen)} of the {shown.frames.shape[1]} of the middle segment."
         " Maps: the length, over the colours, of the gradient of the representation's squared norm with respect to the"
-        " frames; bright = changing this pixel moves the representation much. Each clip and model has its own scale.",
+        f" frames, blurred (Gaussian, 1/{1 / SMOOTHING:.0f} of the width); bright = changing this place moves the"
+        " representation much. Each clip and model has its own scale.",
         runs={plain(arm): rows for arm, rows in both.items()},
     )
 
@@ -74,6 +77,13 @@ def first_of_classes(held_out: object, num: int) -> list[str]:
     if rows.empty:
         raise NotThereError("there are no held-out clips")
     return evenly(list(rows["path"]), num)
+
+
+def smooth(maps: np.ndarray) -> np.ndarray:
+    """Return maps (N, T, H, W) blurred within each frame."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(maps, sigma=(0, 0, SMOOTHING * maps.shape[-1], SMOOTHING * maps.shape[-1]))
 
 
 def strip(frames: np.ndarray) -> np.ndarray:

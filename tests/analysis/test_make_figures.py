@@ -129,6 +129,7 @@ def test_captions_say_seeds_and_what_is_missing(drawn):
     assert "means over up to 2 seeds" in right
     assert "- demo, with L_async, epoch 3 (n = 2, seeds 0, 1): " in right
     assert "- demo, without L_async, epoch 1 (n = 1, seed 1): " in right
+    assert "Missing:\n\n- video, demo, without L_async, epoch 1, seed 0: not run\n- audio, " in right
     left = drawn["figure3-left-a0a0a0a0.md"].decode()
     assert "- without L_async, video (n = 1, seed 0): " in left
     assert "- with L_async, audio (n = 1, seed 0): " in left
