@@ -116,7 +116,7 @@ def test_large_scores_and_autocast_leave_it_in_single_precision() -> None:
     assert torch.isfinite(nce_loss(scores[:, 0], scores, torch.tensor(1e21)))
     assert torch.isfinite(nce_loss(scores[:, 1], scores, torch.tensor(1e-21)))
     method = _build()
-    # Of pictures of 16 px the last maps are single points: PyTorch 2.11's convolutions in bfloat16 on CPUs then give, once
+    # Of pictures of 16 px the last maps are single points: convolutions in bfloat16 on CPUs (PyTorch 2.11) then give, once
     # in a while, gradients of weights that are not finite, whatever the loss.
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = method(random_views((0, 1, 2), side_px=32))
