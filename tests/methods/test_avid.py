@@ -116,8 +116,8 @@ def test_large_scores_and_autocast_leave_it_in_single_precision() -> None:
     assert torch.isfinite(nce_loss(scores[:, 0], scores, torch.tensor(1e21)))
     assert torch.isfinite(nce_loss(scores[:, 1], scores, torch.tensor(1e-21)))
     method = _build()
-    # Of pictures of 16 px the last maps are single points: convolutions in bfloat16 on CPUs (PyTorch 2.11) then give, once
-    # in a while, gradients of weights that are not finite, whatever the loss.
+    # Pictures of 16 px end in maps of single points, for which convolutions in bfloat16 on CPUs (PyTorch 2.11) give now
+    # and then gradients of weights that are not finite, whatever the loss.
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = method(random_views((0, 1, 2), side_px=32))
     assert loss.dtype == torch.float32
