@@ -221,7 +221,7 @@ def test_killed_midway_then_resumed(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_leaves_whole_clips_only(tmp_path):
     root = tmp_path / "clips"
-    more_than_can_be = replace(MANY, train_clips_per_class=2000)  # made before we look, however slow this machine is
+    more_than_can_be = replace(MANY, train_clips_per_class=200)  # made before we look, however slow this machine is
     process = start(root, more_than_can_be)
     wait_for_clips(root, 5, process)
     os.killpg(process.pid, signal.SIGINT)
