@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from crisscross.locks import file_lock
 from tests.slurm.client import SlurmClient
 from tests.slurm.daemons import (
     ACCOUNTING_CONF,
@@ -199,7 +200,9 @@ class SlurmCluster(SlurmClient):
         with (self.home / "log" / "mariadb-install-db.log").open("wb") as log:
             argv = ["mariadb-install-db", *MARIADB_OPTIONS, f"--datadir={data}", "--skip-test-db"]
             argv += ["--auth-root-authentication-method=normal"]
-            subprocess.run(argv, stdout=log, stderr=log, check=True, timeout=120, env=self.full_environment())
+            # Two at the same time, of two clusters, fail: one after the other.
+            with file_lock(Path(tempfile.gettempdir()) / "crisscross-mariadb.lock", timeout_s=300):
+                subprocess.run(argv, stdout=log, stderr=log, check=True, timeout=120, env=self.full_environment())
         where = [f"--datadir={data}", f"--socket={data}/socket", "--bind-address=127.0.0.1", f"--port={port}"]
         self._start_daemon("mariadbd", *MARIADB_OPTIONS, *where, f"--pid-file={data}/pid")
         self._wait_for_port("mariadbd", port)
