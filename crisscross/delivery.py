@@ -1,4 +1,4 @@
-"""Bringing an open MLflow store up to date with a run directory. MLflow itself is behind the store (tracking.py).
+"""Bringing an open MLflow store up to date with a run directory. MLflow itself is behind the store (mlflow_store.py).
 
 Every step here may be cut off by a kill and done again: parameters, tags and points that are already there are
 taken as what they are, because a point keeps the time at which it was written to the history.
@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from crisscross import record
 from crisscross.delivery_notes import Notes, Sent, batches, durable_bytes
 from crisscross.locks import file_lock
+from crisscross.mlflow_store import LOCK_TIMEOUT_S, Point, Store
 from crisscross.run_directory import RunDirectory
-
-LOCK_TIMEOUT_S = 120.0  # chosen by us; another delivery of the same run, or to the same SQLite file, takes less
-Point = tuple[str, float, int, int]
-"""Metric name, value, time in milliseconds since 1970, step."""
 
 
 @dataclass(frozen=True)
@@ -34,42 +30,6 @@ class Delivery:
     run_id: str
     points_sent: int
     finished: bool
-
-
-class Store(Protocol):
-    """What delivery needs of an MLflow experiment."""
-
-    key: str
-
-    def create_run(self, name: str, *, start_ms: int, tags: Mapping[str, str]) -> str:
-        """Make a run and return its id."""
-
-    def has_run(self, run_id: str) -> bool:
-        """Whether a run is there; one that was deleted in the browser is restored."""
-
-    def find_run(self, tag: str, text: str) -> str | None:
-        """Return the id of the run that carries a tag, if there is one."""
-
-    def log_parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
-        """Set parameters."""
-
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-
-    def log_points(self, run_id: str, points: list[Point]) -> None:
-        """Add points to the history; those that it has are left alone."""
-
-    def set_status(self, run_id: str, status: str, *, end_ms: int | None) -> None:
-        """Set the status, and the time of the end where it is one."""
-
-    def log_file(self, run_id: str, path: Path, name: str) -> None:
-        """Keep a file as the artifact of that name."""
-
-    def log_text(self, run_id: str, text: str, name: str) -> None:
-        """Keep a text as the artifact of that name."""
-
-    def set_experiment_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the experiment."""
 
 
 def deliver_run(run: RunDirectory, store: Store, *, stale_s: float = record.STALE_SECONDS) -> Delivery:

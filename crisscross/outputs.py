@@ -6,32 +6,8 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
-
-class Store(Protocol):
-    """What this needs of an open MLflow experiment."""
-
-    def create_run(self, name: str, *, start_ms: int, tags: Mapping[str, str]) -> str:
-        """Make a run and return its id."""
-
-    def has_run(self, run_id: str) -> bool:
-        """Whether a run is there; one that was deleted in the browser is restored."""
-
-    def find_run(self, tag: str, text: str) -> str | None:
-        """Return the id of the run that carries a tag, if there is one."""
-
-    def tags_of(self, run_id: str) -> dict[str, str]:
-        """Return a run's tags."""
-
-    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags."""
-
-    def set_status(self, run_id: str, status: str, *, end_ms: int | None) -> None:
-        """Set the status, and the time of the end where it is one."""
-
-    def log_file(self, run_id: str, path: Path, name: str) -> None:
-        """Keep a file as the artifact of that name."""
+from crisscross.mlflow_store import Store
 
 
 def keep_outputs(store: Store, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import tracking
+from crisscross.mlflow_store import import_client, make_tables
 
 ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
 AT_WORK = (
@@ -40,6 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def empty_store(tmp_path_factory) -> Path:
     """A SQLite store with tables and nothing in them: making one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("store")
-    tracking._import_client()
-    tracking._make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
+    import_client()
+    make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
     return folder / "mlflow.db"

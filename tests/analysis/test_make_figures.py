@@ -17,7 +17,7 @@ from analysis.figures.figure3_left import embed
 from analysis.figures.figure3_right import Panel
 from analysis.figures.style import evenly, look_of
 from analysis.make_figures import FIGURES, main
-from crisscross import tracking
+from crisscross import mlflow_store, tracking
 from crisscross.experiment import run as run_experiment
 from crisscross.models.backbones import untrained_backbones
 from crisscross.models.released import export_backbone
@@ -156,7 +156,7 @@ def test_the_same_runs_give_the_same_bytes_and_mlflow_has_them_once(tiny, drawn,
     kept = {path.name: path.read_bytes() for path in tiny.folder.glob("mlruns/crisscross/*/artifacts/figures/*")}
     assert kept == drawn
     sent = []
-    monkeypatch.setattr(tracking._Store, "log_file", lambda *arguments: sent.append(arguments))
+    monkeypatch.setattr(mlflow_store.Store, "log_file", lambda *arguments: sent.append(arguments))
     assert _draw(tiny, tmp_path / "again") == drawn
     assert sent == []
     again = tracking.search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import tracking
+from crisscross import mlflow_store, tracking
 from crisscross.files import read_json
 from tests.mlflow_server import Server
 from tests.tracking.jobs import (
@@ -62,7 +62,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
     job.train(50, names=13)
     job.checkpoint()
 
-    lose_after = tracking._Store.log_points
+    lose_after = mlflow_store.Store.log_points
 
     def lose(self, run_id, points):
         lose_after(self, run_id, points[: len(points) // 2])  # the server is killed in the middle of a delivery
@@ -70,7 +70,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
         lose_after(self, run_id, points)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking._Store, "log_points", lose)
+        patch.setattr(mlflow_store.Store, "log_points", lose)
         with pytest.raises(tracking.TrackingError, match=f"MLflow at {server.uri}: ") as caught:
             send(runs[0], server.uri)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from crisscross import tracking
+from crisscross import mlflow_store, tracking
 from crisscross.files import read_json, write_json
 from crisscross.run_directory import RunDirectory
 from tests.tracking.jobs import (
@@ -121,7 +121,7 @@ def in_another_process(function, *arguments) -> multiprocessing.Process:
 
 
 def send_and_die(run: RunDirectory, uri: str) -> None:
-    log_points, calls = tracking._Store.log_points, []
+    log_points, calls = mlflow_store.Store.log_points, []
 
     def die_after(self, run_id, points):
         log_points(self, run_id, points)
@@ -129,7 +129,7 @@ def send_and_die(run: RunDirectory, uri: str) -> None:
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    tracking._Store.log_points = die_after
+    mlflow_store.Store.log_points = die_after
     send(run, uri)
 
 
@@ -156,14 +156,14 @@ def test_killed_between_sending_and_noting_it(uri, tmp_path):
 
 def test_killed_between_making_the_run_and_noting_its_id(uri, tmp_path, monkeypatch):
     run = pretraining(tmp_path / "runs")
-    make = tracking._Store.create_run
+    make = mlflow_store.Store.create_run
 
     def die_after(self, *arguments, **options):
         make(self, *arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking._Store, "create_run", die_after)
+        patch.setattr(mlflow_store.Store, "create_run", die_after)
         with pytest.raises(KeyboardInterrupt):
             send(run, uri)
     assert read_json(run.path / "tracking.json")["stores"].popitem()[1]["run_id"] == ""
@@ -185,7 +185,7 @@ def test_result_metrics_that_the_history_lacks_are_sent_once(uri, tmp_path):
 
 
 def test_processes_at_once_make_one_run_in_a_store_that_was_not_there(tmp_path, capfd):
-    tracking._import_client()
+    mlflow_store.import_client()
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     job.train(150, names=13)
