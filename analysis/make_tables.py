@@ -181,14 +181,16 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def _studies_in(uri: str, experiment: str) -> list[str]:
-    """Return the studies that a store has runs of; that of Table 3 where it has none, which then says so."""
+def _studies_in(uri: str, experiment: str, *, fingerprint: str | None) -> list[str]:
+    """Return the studies that a store has runs, or that variant, of; that of Table 3 where it has none and says so."""
     from analysis.runs import variants_of
     from crisscross.tracking import experiment_tags
 
     with contextlib.suppress(TrackingError, ValueError):
         tags = experiment_tags(uri=uri, experiment=experiment)
-        return [study for study in STUDIES if variants_of(study, tags)] or ["relaxation"]
+        variants = {study: variants_of(study, tags) for study in STUDIES}
+        found = [study for study, known in variants.items() if known and fingerprint in (None, *known)]
+        return found or ["relaxation"]
     return ["relaxation"]
 
 
@@ -226,11 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--table {options.table} belongs to the study {TABLES[options.table]}")
     place = bring_up_to_date(options)
     study = options.study or (TABLES[options.table] if options.table else None)
-    if options.fingerprint and study is None:
-        study = "relaxation"
     return print_all(
         **place,
-        studies=[study] if study else _studies_in(**place),
+        studies=[study] if study else _studies_in(**place, fingerprint=options.fingerprint),
         fingerprint=options.fingerprint,
         table=options.table,
         out=options.out,

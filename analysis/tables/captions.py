@@ -56,16 +56,35 @@ def folds_text(folds: Sequence[int]) -> str:
 
 def notes_of(runs: StudyRuns, placed: Mapping[tuple[str, tuple[str, str]], Series]) -> tuple[str, ...]:
     """Return the footnotes: how each dataset was evaluated, which seeds are missing and why, several commits."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for (row, (group, label)), one in placed.items():
-        for seed, gap in one.result.missing.items():
-            if gap.error or one.result.values or gap.partial is not None:
-                found.setdefault((f"{row}, seed {seed}", gap.text), []).append(f"{group} {label}".strip())
-    missing = [f"{who} ({', '.join(dict.fromkeys(where))}): {what}" for (who, what), where in found.items()]
     protocols = dict.fromkeys(_protocol_note(one) for one in placed.values())
+    results = [(row, f"{group} {label}".strip(), one.result) for (row, (group, label)), one in placed.items()]
+    columns = {column for _, column in placed}
+    return (*sorted(protocols), *missing_notes(results, num_columns=len(columns)), *commit_notes(runs))
+
+
+def missing_notes(results: Iterable[tuple[str, str, Result]], *, num_columns: int) -> list[str]:
+    """Return a line for each seed that is missing, and why, where the cells have no room for it.
+
+    Args:
+        results: row, column and what is known of the cell.
+        num_columns: of the table; what is said of all of them names none.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for row, column, result in results:
+        for seed, gap in result.missing.items():
+            if gap.error or result.values or gap.partial is not None:
+                found.setdefault((f"{row}, seed {seed}", gap.text), []).append(column)
+    return [
+        f"{who}{'' if len(where) == num_columns else ' (' + ', '.join(where) + ')'}: {what}"
+        for (who, what), where in found.items()
+    ]
+
+
+def commit_notes(runs: StudyRuns) -> list[str]:
+    """Return a line that names the commits that the runs come from, where they are several."""
     commits = sorted({*runs.evaluations["git_commit"], *runs.pretrainings["git_commit"]} - {""})
-    several = [f"The runs come from {len(commits)} commits: {', '.join(commit[:8] for commit in commits)}."]
-    return (*sorted(protocols), *missing, *(several if len(commits) > 1 else []))
+    listed = ", ".join(commit[:8] for commit in commits)
+    return [f"The runs come from {len(commits)} commits: {listed}."] if len(commits) > 1 else []
 
 
 def _protocol_note(series: Series) -> str:

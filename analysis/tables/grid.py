@@ -9,7 +9,6 @@ from typing import Any
 from analysis.runs import StudyRuns
 from analysis.tables.base import Cell, Row, Table
 from analysis.tables.captions import caption_of, notes_of
-from analysis.tables.results import Result
 from analysis.tables.series import Series
 from analysis.tables.spread import difference
 
@@ -166,13 +165,9 @@ def _cell(
 def _measured(series: Series | None, *, is_best: bool) -> Cell:
     if series is None:
         return Cell("not part of the study", is_missing=True)
-    result: Result = series.result
-    if result.mean is None:
-        return Cell(result.reason or "not run", is_missing=True)
-    text = result.printed_mean
-    if result.std is not None:
-        text += f" ± {100 * result.std:.1f} (n={len(result.values)})"
-    return Cell(text, is_best=is_best, run_ids=result.run_ids)
+    if series.result.mean is None:
+        return Cell(series.result.text, is_missing=True)
+    return Cell(series.result.text, is_best=is_best, run_ids=series.result.run_ids)
 
 
 def _record(

@@ -116,6 +116,14 @@ class Result:
         return "" if self.mean is None else f"{100 * self.mean:.1f}"
 
     @property
+    def text(self) -> str:
+        """What stands in a cell: the mean, with its deviation where there are several seeds, or why there is none."""
+        if self.mean is None:
+            return self.reason or "not run"
+        spread = "" if self.std is None else f" ± {100 * self.std:.1f} (n={len(self.values)})"
+        return self.printed_mean + spread
+
+    @property
     def reason(self) -> str:
         """Why there is no number at all; empty where there is one."""
         reasons = dict.fromkeys(gap.reason for gap in self.missing.values()) if not self.values else {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runs import BY_TEST, StudyRuns
 from analysis.tables.base import Cell, Row, Table
+from analysis.tables.captions import commit_notes, folds_text, missing_notes, spread_text
 from analysis.tables.results import PROTOCOLS, Column, Result, columns_of, result_of
 
 if TYPE_CHECKING:
@@ -128,11 +129,8 @@ def _result(runs: StudyRuns, label: str, column: Column) -> Result:
 
 def _cell(result: Result, *, best: str) -> Cell:
     if result.mean is None:
-        return Cell(result.reason, is_missing=True)
-    text = result.printed_mean
-    if result.std is not None:
-        text += f" ± {100 * result.std:.1f} (n={len(result.values)})"
-    return Cell(text, is_best=result.printed_mean == best, run_ids=result.run_ids)
+        return Cell(result.text, is_missing=True)
+    return Cell(result.text, is_best=result.printed_mean == best, run_ids=result.run_ids)
 
 
 def _caption(columns: list[Column], results: Mapping[tuple[str, int], Result]) -> str:
@@ -141,20 +139,13 @@ def _caption(columns: list[Column], results: Mapping[tuple[str, int], Result]) -
 
     protocols = dict.fromkeys(PROTOCOLS.get(column.key["protocol"], column.key["protocol"]) for column in columns)
     measures = dict.fromkeys("R@k" if column.key["protocol"] == "retrieval" else "Top-1 accuracy" for column in columns)
-    data = dict.fromkeys(column.key["downstream_data"] + _folds(column) for column in columns)
-    numbers = {len(result.values) for (row, _), result in results.items() if result.values and row != FLOOR}
-    if not numbers:
-        spread = "No result yet."
-    elif numbers == {1}:
-        spread = "One seed a cell (n = 1), so there is no ±."
-    else:
-        spread = f"Mean ± sample standard deviation over n seeds (up to {max(numbers)}); no ± where n = 1."
+    data = dict.fromkeys(column.key["downstream_data"] + folds_text(column.folds) for column in columns)
     sentences = [
         "How much temporal relaxation is best?",
         f"{' or '.join(measures)} in % by {', by '.join(protocols)}; {listed('scale')} scale;",
         f"pretrained on {listed('pretrain_data')}, evaluated on {', '.join(data)};",
         "v = video, a = audio, a+v = both.",
-        spread,
+        spread_text(result for (row, _), result in results.items() if row != FLOOR),
         "Bold: best of a column. The floor is the same evaluation of untrained backbones.",
         "The paper shows this study as a figure, so there is no published number beside these.",
     ]
@@ -163,27 +154,10 @@ def _caption(columns: list[Column], results: Mapping[tuple[str, int], Result]) -
     return " ".join(sentences)
 
 
-def _folds(column: Column) -> str:
-    numbers = ", ".join(map(str, column.folds))
-    return f" (mean of folds {numbers})" if len(column.folds) > 1 else f" (fold {numbers})" if numbers else ""
-
-
 def _notes(runs: StudyRuns, columns: list[Column], results: Mapping[tuple[str, int], Result]) -> tuple[str, ...]:
-    """Say which seeds are missing, and why, where the cells have no room for it."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for (row, column), result in results.items():
-        for seed, gap in result.missing.items():
-            if gap.error or result.values or gap.partial is not None:
-                where = f"{columns[column].group} {columns[column].label}"
-                found.setdefault((f"{row}, seed {seed}", gap.text), []).append(where)
-    notes = [
-        f"{who}{'' if len(where) == len(columns) else ' (' + ', '.join(where) + ')'}: {what}"
-        for (who, what), where in found.items()
-    ]
-    commits = sorted({*runs.evaluations["git_commit"], *runs.pretrainings["git_commit"]} - {""})
-    if len(commits) > 1:
-        notes.append(f"The runs come from {len(commits)} commits: {', '.join(commit[:8] for commit in commits)}.")
-    return tuple(notes)
+    names = [f"{column.group} {column.label}" for column in columns]
+    missing = missing_notes(((row, names[at], one) for (row, at), one in results.items()), num_columns=len(columns))
+    return (*missing, *commit_notes(runs))
 
 
 def _record(runs: StudyRuns, label: str, column: Column, result: Result, *, floor: Result, best: str) -> dict[str, Any]:

@@ -26,6 +26,10 @@ JOIN_TIMEOUT = timedelta(minutes=30)
 Computed = TypeVar("Computed")
 
 
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts before the names of a network's buffers."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its fellows.
@@ -178,7 +182,8 @@ def data_parallel(
         own_state: buffers that every process changes alike by itself: they are not sent around.
     """
     on_gpu = world.device.type == "cuda"
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, [*own_state])  # it has no public way
+    own = [name for name, _ in network.named_buffers() if name.removeprefix(COMPILED) in own_state]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # it has no public way
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if on_gpu else None,

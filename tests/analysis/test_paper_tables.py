@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from scipy import stats
 
 from analysis.make_tables import main, print_tables
@@ -145,7 +146,8 @@ def test_every_study_has_its_file_and_its_script() -> None:
     root = Path(__file__).parents[2]
     for name, study in STUDIES.items():
         assert (root / study.script).is_file()
-        assert (root / "experiments" / "conf" / "study" / f"{name}.yaml").is_file()
+        described = yaml.safe_load((root / "experiments" / "conf" / "study" / f"{name}.yaml").read_text())
+        assert (described["name"], described["script"]) == (name, study.script)
     assert list(TABLES) == ["1", "2", "3", "4", "5", "frozen", "retrieval"]
 
 

@@ -16,6 +16,7 @@ from launch.graph import Graph
 from launch.local import Job
 from launch.standing import standing_of
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
+from tests.requirements import missing
 
 
 def _states(jobs: list[Job]) -> dict[str, str]:
@@ -178,8 +179,9 @@ def test_a_job_interrupted_from_elsewhere_holds_its_dependents(tmp_path: Path) -
     assert list(_states(runner.run()).values()) == ["interrupted", "parent interrupted"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_a_killed_launcher_takes_its_jobs_along(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        missing("PR_SET_PDEATHSIG is Linux's")
     one = pretraining(tmp_path)
     script = (
         "import sys; from pathlib import Path\n"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from crisscross.methods.base import Views
+from crisscross.run_directory import RunDirectory
 from crisscross.settings import ModelSettings
+from tests.support import tiny_config
 
 TINY = ModelSettings(
     video={"depth": 10, "width": 4},
@@ -30,3 +33,9 @@ def random_views(
         epoch=0,
         key=key,
     )
+
+
+def tiny_run(folder: Path, name: str, *overrides: str) -> RunDirectory:
+    """Return the run directory of a tiny pretraining below ``folder/name``; all of a folder share their clips."""
+    config = tiny_config("pretrain", folder, *overrides)
+    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})

@@ -22,7 +22,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.transforms.settings import AudioTransformSettings
-from tests.methods.support import TINY, random_views
+from tests.methods.support import TINY, random_views, tiny_run
 from tests.support import assert_same_state, final_state, history, tiny_config
 
 OPTIONS = {
@@ -229,8 +229,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    config = tiny_config("pretrain", folder, *SMALL, *overrides)
-    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
+    return tiny_run(folder, name, *SMALL, *overrides)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from launch.overrides import compose_config, hydra_configs
 from launch.single import _make_run
 from launch.study import make_plan
 from tests.data.miniatures import data_overrides, make_miniature
+from tests.methods.support import tiny_run
 from tests.support import TINY_OVERRIDES, assert_same_state, final_state, history, tiny_config
 
 TINY = ModelSettings(
@@ -52,8 +53,7 @@ def silent(folder: Path) -> list[str]:
 
 
 def _make(folder: Path, *overrides: str, runs: str) -> RunDirectory:
-    config = tiny_config("pretrain", folder, "method=supervised", *overrides)
-    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / runs)})
+    return tiny_run(folder, runs, "method=supervised", *overrides)
 
 
 @pytest.fixture(scope="module")

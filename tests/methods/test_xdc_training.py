@@ -13,6 +13,7 @@ from crisscross.experiment import run as run_experiment
 from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
 from crisscross.training import loop
+from tests.methods.support import tiny_run
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import in_process, in_ranks
 
@@ -26,8 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _make(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    config = tiny_config("pretrain", folder, *XDC, *overrides)
-    return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
+    return tiny_run(folder, name, *XDC, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.decode import decode_windows, probe
+from crisscross.data.decode import probe
 from crisscross.data.sampling import even_starts
 from crisscross.transforms.audio import log_spectrogram
 from crisscross.transforms.settings import AudioTransformSettings
+from tests.data.windows import decode_audio
 from tests.requirements import REAL_DATA, needs_real_data
 
 pytestmark = needs_real_data
@@ -26,16 +27,7 @@ def test_the_spectrograms_of_real_clips_have_about_mean_0_and_deviation_1(views:
     for path in sorted(Path(REAL_DATA, "video", "clips").glob("*.mp4")):
         found = probe(path)
         starts = even_starts(found.audio_start_s, found.audio_end_s, seconds=2.0, num=2)
-        _, waves = decode_windows(
-            path,
-            video_starts_s=[],
-            num_frames=1,
-            frame_rate_hz=16,
-            canvas=None,
-            audio_starts_s=starts,
-            audio_seconds=2.0,
-            sample_rate_hz=settings.sample_rate_hz,
-        )
+        waves = decode_audio(path, starts, seconds=2.0, sample_rate_hz=settings.sample_rate_hz)
         seen.append(log_spectrogram(torch.from_numpy(waves), settings))
     values = torch.cat(seen)
     assert len(values) == 140
