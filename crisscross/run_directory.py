@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 from crisscross.code_version import git_state
-from crisscross.files import read_json, write_json, write_text
+from crisscross.files import DISK_FULL, read_json, write_json, write_text
 from crisscross.identity import identity
 from crisscross.locks import file_lock
 
@@ -197,11 +197,23 @@ class RunDirectory:
         """Say what the job is doing: ``state``, ``step``, ``total``, ``loss``, ``rate``, ``eta_s``.
 
         Written without fsync and without fuss: it may be lost, costs next to nothing, and never stops what it tells of.
+        On a full disk it is written over the last word, whose block is there already: otherwise nobody would learn that
+        the disk is full.
         """
+        said = self.path / "progress.json"
         temporary = self.path / f".progress.{os.getpid()}.part"
+        text = json.dumps({**progress, "time": time.time()})
         try:
-            temporary.write_text(json.dumps({**progress, "time": time.time()}))
-            temporary.replace(self.path / "progress.json")
+            try:
+                temporary.write_text(text)
+                temporary.replace(said)
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                temporary.unlink(missing_ok=True)
+                with said.open("r+") as file:
+                    file.write(text)
+                    file.truncate()
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from crisscross.files import DISK_FULL
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
 from launch.capacity import job_environment, num_processes, thread_environment
 from launch.run_log import handler_for
@@ -157,6 +158,8 @@ def _report(run: RunDirectory, kind: type[BaseException], error: BaseException, 
     line = " ".join(str(error).split()) or kind.__name__
     expected = issubclass(kind, ValueError | OSError | AlreadyRunningError)
     line = line if expected else f"{kind.__name__}: {line}"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        line = f"{line}: make room for {run.path} and launch again"
     with contextlib.suppress(OSError):  # stderr may be a file on a full disk, which may be what we have to tell
         print(line, file=sys.stderr, flush=True)
     with contextlib.suppress(OSError), run.log_path.open("a") as log:

@@ -1,14 +1,17 @@
-"""An MLflow store with tables and nothing in it; how many tests run side by side, and in which order."""
+"""A store with tables and nothing in it, a disk that is soon full; how many tests run side by side, in which order."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 
 import pytest
 
 from crisscross.mlflow_store import import_client, make_tables
+from tests.requirements import missing
 
 ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
 AT_WORK = (
@@ -43,3 +46,23 @@ def empty_store(tmp_path_factory) -> Path:
     import_client()
     make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
     return folder / "mlflow.db"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts an empty disk of a size such as ``"300k"``; needs the right to mount."""
+    mounted = []
+
+    def mount(size: str) -> Path:
+        disk = tmp_path / f"disk {len(mounted)}"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            missing(f"no small disk can be mounted here: {done.stderr.strip()}")
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for disk in mounted:  # lazily: what a job started may still look at it
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

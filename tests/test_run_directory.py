@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_on_a_full_disk_a_run_still_says_why_it_failed(config: dict, small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("100k")
+    run = RunDirectory.create("pretrain", {**config, "runs_root": str(disk)})
+    run.write_progress(state="queued")
+    (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+    run.write_progress(state="failed", step=12, error="No space left on device")
+    assert run.progress is not None
+    assert (run.progress["state"], run.progress["error"]) == ("failed", "No space left on device")
+    run.write_progress(state="failed")
+    assert run.progress.keys() == {"state", "time"}
+    assert not list(run.path.glob(".progress.*"))
 
 
 def test_the_journal_is_cut_to_what_is_durable(tmp_path: Path) -> None:

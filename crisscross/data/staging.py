@@ -16,7 +16,6 @@ job; ``$SLURM_TMPDIR`` goes with the job.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ import pandas as pd
 from crisscross.data.manifest import Manifest, check_inside
 from crisscross.data.settings import DataSettings
 from crisscross.data.shards import DEFAULT_FOLDER, read_index
+from crisscross.files import DISK_FULL
 from crisscross.locks import file_lock
 from crisscross.training.interruption import leave_if_asked
 
@@ -187,7 +187,7 @@ def _bring(
         left = _from_shards(shards, incoming, folder, missing, progress)
         _from_root(manifest.root, incoming, folder, left, progress)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         remedy = "free space, stage a compact copy, or set data.stage=off"
         raise OSError(f"data.stage: {folder} is full ({error.strerror}): {remedy}") from error

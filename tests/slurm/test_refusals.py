@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,43 +68,36 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, idle_slurm: SlurmCluste
     assert done.stderr.rstrip().endswith("choose a folder you can write")
 
 
-def test_no_room_for_the_checkpoints(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
-    try:
-        done = Study(tmp_path, (*SMALL, f"runs_root={disk}/runs"), idle_slurm).launch("model.video.width=64")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_no_room_for_the_checkpoints(
+    tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Callable[[str], Path]
+) -> None:
+    study = Study(tmp_path, (*SMALL, f"runs_root={small_disk('1m')}/runs"), idle_slurm)
+    done = study.launch("model.video.width=64")
     assert done.returncode == 2
     assert "may take" in done.stderr
     assert "MB" in done.stderr or "GB" in done.stderr
 
 
-def test_a_quota_hit_while_checkpointing(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
+@pytest.mark.parametrize("left", [0, 200_000], ids=["from the first word", "while checkpointing"])
+def test_a_quota_hit(tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Callable[[str], Path], left: int) -> None:
     """The job says so, fails, takes its evaluation along; with more space the same command goes on."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    disk = small_disk("24m")
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", f"runs_root={disk}/runs"), idle_slurm)
-    try:
-        study.launch("+cluster.additional_parameters.hold=true", "training.epochs=40")
-        used = disk / "ballast"
-        free = os.statvfs(disk)
-        used.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - 200_000)))
-        for job in {row["array_job_id"] for row in idle_slurm.squeue()}:
-            idle_slurm.must("scontrol", "release", job)
-        study.wait_until_idle()
-        status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
-        assert "No space left on device" in status
-        assert "parent failed" in status
-        used.unlink()
-        study.launch("training.epochs=40")
-        study.wait_until_idle()
-        status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
-        assert "2 of 2 done" in status
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    study.launch("+cluster.additional_parameters.hold=true", "training.epochs=40")
+    used = disk / "ballast"
+    free = os.statvfs(disk)
+    used.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - left)))
+    for job in {row["array_job_id"] for row in idle_slurm.squeue()}:
+        idle_slurm.must("scontrol", "release", job)
+    study.wait_until_idle()
+    status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
+    assert "No space left on device" in status, status
+    assert "parent failed" in status
+    used.unlink()
+    study.launch("training.epochs=40")
+    study.wait_until_idle()
+    status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
+    assert "2 of 2 done" in status
 
 
 def test_a_home_that_cannot_be_written(
