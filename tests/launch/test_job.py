@@ -64,8 +64,11 @@ def test_a_failure_is_one_line_and_its_traceback_is_in_the_log(run: RunDirectory
 def test_a_failure_is_told_even_where_the_log_cannot_be_written(run: RunDirectory) -> None:
     run.log_path.mkdir()
     found = _run_job(run, "raise OSError(28, 'No space left on device')")
-    assert (found.returncode, found.stderr) == (1, "[Errno 28] No space left on device\n")
-    assert run.progress["error"] == "[Errno 28] No space left on device"
+    assert (found.returncode, found.stderr) == (
+        1,
+        f"[Errno 28] No space left on device: make room for {run.path} and launch again\n",
+    )
+    assert run.progress["error"] == found.stderr.strip()
 
 
 def test_an_evaluation_is_one_process_on_any_number_of_devices(tmp_path: Path) -> None:
