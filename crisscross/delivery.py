@@ -101,10 +101,11 @@ def _words(run: RunDirectory, config: Mapping[str, Any], standing: record.Standi
 
 
 def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.Standing) -> None:
-    """Send parameters once, and the tags that changed."""
+    """Send parameters and the dataset once, and the tags that changed."""
     config = run.config
     if not sent.has_parameters:
         store.log_parameters(sent.run_id, record.parameters(config))
+        store.log_dataset(sent.run_id, record.dataset(run.kind, config))
         sent.has_parameters = True
     wanted = _words(run, config, standing)
     store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key) != text})

@@ -27,7 +27,7 @@ class Sent:
         skip_to_step: steps up to here are there already, from a history that has since been cut and written anew.
         metric_names: the metrics in that part.
         tags: the tags as last sent.
-        has_parameters: whether the parameters have been sent.
+        has_parameters: whether the parameters and the dataset have been sent.
         status: the status as last sent.
         artifacts: size in bytes and modification time in ns of each file as last sent.
         finished_as: modification time of run.json, in ns, when all of a finished run had been sent; 0 before.

@@ -172,6 +172,14 @@ class Store:
         for some in _chunks([Param(key, text) for key, text in parameters.items()], ITEMS_PER_CALL):
             self.client.log_batch(run_id, params=some)
 
+    def log_dataset(self, run_id: str, dataset: record.Dataset) -> None:
+        """Name a dataset among the inputs of a run; one that is named already is left alone."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entry = Dataset(dataset.name, dataset.digest, "local", dataset.source, profile=dataset.profile)
+        used_for = InputTag("mlflow.data.context", dataset.context)
+        self.client.log_inputs(run_id, datasets=[DatasetInput(entry, tags=[used_for])])
+
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
         from mlflow.entities import RunTag

@@ -92,9 +92,9 @@ def full_history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
 
 
 def history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
-    """Return (step, metrics) of a run's whole history, less what is measured by a clock."""
+    """Return (step, metrics) of a run's whole history, less what is measured of the machine."""
     return [
-        (step, {name: value for name, value in metrics.items() if not name.startswith("time/")})
+        (step, {name: value for name, value in metrics.items() if not name.startswith(("time/", "system/"))})
         for step, metrics in full_history(run)
     ]
 

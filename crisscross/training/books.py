@@ -79,11 +79,11 @@ class Books:
                 error = problem
         self.world.raise_first(error)
 
-    def record(self, step: int, metrics: Mapping[str, float], *, times: Mapping[str, float]) -> dict[str, float]:
-        """Write a step's metrics, averaged over the ranks, and return them. ``times`` are those of rank 0."""
+    def record(self, step: int, metrics: Mapping[str, float], *, measured: Mapping[str, float]) -> dict[str, float]:
+        """Write a step's metrics, averaged over the ranks, and return them. Times and loads are those of rank 0."""
         metrics = self.world.mean(dict(metrics))
         if self.world.is_main:
-            self.journal.write(step, {**metrics, **times})
+            self.journal.write(step, {**metrics, **measured})
         return metrics
 
     def save(self, step: int, state: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from crisscross.run_directory import RunDirectory
 from crisscross.training.books import Books
 from crisscross.training.distributed import World, data_parallel, share_buffers
 from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.training.machine_load import MachineLoad
 from crisscross.training.meter import Meter
 from crisscross.training.task import Task
 from crisscross.training.views import augmented_views
@@ -98,6 +99,7 @@ class Trainer:
         self.books.open(about, keep_steps=[*kept, self.total_steps])
         self._loss_of = self._wrapped()
         self._meter = Meter(task.training.global_batch_size)
+        self._machine = MachineLoad(world.device)
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave; either way everything is on disk afterwards.
@@ -253,10 +255,10 @@ class Trainer:
             step = end
 
     def _record(self, metrics: dict[str, float]) -> None:
-        """Write the history and say where we are. ``time/`` metrics are the only ones a resumed run does not repeat."""
+        """Write the history and say where we are. A resumed run repeats all metrics but ``time/`` and ``system/``."""
         times = self._meter.tick()
         if self.step % self.task.tracking.log_every_steps == 0 or self.step == self.total_steps:
-            metrics = self.books.record(self.step, metrics, times=times)
+            metrics = self.books.record(self.step, metrics, measured={**times, **self._machine.sample()})
         if self.world.is_main and self._meter.report_due():
             self.run.write_progress(
                 state="running",

@@ -13,7 +13,7 @@ from crisscross.journal import Journal
 from crisscross.run_directory import RunDirectory
 
 EXPERIMENT = "crisscross"
-
+WHERE = {"kind": "folder", "root": "clips", "csv": None, "train_split": "train", "test_split": "test"}
 
 STUDY = {"relaxation.0123abcd": {"study": "relaxation", "table": 3, "fingerprint": "0123abcd", "launched": 12.5}}
 
@@ -24,7 +24,7 @@ def pretraining(runs_root: Path, *, seed: int = 0, **changes) -> RunDirectory:
         "method": {"name": "crisscross", "async_weight": 1.0},
         "relaxation": "mild",
         "seed": seed,
-        "data": {"name": "demo", "fingerprint": "f" * 64, "csv": None},
+        "data": {"name": "demo", "fingerprint": "f" * 64, **WHERE},
         "runs_root": str(runs_root),
         "tracking": {"uri": "https://ada:secret@mlflow.example.org"},
         **changes,
@@ -38,7 +38,7 @@ def evaluation(parent: RunDirectory) -> RunDirectory:
         "downstream": {"name": "svm", "modalities": ["v", "a", "av"]},
         "weights": {"run": str(parent.path), "video": None, "audio": None},
         "seed": 7,
-        "data": {"name": "clips", "fingerprint": "e" * 64},
+        "data": {"name": "clips", "fingerprint": "e" * 64, **WHERE},
         "runs_root": str(parent.path.parents[1]),
     }
     return RunDirectory.create("downstream", config, parents=[parent], studies=STUDY)

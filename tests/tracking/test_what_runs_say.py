@@ -13,6 +13,7 @@ from tests.tracking.jobs import (
     EXPERIMENT,
     STUDY,
     all_runs,
+    client,
     evaluation,
     pretraining,
     send,
@@ -42,6 +43,20 @@ def test_an_evaluation_is_the_child_of_its_pretraining_and_carries_what_that_was
     assert "Table 3, row `mild`" in found["tags"]["mlflow.note.content"]
     assert "uv run python -m launch.job" in found["tags"]["mlflow.note.content"]
     assert found["params"]["downstream.modalities"] == '["v", "a", "av"]'
+
+
+def test_the_clips_are_an_input_of_the_run_once(uri, tmp_path):
+    parent = pretraining(tmp_path / "runs")
+    child = evaluation(parent)
+    for run, context in ((parent, "pretraining"), (child, "evaluation")):
+        run_id = send(run, uri).run_id
+        (run.path / "tracking.json").unlink()  # told again: there is no note that it has been
+        assert send(run, uri)
+        (entry,) = client(uri).get_run(run_id).inputs.dataset_inputs
+        data = run.config["data"]
+        assert (entry.dataset.name, entry.dataset.digest) == (data["name"], data["fingerprint"][:36])
+        assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", context)]
+        assert json.loads(entry.dataset.profile)["train_split"] == "train"
 
 
 def test_untrained_backbones_have_no_relaxation(uri, tmp_path):

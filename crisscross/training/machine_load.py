@@ -1,0 +1,66 @@
+"""How busy the machine is, under the names that MLflow's page of system metrics shows."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import psutil
+import torch
+
+INTERVAL_S = 5.0  # between two samples (chosen by us): a few points even for a demo of a minute
+MEGABYTE = 1e6
+
+
+class MachineLoad:
+    """Samples the node of this process and the device that it computes on, every few seconds.
+
+    What other jobs on a shared node do is counted too, except for the memory of the process itself.
+    """
+
+    def __init__(self, device: torch.device, *, interval_s: float = INTERVAL_S) -> None:
+        """Begin to count.
+
+        Args:
+            device: what this process computes on.
+            interval_s: the time between two samples.
+        """
+        self._device, self._interval_s = device, interval_s
+        self._process = psutil.Process()
+        self._next = -math.inf
+        psutil.cpu_percent()  # the first answer covers no time
+
+    def sample(self) -> dict[str, float]:
+        """Return the metrics ``system/...``; none before it is time again.
+
+        Megabytes are 10^6 bytes, percentages those of the whole node or device. Reading them takes about 0.1 ms.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return {}
+        self._next = now + self._interval_s
+        memory = psutil.virtual_memory()
+        found = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": (memory.total - memory.available) / MEGABYTE,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_usage_megabytes": self._process.memory_info().rss / MEGABYTE,
+        }
+        return found | (self._gpu() if self._device.type == "cuda" else {})
+
+    def _gpu(self) -> dict[str, float]:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return {
+            "system/gpu_0_memory_usage_megabytes": (total - free) / MEGABYTE,
+            "system/gpu_0_memory_usage_percentage": 100 * (1 - free / total),
+            **_gpu_utilization(self._device),
+        }
+
+
+def _gpu_utilization(device: torch.device) -> dict[str, float]:
+    import pynvml
+
+    try:
+        return {"system/gpu_0_utilization_percentage": float(torch.cuda.utilization(device))}
+    except (RuntimeError, pynvml.NVMLError):  # no driver library, or a slice of a GPU, which has no such count
+        return {}

@@ -1,0 +1,26 @@
+"""How busy the machine is, as MLflow's page of system metrics shows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crisscross.training.machine_load import MachineLoad
+
+
+def test_samples_come_at_intervals_and_are_possible() -> None:
+    load = MachineLoad(torch.device("cpu"), interval_s=3600)
+    first = load.sample()
+    assert load.sample() == {}
+    assert all(name.startswith("system/") for name in first)
+    for name, value in first.items():
+        assert 0 <= value <= (100 if name.endswith("percentage") else 1e9), name
+    assert first["system/process_memory_usage_megabytes"] < first["system/system_memory_usage_megabytes"] * 1.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_sampled_too() -> None:
+    block = torch.zeros(64_000_000 // 4, device="cuda")
+    found = MachineLoad(torch.device("cuda")).sample()
+    assert found["system/gpu_0_memory_usage_megabytes"] > block.numel() * 4 / 1e6
+    assert 0 < found["system/gpu_0_memory_usage_percentage"] <= 100
