@@ -36,7 +36,11 @@ STATUS_OF_STATE = {
 
 DIGEST_LENGTH = 36  # as much of a digest as MLflow takes
 
-PACKAGES = ("torch", "torchvision", "torchaudio", "av", "numpy", "scikit-learn", "mlflow")
+PACKAGES = ("torch", "mlflow")
+"""Whose versions are tags; those of all packages are in the artifact environment.json."""
+
+WHOLE_BLOCKS = ("data.toy", "optim.larc", "views.audio.transform", "views.video.transform")
+"""Parts of a config that are one parameter each: twenty numbers that hardly anyone compares one by one."""
 
 
 @dataclass(frozen=True)
@@ -121,18 +125,19 @@ def parameters(config: Mapping[str, Any]) -> dict[str, str]:
 
     MLflow never lets a parameter change. What only says how and where a run is executed may change whenever the run
     is started again, so it is left to the artifact ``config.yaml``. Strings stay as they are, anything else is JSON
-    (``null``, ``[1, 2]``). Passwords in URIs are masked.
+    (``null``, ``[1, 2]``), and so are the ``WHOLE_BLOCKS``. Passwords in URIs are masked.
     """
     return _flat(scientific(config))
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update({f"{key}.{below}": text for below, text in _flat(value).items()})
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value and name not in WHOLE_BLOCKS:
+            flat.update(_flat(value, f"{name}."))
         else:
-            flat[key] = mask_passwords(value if isinstance(value, str) else json.dumps(value))
+            flat[name] = mask_passwords(value if isinstance(value, str) else json.dumps(value))
     return flat
 
 
@@ -232,9 +237,8 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
         if learnt and config["weights"].get("epoch") is not None:
             source += f" after epoch {config['weights']['epoch']}"
         what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
-    row = learnt["relaxation"] if learnt else "untrained"
     where = [
-        f"{table_name(entry['table'])}, row `{row}` (study {entry['study']}, {entry['fingerprint']})."
+        f"{table_name(entry['table'])}: {_place_in(entry, learnt)} (study {entry['study']}, {entry['fingerprint']})."
         for _, entry in sorted(about["studies"].items())
     ]
     folder = f"{config['runs_root']}/{about['kind']}/{run.path.name}"
@@ -245,13 +249,21 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
     return "\n".join([*lines, "", "Its config is the artifact `config.yaml`."])
 
 
+def _place_in(entry: Mapping[str, Any], learnt: Mapping[str, Any] | None) -> str:
+    """Return where in a study's table a run is: its point on the axes, by their names."""
+    if not learnt:
+        return "the untrained floor"
+    point = entry.get("point", {})
+    return ", ".join(f"{axis} `{value}`" for axis, value in point.items()) or f"{learnt['method']['name']}"
+
+
 def _versions(ran_on: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags ``env.*`` of an ``environment.json``; none where there is none."""
     if not ran_on:
         return {}
     installed = {name.lower(): version for name, version in ran_on["packages"].items()}
     return {
-        **{f"env.{key}": ran_on[key] for key in ("python", "platform", "host")},
+        "env.host": ran_on["host"],
         **{f"env.{package}": installed.get(package, "not installed") for package in PACKAGES},
     }
 
@@ -265,8 +277,7 @@ def environment() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-    here = {"python": platform.python_version(), "platform": platform.platform(), "host": platform.node()}
-    found = _versions({**here, "packages": packages})
+    found = _versions({"host": platform.node(), "packages": packages})
     try:
         found["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a container without an entry for this user

@@ -287,7 +287,9 @@ def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = (
     """Return a readable name: what was trained, how, on what, with which seed."""
     name = _slug(config["data"]["name"])
     if kind == "pretrain":
-        return f"{config['method']['name']}-{_slug(config['relaxation'])}-{name}-s{config['seed']}"
+        method, weight = config["method"], config["method"].get("async_weight", 1.0)
+        what = method["name"] if weight == 1 else f"{method['name']}_async{weight:g}"  # the two arms of Table 1
+        return f"{what}-{_slug(config['relaxation'])}-{name}-s{config['seed']}"
     weights = config["weights"]
     source = parents[0] if parents else "released" if weights["video"] or weights["audio"] else "untrained"
     if parents and weights.get("epoch") is not None:

@@ -15,7 +15,15 @@ from crisscross.run_directory import RunDirectory
 EXPERIMENT = "crisscross"
 WHERE = {"kind": "folder", "root": "clips", "csv": None, "train_split": "train", "test_split": "test"}
 
-STUDY = {"relaxation.0123abcd": {"study": "relaxation", "table": 3, "fingerprint": "0123abcd", "launched": 12.5}}
+STUDY = {
+    "relaxation.0123abcd": {
+        "study": "relaxation",
+        "table": 3,
+        "fingerprint": "0123abcd",
+        "launched": 12.5,
+        "point": {"relaxation": "mild"},
+    }
+}
 
 
 def pretraining(runs_root: Path, *, seed: int = 0, **changes) -> RunDirectory:
