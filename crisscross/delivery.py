@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crisscross import record
+from crisscross import mlflow_views, record
 from crisscross.delivery_notes import Notes, Sent, batches, durable_bytes
 from crisscross.locks import file_lock
 from crisscross.mlflow_store import LOCK_TIMEOUT_S, Point, Store
@@ -86,6 +86,7 @@ def _create(run: RunDirectory, store: Store, notes: Notes) -> str:
     if parents:
         tags["mlflow.parentRunId"] = deliver_run(parents[0], store).run_id
     about = run.about
+    tags.update(mlflow_views.run_tags(about["studies"]))  # now and never again: another may be chosen in the browser
     run_id = store.create_run(about["label"], start_ms=int(1000 * about["created"]), tags=tags)
     notes.sent.tags = words
     return run_id
@@ -104,14 +105,26 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.St
     """Send parameters and the dataset once, and the tags that changed."""
     config = run.config
     if not sent.has_parameters:
-        store.log_parameters(sent.run_id, record.parameters(config))
+        store.log_parameters(sent.run_id, {**_learnt_with(run), **record.parameters(config)})
         store.log_dataset(sent.run_id, record.dataset(run.kind, config))
         sent.has_parameters = True
     wanted = _words(run, config, standing)
     store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key) != text})
     sent.tags = wanted
+    views = mlflow_views.experiment_tags()
+    store.set_experiment_tags({key: text for key, text in views.items() if key not in store.tags})
     studies = run.about["studies"].items()
     store.set_experiment_tags({f"study.{name}": str(entry.get("launched", 0)) for name, entry in studies})
+
+
+def _learnt_with(run: RunDirectory) -> dict[str, str]:
+    """Return method and relaxation of what an evaluation evaluates: MLflow's charts have no axes for tags."""
+    learnt = {}
+    for parent in run.parents:
+        if (parent.path / "run.json").is_file():
+            config = parent.config
+            learnt.update(record.parameters({key: config[key] for key in ("method", "relaxation") if key in config}))
+    return learnt
 
 
 def _send_history(run: RunDirectory, store: Store, notes: Notes, *, finished: bool) -> int:
