@@ -81,7 +81,8 @@ def _ensure_run(run: RunDirectory, store: Store, notes: Notes) -> None:
 
 def _create(run: RunDirectory, store: Store, notes: Notes) -> str:
     words = _words(run, run.config, record.standing(run))
-    tags = {**record.environment(), "crisscross.claim": notes.claim, **words}
+    told = {key: text for key, text in words.items() if text}
+    tags = {**record.environment(), "crisscross.claim": notes.claim, **told}
     parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
     if parents:
         tags["mlflow.parentRunId"] = deliver_run(parents[0], store).run_id
@@ -105,26 +106,14 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.St
     """Send parameters and the dataset once, and the tags that changed."""
     config = run.config
     if not sent.has_parameters:
-        store.log_parameters(sent.run_id, {**_learnt_with(run), **record.parameters(config)})
+        store.log_parameters(sent.run_id, {**record.learnt_parameters(run), **record.parameters(config)})
         store.log_dataset(sent.run_id, record.dataset(run.kind, config))
         sent.has_parameters = True
     wanted = _words(run, config, standing)
-    store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key) != text})
+    store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key, "") != text})
     sent.tags = wanted
-    views = mlflow_views.experiment_tags()
-    store.set_experiment_tags({key: text for key, text in views.items() if key not in store.tags})
     studies = run.about["studies"].items()
     store.set_experiment_tags({f"study.{name}": str(entry.get("launched", 0)) for name, entry in studies})
-
-
-def _learnt_with(run: RunDirectory) -> dict[str, str]:
-    """Return method and relaxation of what an evaluation evaluates: MLflow's charts have no axes for tags."""
-    learnt = {}
-    for parent in run.parents:
-        if (parent.path / "run.json").is_file():
-            config = parent.config
-            learnt.update(record.parameters({key: config[key] for key in ("method", "relaxation") if key in config}))
-    return learnt
 
 
 def _send_history(run: RunDirectory, store: Store, notes: Notes, *, finished: bool) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crisscross import record
+from crisscross import mlflow_views, record
 from crisscross.delivery_notes import POINTS_PER_BATCH
 from crisscross.locks import file_lock
 from crisscross.store_address import (
@@ -44,20 +44,6 @@ QUIET = {
     # No connection outlives a call: a SQLite file deleted and made anew is then seen as what it is.
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.experiment.primaryMetric.name": "eval/top1_av",
-    "mlflow.note.content": (
-        "CrissCross: self-supervised audio-visual learning with relaxed cross-modal synchronicity.\n\n"
-        "Pretrainings (`tags.kind = 'pretrain'`) and, below each, its evaluations. Group by the tag `relaxation` or "
-        "`method` to average over seeds; the tag `study` says of which study a run is part.\n\n"
-        "    uv run launch/sweep_relaxation.py     run the study of Table 3, or what is missing of it\n"
-        "    uv run launch/reproduce_paper.py      all studies\n"
-        "    uv run analysis/make_tables.py        print the tables from these runs"
-    ),
-}
-"""Set where the experiment has no such tag yet, so that a text changed in the browser stays."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -103,7 +89,9 @@ class Store:
             self.client.restore_experiment(found.experiment_id)
         self.experiment_id, self.tags = found.experiment_id, dict(found.tags)
         if not self._read_only:
-            self.set_experiment_tags({key: text for key, text in EXPERIMENT_TAGS.items() if key not in self.tags})
+            wanted = mlflow_views.experiment_tags(self.experiment_id)
+            # Only those that are not there: a text or view that was changed in the browser stays.
+            self.set_experiment_tags({key: text for key, text in wanted.items() if key not in self.tags})
 
     def _create_experiment(self) -> Any:
         from mlflow.exceptions import MlflowException

@@ -1,4 +1,4 @@
-"""Views of an MLflow experiment that a visitor finds ready: the menu "Views" of its page, three links.
+"""What a visitor of an MLflow experiment finds ready: its description, and three views in the menu "Views".
 
 MLflow's UI (3.17) keeps a view that somebody saved as a tag of the experiment, ``mlflow.sharedViewState.<key>``: a name
 and the state of the page. ``#/experiments/<id>/runs?viewStateShareKey=<key>`` opens it for everybody, whatever they had
@@ -21,6 +21,9 @@ COLOUR_OF_RELAXATION = {
     "extreme": "#CC79A7",
 }
 """Told apart by colour-blind people too (Okabe and Ito); MLflow's own are drawn by lot, often two alike."""
+
+UNTRAINED = "untrained"
+"""What stands for the relaxation of networks that have learnt nothing: a group like any other."""
 
 TOP1 = ("eval/top1_v", "eval/top1_a", "eval/top1_av")
 RUNS_IN_CHARTS = 100
@@ -106,9 +109,9 @@ VIEWS: Sequence[View] = (
             **_EVALUATIONS,
             "groupBy": {
                 "aggregateFunction": "average",
-                "groupByKeys": [{"mode": "tag", "groupByData": "relaxation"}],
+                "groupByKeys": [{"mode": "param", "groupByData": "relaxation"}],
             },
-            "groupsExpanded": {f"tag.relaxation.{name}": False for name in COLOUR_OF_RELAXATION},
+            "groupsExpanded": {f"param.relaxation.{name}": False for name in (*COLOUR_OF_RELAXATION, UNTRAINED)},
             "selectedColumns": [_metric(name) for name in TOP1],
             "columnOrder": list(_COLUMNS),
             "columnWidths": _COLUMNS,
@@ -134,6 +137,19 @@ VIEWS: Sequence[View] = (
 )
 
 
+ABOUT = """\
+Self-supervised audio-visual learning with relaxed cross-modal synchronicity.
+
+Pretrainings (`tags.kind = 'pretrain'`) and, below each, its evaluations. Group by the parameter `relaxation` or by the \
+tag `method` to average over seeds; the tag `study` says of which studies a run is part. Figures, tables and the page of \
+them all are artifacts of runs of those kinds (`tags.kind = 'figures'`).
+
+    uv run launch/sweep_relaxation.py     run the study of Table 3, or what is missing of it
+    uv run launch/reproduce_paper.py      all studies
+    uv run analysis/make_tables.py        print the tables from these runs
+"""
+
+
 def run_tags(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return tags of a run that are for a browser alone: the colour of its relaxation, where that is studied.
 
@@ -145,9 +161,14 @@ def run_tags(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"mlflow.runColor": colours[0]} if colours else {}
 
 
-def experiment_tags() -> dict[str, str]:
-    """Return the tags by which an MLflow experiment has the views."""
-    tags = {}
+def experiment_tags(experiment_id: str) -> dict[str, str]:
+    """Return the tags by which an MLflow experiment has its description and the views."""
+    links = " · ".join(f"[{view.name}]({view.path(experiment_id)})" for view in VIEWS)
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.experiment.primaryMetric.name": "eval/top1_av",
+        "mlflow.note.content": f"CrissCross. {links}\n\n{ABOUT}",  # MLflow shows the first line, the rest on a click
+    }
     for place, view in enumerate(VIEWS):
         # The menu puts what was made last on top.
         saved = {"name": view.name, "createdAt": len(VIEWS) - place, "state": json.dumps(view.state)}

@@ -130,6 +130,18 @@ def parameters(config: Mapping[str, Any]) -> dict[str, str]:
     return _flat(scientific(config))
 
 
+def learnt_parameters(run: RunDirectory) -> dict[str, str]:
+    """Return method and relaxation of what an evaluation evaluates: MLflow's charts have no axes for tags."""
+    learnt: dict[str, str] = {}
+    for parent in run.parents:
+        if (parent.path / "run.json").is_file():
+            config = parent.config
+            learnt.update(parameters({key: config[key] for key in ("method", "relaxation") if key in config}))
+    if run.kind == "downstream" and not run.parents:
+        learnt["relaxation"] = _source_of(run.config)
+    return learnt
+
+
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -178,7 +190,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
     found = {
         "mlflow.runName": about["label"],
         "mlflow.note.content": description(run, config, learnt=learnt),
-        "mlflow.source.name": "launch/job.py",
+        "mlflow.source.name": _scripts(about)[0],
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("commit"),
         "crisscross.identity": about["identity"],
@@ -242,11 +254,17 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
         for _, entry in sorted(about["studies"].items())
     ]
     folder = f"{config['runs_root']}/{about['kind']}/{run.path.name}"
-    again = [f"    uv run python -m launch.job {folder}"] + [
-        f"    uv run {script}" for script in sorted({script_of(entry) for entry in about["studies"].values()})
-    ]
-    lines = [what, *where, "", "Run it again, or the whole study:", "", *again]
+    commands = [f"python -m launch.job {folder}", *(_scripts(about) if about["studies"] else [])]
+    again = " or ".join(f"`uv run {command}`" for command in commands)
+    # MLflow shows four lines, the rest on a click.
+    lines = [what, "", f"Run it again: {again}", "", *(f"- {line}" for line in where)]
     return "\n".join([*lines, "", "Its config is the artifact `config.yaml`."])
+
+
+def _scripts(about: Mapping[str, Any]) -> list[str]:
+    """Return what launches the studies that a run is part of; what runs a single experiment where there are none."""
+    scripts = sorted({script_of(entry) for entry in about["studies"].values()})
+    return scripts or [f"experiments/{about['kind']}.py"]
 
 
 def _place_in(entry: Mapping[str, Any], learnt: Mapping[str, Any] | None) -> str:

@@ -129,23 +129,24 @@ class Results:
 
 
 def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, Any] | None = None) -> None:
-    """Write tables, history and, last, ``result.json``.
+    """Write tables, the history of a training and, last, ``result.json``.
 
     Args:
         run: where they go.
-        results: what was found.
-        trained: what ``result.json`` says of a training that came before (``Trainer.summary``); the history then goes
-            on behind its last step, where an earlier start may have come as far as this.
+        results: what was found. MLflow draws them as bars: of step 0, which ``result.json`` alone has.
+        trained: what ``result.json`` says of a training that came before (``Trainer.summary``); its history then goes
+            on behind the last step, where an earlier start may have come as far as this.
     """
     tables = results.tables()
     for name, table in tables.items():
         write_text(run.path / name, table.to_csv(index=False))
     trained = dict(trained or {})
-    durable = read_json(run.path / "durable.json") or {"metrics_bytes": 0}
-    journal = Journal(run.metrics_path, resume_at=durable["metrics_bytes"])
-    journal.write(trained.get("steps", 0) + 1, results.metrics)
-    journal.sync()
-    journal.close()
+    if trained:
+        durable = read_json(run.path / "durable.json") or {"metrics_bytes": 0}
+        journal = Journal(run.metrics_path, resume_at=durable["metrics_bytes"])
+        journal.write(trained["steps"] + 1, results.metrics)
+        journal.sync()
+        journal.close()
     about = results.about()
     metrics = {**trained.get("metrics", {}), **about["metrics"]}
     run.write_result({**trained, **about, "metrics": metrics, "artifacts": [*tables]})

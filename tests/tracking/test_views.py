@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from crisscross import tracking
-from crisscross.mlflow_views import COLOUR_OF_RELAXATION, VIEWS, experiment_tags
+from crisscross.mlflow_views import COLOUR_OF_RELAXATION, UNTRAINED, VIEWS, experiment_tags
 from crisscross.run_directory import RunDirectory
 from tests.tracking.jobs import EXPERIMENT, STUDY, all_runs, client, evaluation, pretraining, send
 
@@ -17,10 +17,20 @@ def test_an_evaluation_has_relaxation_and_method_of_its_pretraining_as_axes_for_
     assert (params["relaxation"], params["method.name"], params["seed"]) == ("mild", "crisscross", "7")
 
 
+def test_untrained_networks_are_a_group_among_the_relaxations(uri, tmp_path):
+    config = {**evaluation(pretraining(tmp_path / "runs")).config}
+    for seed, video, group in ((0, None, UNTRAINED), (1, "v.pt", "released")):
+        weights = {"run": None, "video": video, "audio": None}
+        run = RunDirectory.create("downstream", {**config, "weights": weights, "seed": seed})
+        send(run, uri)
+        assert all_runs(uri, run)[0]["params"]["relaxation"] == group
+
+
 def test_a_view_that_was_changed_in_the_browser_stays(uri, tmp_path):
     send(pretraining(tmp_path / "runs"), uri)
     tags = tracking.experiment_tags(uri=uri, experiment=EXPERIMENT)
-    assert experiment_tags().items() <= tags.items()
+    (found,) = {run["experiment_id"] for run in tracking.search_runs("", uri=uri, experiment=EXPERIMENT)}
+    assert experiment_tags(found).items() <= tags.items()
     key = f"mlflow.sharedViewState.{VIEWS[0].key}"
     client(uri).set_experiment_tag(client(uri).get_experiment_by_name(EXPERIMENT).experiment_id, key, "changed")
     send(pretraining(tmp_path / "runs", seed=1), uri)
@@ -28,8 +38,9 @@ def test_a_view_that_was_changed_in_the_browser_stays(uri, tmp_path):
 
 
 def test_views_are_small_enough_for_a_tag_and_have_addresses_of_their_own():
-    assert all(len(text) < 5000 for text in experiment_tags().values())  # MLflow's limit; 20000 in newer servers
-    names = [json.loads(text)["name"] for text in experiment_tags().values()]
+    tags = experiment_tags("7")
+    assert all(len(text) < 5000 for text in tags.values())  # MLflow's limit; 20000 in newer servers
+    names = [json.loads(text)["name"] for key, text in tags.items() if key.startswith("mlflow.sharedViewState.")]
     assert names == [view.name for view in VIEWS]
     assert VIEWS[0].path("7") == "#/experiments/7/runs?viewStateShareKey=loss&compareRunsMode=CHART"
 

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from crisscross.mlflow_views import VIEWS
+from crisscross.mlflow_views import UNTRAINED, VIEWS
 from tests.ui import pages
 from tests.ui.study import RELAXATIONS, SEEDS
 
@@ -27,25 +27,28 @@ def test_runs_are_grouped_by_relaxation(site):
     site.browser.open(BY_KEY["relaxation"].path(site.experiment_id))
     rows = pages.rows(site.browser, with_text="(average)", at_least=len(RELAXATIONS) + 1)
     for relaxation in RELAXATIONS:
-        row = rows[f"tag.relaxation.{relaxation}"]
+        row = rows[f"param.relaxation.{relaxation}"]
         assert f"Group: {relaxation}\n{len(SEEDS)}" in row
         top1 = [site.study.top1[f"crisscross-{relaxation}-demo-s{seed}-svm-demo"] for seed in SEEDS]
         assert pages.averages(row)[-1] == pytest.approx(fmean(top1))
-    assert "Additional runs" in rows["tag.relaxation"]  # untrained: without a relaxation
+    assert f"Group: {UNTRAINED}\n{len(SEEDS)}" in rows[f"param.relaxation.{UNTRAINED}"]
 
 
 def test_parallel_coordinates_lead_from_seed_and_relaxation_to_top1(site):
     site.browser.open(BY_KEY["sweep"].path(site.experiment_id))
     axes = pages.axes(site.browser, at_least=5)
     assert list(axes) == ["seed", "relaxation", "eval/top1_v", "eval/top1_a", "eval/top1_av"]
-    assert set(axes["relaxation"]) == set(RELAXATIONS)
+    assert set(axes["relaxation"]) == {*RELAXATIONS, UNTRAINED}
     assert all(axes.values())
 
 
 def test_the_experiment_says_what_it_is_and_how_to_run_it(site):
     site.browser.open(f"#/experiments/{site.experiment_id}/runs")
+    site.browser.wait_for_text(*(view.name for view in VIEWS))  # links, in the line that shows without a click
     site.browser.click(pages.DESCRIPTION)
-    site.browser.wait_for_text("CrissCross: self-supervised audio-visual learning", "uv run launch/sweep_relaxation.py")
+    site.browser.wait_for_text("Self-supervised audio-visual learning", "uv run launch/sweep_relaxation.py")
+    site.browser.click("a", BY_KEY["sweep"].name)
+    assert pages.axes(site.browser, at_least=5)
 
 
 def test_the_views_are_in_the_menu_of_the_experiment(site):
@@ -54,7 +57,7 @@ def test_the_views_are_in_the_menu_of_the_experiment(site):
     text = site.browser.wait_for_text("SAVED VIEWS", *(view.name for view in VIEWS))
     assert sorted(VIEWS, key=lambda view: text.index(view.name)) == list(VIEWS)
     site.browser.click("[role=menuitem]", BY_KEY["relaxation"].name)
-    assert "tag.relaxation.mild" in pages.rows(site.browser, with_text="Group: mild")
+    assert "param.relaxation.mild" in pages.rows(site.browser, with_text="Group: mild")
 
 
 def test_evaluations_are_folded_up_below_their_pretraining(site):
