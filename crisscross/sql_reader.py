@@ -8,11 +8,16 @@ The tables are those of mlflow/store/tracking/dbmodels/models.py of MLflow 3.17.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crisscross.store_address import absolute, has_content, sqlite_file
+from crisscross.locks import file_lock
+from crisscross.mlflow_store import LOCK_TIMEOUT_S
+from crisscross.store_address import absolute, has_content, refusal, sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Engine, TableClause
@@ -72,6 +77,9 @@ def read_experiment(uri: str, experiment: str) -> ExperimentRecord | None:
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
+
+    Raises:
+        TrackingError: when a delivery to the file does not come to an end.
     """
     return _ask(uri, lambda connection: _experiment(connection, experiment))
 
@@ -87,6 +95,9 @@ def read_runs(uri: str, experiment: str, *, having: str, wanted: Wanted) -> list
 
     Returns:
         Dicts as of ``crisscross.tracking.search_runs``. Runs that were deleted are none.
+
+    Raises:
+        TrackingError: when a delivery to the file does not come to an end.
     """
 
     def answer(connection: Connection) -> list[dict[str, Any]] | None:
@@ -105,12 +116,22 @@ def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | 
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with _engine(uri).connect() as connection:
+        with _between_deliveries(file), _engine(uri).connect() as connection:
             if file is not None:
                 connection.exec_driver_sql("BEGIN")  # all queries see the same moment
             return question(connection)
     except (SQLAlchemyError, ImportError):  # another schema, a file in use, no driver: MLflow's client knows, or says
         return None
+    except OSError as error:
+        raise refusal(uri, error) from error
+
+
+def _between_deliveries(file: Path | None) -> AbstractContextManager[object]:
+    """Keep deliveries to a SQLite file waiting, and wait for the one that is at it: it may have sent half a run."""
+    lock = file and file.with_name(f"{file.name}.lock")
+    if lock is None or not os.access(lock, os.W_OK):  # nobody delivers to it here
+        return nullcontext()
+    return file_lock(lock, timeout_s=LOCK_TIMEOUT_S)
 
 
 def _engine(uri: str) -> Engine:

@@ -15,6 +15,7 @@ import pytest
 from analysis.make_tables import print_all
 from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, read_study, tidy
 from crisscross import sql_reader, tracking
+from crisscross.locks import file_lock
 from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
 from tests.tracking.jobs import client
 
@@ -172,6 +173,15 @@ def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
         assert sql_reader.read_experiment(uri, EXPERIMENT) is None
     assert read(store.uri, "no such experiment") is None
     assert len(read(store.uri)) == SEEDS * 3
+
+
+def test_half_a_delivery_is_not_read(store, monkeypatch):
+    monkeypatch.setattr(sql_reader, "LOCK_TIMEOUT_S", 0.1)
+    with (
+        file_lock(f"{store.file}.lock"),
+        pytest.raises(tracking.TrackingError, match=r"could not be acquired"),
+    ):
+        tracking.experiment_tags(uri=store.uri, experiment=EXPERIMENT)
 
 
 def test_an_older_store_and_an_odd_path_are_read(tmp_path):
