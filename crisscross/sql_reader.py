@@ -33,6 +33,7 @@ COLUMNS = {
     "experiment_tags": ("experiment_id", "key", "value"),
 }
 """What is read, by table; of ``experiments`` all."""
+MAPPED_BYTES = 2**30  # by us: a file that no cache has yet is read in half the time
 ROWS_AT_A_TIME = 200  # by us
 WORKSPACE = "default"
 """Where MLflow 3 keeps the experiments of a store that has no workspaces."""
@@ -120,6 +121,7 @@ def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | 
     try:
         with _between_deliveries(file), _engine(uri).connect() as connection:
             if file is not None:
+                connection.exec_driver_sql(f"PRAGMA mmap_size={MAPPED_BYTES}")
                 connection.exec_driver_sql("BEGIN")  # all queries see the same moment
             return question(connection)
     except (SQLAlchemyError, ImportError):  # another schema, a file in use, no driver: MLflow's client knows, or says
