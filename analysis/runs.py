@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crisscross.record import mask_passwords
-from crisscross.tracking import experiment_tags, of_study, search_runs
+from crisscross.tracking import Wanted, experiment_tags, study_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,15 @@ COLUMNS_OF_TAGS = {
 }
 """Columns of the frame and the tags of a run that they hold; a tag that a run has not is an empty string."""
 
+PARAMS = (
+    *("downstream.name", "downstream.modalities", "downstream.ranks", "downstream.frames", "downstream.distance"),
+    *("downstream.select", "data.folds", "weights.epoch", "training.epochs", "views.evaluation_clips"),
+    *("model.video.torchvision", "model.video.depth", "model.video.width"),
+)
+"""The parameters that columns are made of."""
+
+METRICS = "eval/"
+"""What the names of the metrics begin with that have a column."""
 
 BY_TEST = ", C by the test split"
 """What ``protocol`` of the frame ends in where ``downstream.select=test``."""
@@ -93,7 +103,8 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
         fingerprint = latest if latest in variants else variants[0]
     if fingerprint not in variants:
         raise NoRunsError(f"the study {study} has no variant {fingerprint}: there are {', '.join(variants)}")
-    runs = search_runs(of_study(f"{study}.{fingerprint}"), uri=uri, experiment=experiment)
+    wanted = Wanted((*COLUMNS_OF_TAGS.values(), f"study.{study}.{fingerprint}"), PARAMS, METRICS)
+    runs = study_runs(f"{study}.{fingerprint}", wanted=wanted, uri=uri, experiment=experiment)
     if not runs:
         raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")
     frame = tidy(runs, study=f"{study}.{fingerprint}")
@@ -120,7 +131,7 @@ def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
     people did it), one is kept: a finished one before others, the newest of those.
 
     Args:
-        runs: as ``crisscross.tracking.search_runs`` returns them.
+        runs: as ``crisscross.tracking.study_runs`` returns them.
         study: ``<study>.<fingerprint>``, whose axes ``point`` is about.
 
     Returns:
@@ -159,9 +170,9 @@ def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
     protocol = params.get("downstream.name", "")
     only = '["v"]' if protocol == "finetune" else "[]"
     found = {
-        "modalities": tuple(json.loads(params.get("downstream.modalities", only))),
-        "folds": tuple(json.loads(params.get("data.folds", "[]"))),
-        "ranks": tuple(json.loads(params.get("downstream.ranks", "[]"))),
+        "modalities": _listed(params.get("downstream.modalities", only)),
+        "folds": _listed(params.get("data.folds", "[]")),
+        "ranks": _listed(params.get("downstream.ranks", "[]")),
         "frames": params.get("downstream.frames", "") if protocol == "finetune" else "",
         "backbone": backbone_of(params),
         "epoch": params.get("weights.epoch", "null").replace("null", ""),
@@ -172,6 +183,11 @@ def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
     if params.get("downstream.select") == "test":
         found["protocol"] = protocol + BY_TEST
     return found
+
+
+@functools.cache
+def _listed(text: str) -> tuple[Any, ...]:
+    return tuple(json.loads(text))
 
 
 def backbone_of(params: Mapping[str, str]) -> str:

@@ -7,7 +7,8 @@ checkpoint covers it, and it keeps its own time, so that MLflow takes a repeated
 what it missed waits in the run directory.
 
 What is sent, in which order, is in delivery.py; what has been sent, in delivery_notes.py; the process beside a job
-that sends, in courier.py; the store itself, and with it MLflow, in mlflow_store.py.
+that sends, in courier.py; the store itself, and with it MLflow, in mlflow_store.py; reading a database without MLflow,
+in sql_reader.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from crisscross.delivery_notes import Notes, durable_bytes
 from crisscross.mlflow_store import Store
 from crisscross.outputs import keep_outputs
 from crisscross.run_directory import RunDirectory
+from crisscross.sql_reader import Wanted, read_experiment, read_runs
 from crisscross.store_address import (
     TrackingError,
     absolute,
@@ -40,15 +42,16 @@ __all__ = [
     "Delivery",
     "Failure",
     "TrackingError",
+    "Wanted",
     "deliver",
     "deliver_all",
     "experiment_id_of",
     "experiment_tags",
     "log_outputs",
     "mark_latest",
-    "of_study",
     "pending",
     "search_runs",
+    "study_runs",
 ]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -155,11 +158,6 @@ def pending(run: RunDirectory, *, uri: str, experiment: str, stale_s: float = re
     return "" if is_told else "MLflow does not know yet of which studies it is part"
 
 
-def of_study(name: str) -> str:
-    """Return the filter that finds the runs of ``<study>.<fingerprint>``; the tag holds their point on its axes."""
-    return f"tags.`study.{name}` LIKE '%'"
-
-
 def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
     """Return the runs that match a filter such as ``tags.kind = 'pretrain'``, oldest first. Only reads.
 
@@ -182,6 +180,33 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
         }
         for run in Store(uri, experiment, read_only=True).search(filter_string)
     ]
+    return _oldest_first(runs)
+
+
+def study_runs(study: str, *, wanted: Wanted, uri: str, experiment: str) -> list[dict[str, Any]]:
+    """Return the runs of ``<study>.<fingerprint>`` with what is wanted of them, oldest first. Only reads.
+
+    A database is asked in SQL, without MLflow; a server, or what SQL cannot answer, by MLflow's client.
+
+    Args:
+        study: the tag ``study.<study>.<fingerprint>`` of its runs holds their point on its axes.
+        wanted: tags, parameters and metrics.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+
+    Returns:
+        Dicts as of ``search_runs``.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    found = read_runs(uri, experiment, having=f"study.{study}", wanted=wanted)
+    if found is not None:
+        return _oldest_first(found)
+    return [wanted.of(run) for run in search_runs(f"tags.`study.{study}` LIKE '%'", uri=uri, experiment=experiment)]
+
+
+def _oldest_first(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (run["start_time_ms"], run["run_id"]))
 
 
@@ -191,7 +216,8 @@ def experiment_tags(*, uri: str, experiment: str) -> dict[str, str]:
     Raises:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
     """
-    return Store(uri, experiment, read_only=True).tags
+    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    return found.tags
 
 
 def experiment_id_of(*, uri: str, experiment: str) -> str:
@@ -200,7 +226,8 @@ def experiment_id_of(*, uri: str, experiment: str) -> str:
     Raises:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
     """
-    return Store(uri, experiment, read_only=True).experiment_id
+    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    return found.experiment_id
 
 
 def log_outputs(

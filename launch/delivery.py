@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crisscross.run_directory import RunDirectory
-from crisscross.tracking import Courier, TrackingError, deliver_all, mark_latest, of_study, pending, search_runs
+from crisscross.tracking import Courier, TrackingError, Wanted, deliver_all, mark_latest, pending, study_runs
 
 CLOSE_SECONDS = 60.0
 """How long the last delivery of a launch may take (chosen by us: a study of 100 runs on SQLite)."""
@@ -76,7 +76,8 @@ def refill(runs: Sequence[RunDirectory], *, study: str, tracking: Mapping[str, A
     """
     place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
     try:
-        there = {run["tags"].get("crisscross.identity") for run in search_runs(of_study(study), **place)}
+        wanted = Wanted(tags=("crisscross.identity",))
+        there = {run["tags"].get("crisscross.identity") for run in study_runs(study, wanted=wanted, **place)}
     except TrackingError:  # no store, no experiment, or nobody there: the delivery makes them, or says so
         there = set()
     missing = [run for run in runs if run.identity not in there]

@@ -7,6 +7,8 @@ node (tests/benchmark_copies.py).
 (tests/benchmark_evaluation.py).
 ``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``: what a step of each method costs
 (tests/benchmark_methods.py).
+``uv run python -m tests.benchmarks reading [NUM_RUNS]``: how long the tables' runs take to read from a store of 10,000,
+beside MLflow's own search (tests/benchmark_reading.py).
 
 Prints clips a second through decoding and transforms on one core, training samples a second, seconds from the start of
 the process to the first step, and how long a checkpoint holds the loop up. Takes a minute or two, in a temporary
@@ -34,7 +36,7 @@ from crisscross.settings import PretrainSettings
 from crisscross.settings_base import parse
 from crisscross.training.views import augmented_views
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
-from tests import benchmark_copies, benchmark_evaluation, benchmark_methods, benchmark_prepare
+from tests import benchmark_copies, benchmark_evaluation, benchmark_methods, benchmark_prepare, benchmark_reading
 from tests.support import full_history
 
 STEPS = {"demo": 40, "paper": 4}
@@ -115,6 +117,7 @@ OTHERS = {
     "copies": benchmark_copies.main,
     "evaluation": benchmark_evaluation.main,
     "methods": benchmark_methods.main,
+    "reading": benchmark_reading.main,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""Tables are read from a database without MLflow; what comes out is what MLflow's client would have said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.make_tables import print_all
+from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, read_study, tidy
+from crisscross import sql_reader, tracking
+from crisscross.locks import file_lock
+from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
+from tests.tracking.jobs import client
+
+STUDY = "retrieval"
+SEEDS = 25
+"""Of the variant that is printed; a seed has three runs."""
+OLD_SCHEMA = """
+CREATE TABLE experiments (experiment_id INTEGER, name TEXT);
+CREATE TABLE experiment_tags (experiment_id INTEGER, key TEXT, value TEXT);
+INSERT INTO experiments VALUES (3, 'crisscross'), (4, 'other');
+INSERT INTO experiment_tags VALUES (3, 'study.relaxation.latest', '0123abcd'), (4, 'of', 'another');
+"""
+
+
+class Made(Template):
+    """A store that tests read."""
+
+    @property
+    def name(self) -> str:
+        """The variant of the study that is printed."""
+        return f"{STUDY}.{self.fingerprints[STUDY]}"
+
+
+@pytest.fixture(scope="module")
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A few hundred runs of several variants of a study, with all that is odd about some of them."""
+    folder = tmp_path_factory.mktemp("reading")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    template = deliver_template(folder, [STUDY])
+    file = folder / "many" / "mlflow.db"
+    file.parent.mkdir()
+    multiply(template, file, num_runs=220, seeds_per_variant=SEEDS)
+    made = Made(file, template.fingerprints)
+    mlflow, tag = client(made.uri), f"study.{made.name}"
+    runs = tracking.search_runs(
+        f"tags.`{tag}` LIKE '%' AND tags.kind = 'downstream'", uri=made.uri, experiment="crisscross"
+    )
+    mlflow.log_metric(runs[0]["run_id"], "eval/recall_at_1_v", float("nan"))
+    mlflow.log_metric(runs[1]["run_id"], "eval/other", float("inf"))
+    mlflow.log_metric(runs[2]["run_id"], "EVAL/OTHER", 0.5)
+    mlflow.set_tag(runs[3]["run_id"], "crisscross.error", "é" * 5000)
+    mlflow.delete_run(runs[4]["run_id"])
+    (number,) = (one.experiment_id for one in mlflow.search_experiments() if one.name == "crisscross")
+    for experiment in (number, mlflow.create_experiment("another")):  # one has no metrics, one is not ours
+        mlflow.create_run(experiment, tags={**runs[5]["tags"], "crisscross.identity": "f" * 64, "seed": "5"})
+    return made
+
+
+@pytest.fixture
+def by_client(monkeypatch: pytest.MonkeyPatch):
+    """Return a function after whose call MLflow's client is asked everything."""
+
+    def ask() -> None:
+        monkeypatch.setattr(tracking, "read_runs", lambda *arguments, **options: None)
+        monkeypatch.setattr(tracking, "read_experiment", lambda *arguments: None)
+
+    return ask
+
+
+def _read(store: Made, wanted: tracking.Wanted) -> list[str]:
+    runs = tracking.study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT)
+    return [json.dumps(run, sort_keys=True) for run in runs]  # in which NaN equals NaN
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        tracking.Wanted((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
+        tracking.Wanted(tags=("crisscross.identity",)),
+        tracking.Wanted(params=("data.fingerprint",), metrics=""),
+    ],
+    ids=["tables", "identities", "all metrics"],
+)
+def test_sql_and_mlflows_client_say_the_same(store, by_client, wanted):
+    told = _read(store, wanted)
+    assert len(told) == SEEDS * 3 - 1 + 1  # one is deleted, one was added
+    by_client()
+    assert _read(store, wanted) == told
+
+
+def test_the_oddities_are_there(store):
+    told = "\n".join(_read(store, tracking.Wanted(("crisscross.error",), (), METRICS)))
+    assert "NaN" in told
+    assert "1.7976931348623157e+308" in told  # how MLflow keeps infinity
+    assert '"metrics": {}' in told
+    assert r"\u00e9" * 5000 in told
+    assert "EVAL" not in told
+
+
+def test_tables_are_byte_identical_either_way(store, by_client, tmp_path, capsys):
+    def files(name: str) -> dict[str, bytes]:
+        assert print_all(store.uri, experiment=EXPERIMENT, studies=[STUDY], out=tmp_path / name) == 0
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    by_sql, printed = files("sql"), capsys.readouterr().out
+    assert sorted(Path(name).suffix for name in by_sql) == [".csv", ".html", ".md", ".tex"]
+    by_client()
+    assert files("client") == by_sql
+    assert capsys.readouterr().out.replace(f"{tmp_path}/client", f"{tmp_path}/sql") == printed
+
+
+def test_everything_that_has_a_column_is_read(store):
+    everything = tracking.search_runs(f"tags.`study.{store.name}` LIKE '%'", uri=store.uri, experiment=EXPERIMENT)
+    wanted = tracking.Wanted((*COLUMNS_OF_TAGS.values(), f"study.{store.name}"), PARAMS, METRICS)
+    few = tidy(tracking.study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT), study=store.name)
+    assert few.equals(tidy(everything, study=store.name)[few.columns])
+    assert (few["backbone"] != "").any()
+
+
+def test_reading_leaves_no_trace_and_mlflow_alone(store, tmp_path):
+    before = sorted(store.file.parent.iterdir()), store.file.read_bytes(), store.file.stat().st_mtime_ns
+    code = (
+        "import sys; from analysis.make_tables import main; code = main(sys.argv[1:]);"
+        " sys.exit(code or 'mlflow' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "--uri", store.uri, "--out", str(tmp_path / "tables")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (sorted(store.file.parent.iterdir()), store.file.read_bytes(), store.file.stat().st_mtime_ns) == before
+
+
+def test_it_takes_a_fraction_of_the_clients_time(store, by_client):
+    def seconds() -> float:
+        began = time.process_time()
+        read_study(store.uri, experiment=EXPERIMENT, study=STUDY)
+        return time.process_time() - began
+
+    seconds()  # imports
+    sql = min(seconds() for _ in range(3))
+    by_client()
+    assert seconds() > 3 * sql  # 25 when this was written
+
+
+def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
+    wanted, tag = tracking.Wanted(("kind",), ("seed",), METRICS), f"study.{store.name}"
+
+    def read(uri: str, experiment: str = EXPERIMENT):
+        return sql_reader.read_runs(uri, experiment, having=tag, wanted=wanted)
+
+    for table in ("latest_metrics", "params", "tags", "runs", "experiment_tags", "experiments"):
+        changed = tmp_path / f"{table}.db"
+        shutil.copy(store.file, changed)
+        with sqlite3.connect(changed) as connection:
+            connection.execute(f"ALTER TABLE {table} RENAME TO {table}_of_another_mlflow")
+        connection.close()
+        assert read(f"sqlite:///{changed}") is None
+    (tmp_path / "text.db").write_text("no database at all")
+    for uri in (
+        "sqlite:///none.db",
+        f"sqlite:///{tmp_path}/text.db",
+        "http://127.0.0.1:9",
+        "postgresql://127.0.0.1:9/x",
+    ):
+        assert read(uri) is None
+        assert sql_reader.read_experiment(uri, EXPERIMENT) is None
+    assert read(store.uri, "no such experiment") is None
+    assert len(read(store.uri)) == SEEDS * 3
+
+
+def test_half_a_delivery_is_not_read(store, monkeypatch):
+    monkeypatch.setattr(sql_reader, "LOCK_TIMEOUT_S", 0.1)
+    with (
+        file_lock(f"{store.file}.lock"),
+        pytest.raises(tracking.TrackingError, match=r"could not be acquired"),
+    ):
+        tracking.experiment_tags(uri=store.uri, experiment=EXPERIMENT)
+
+
+def test_an_older_store_and_an_odd_path_are_read(tmp_path):
+    file = tmp_path / "50 % of a? store#1.db"
+    with sqlite3.connect(file) as connection:
+        connection.executescript(OLD_SCHEMA)
+    connection.close()
+    found = sql_reader.read_experiment(f"sqlite:///{file}", EXPERIMENT)
+    assert found == sql_reader.ExperimentRecord("3", {"study.relaxation.latest": "0123abcd"})
