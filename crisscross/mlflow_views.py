@@ -140,9 +140,9 @@ VIEWS: Sequence[View] = (
 ABOUT = """\
 Self-supervised audio-visual learning with relaxed cross-modal synchronicity.
 
-Pretrainings (`tags.kind = 'pretrain'`) and, below each, its evaluations. Group by the parameter `relaxation` or by the \
-tag `method` to average over seeds; the tag `study` says of which studies a run is part. Figures, tables and the page of \
-them all are artifacts of runs of those kinds (`tags.kind = 'figures'`).
+Pretrainings (`tags.kind = 'pretrain'`) and, below each, its evaluations. Group by the parameter `relaxation` or by \
+the tag `method` to average over seeds; the tag `study` says of which studies a run is part. Figures, tables and the \
+page of them all are artifacts of runs of those kinds (`tags.kind = 'figures'`).
 
     uv run launch/sweep_relaxation.py     run the study of Table 3, or what is missing of it
     uv run launch/reproduce_paper.py      all studies

@@ -97,3 +97,8 @@ def sections(browser: Browser, *, with_text: str) -> list[str]:
         return found if any(text.startswith(with_text) for text in found) else None
 
     return browser.wait(shown, f"group of charts {with_text}")
+
+
+def links(browser: Browser) -> dict[str, str]:
+    """Return where the links of a page lead, by their text."""
+    return dict(browser.ask("return [...document.links].map(link => [link.innerText, link.href])"))
