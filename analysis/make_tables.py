@@ -1,4 +1,4 @@
-"""Print the tables from the runs in MLflow and write them to files.
+"""Print the tables from the runs in MLflow, write them to files, and keep these in MLflow.
 
 uv run analysis/make_tables.py
 uv run analysis/make_tables.py --table 4 --format md,tex
@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,10 @@ from analysis.studies import STUDIES, TABLES
 from crisscross.files import write_text
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
-from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
+from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError, log_outputs
 
 if TYPE_CHECKING:
+    from analysis.page import Section
     from analysis.tables.base import Table
 
 FORMATS = ("md", "csv", "tex", "html")
@@ -51,9 +52,9 @@ def print_tables(
     tables: Sequence[str] | None = None,
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
-    page: list[Table] | None = None,
+    page: list[Section] | None = None,
 ) -> int:
-    """Print a study's tables and write them to files; where that cannot be done, say so in one line.
+    """Print a study's tables, write them to files and keep these in MLflow; what cannot be done is told in one line.
 
     Args:
         uri: MLflow's tracking URI.
@@ -66,8 +67,10 @@ def print_tables(
         page: what is printed is added to it; the caller makes one page of all.
 
     Returns:
-        The exit code: 0 when there was a table to print and it is written, 1 when not.
+        The exit code: 0 when there was a table to print and it is written, 1 when not. A store that cannot be written
+        changes nothing of it.
     """
+    from analysis.page import Section
     from analysis.runs import NoRunsError, read_study
     from analysis.tables import render
 
@@ -90,32 +93,62 @@ def print_tables(
         return 1
     made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
     made = [table for table in made if table is not None]
+    if not made:
+        print(f"no table: nothing that the study {study} has evaluated belongs into one", file=sys.stderr)
+        return 1
     for table in made:
-        print(render.markdown(table))
+        print(render.terminal(table))
     if runs.others:
         another = command_line(uri, experiment=experiment, study=study, fingerprint=runs.others[0])
         print(f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: {another}")
     if page is not None:
-        page += made
-    return _write(made, runs.fingerprint, Path(out), [name for name in formats if name != "html"])
+        page.append(Section(runs, made))
+    files = _write(made, runs.fingerprint, Path(out), [name for name in formats if name != "html"])
+    if files is None:
+        return 1
+    again = command_line(uri, experiment=experiment, study=study, fingerprint=runs.fingerprint)
+    _keep(
+        files,
+        kind="tables",
+        of=f"{study}.{runs.fingerprint}",
+        description=f"Tables of the study {study}, variant {runs.fingerprint}.\n\n    {again}",
+        uri=uri,
+        experiment=experiment,
+    )
+    return 0
 
 
-def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Sequence[str]) -> int:
-    """Write tables, a file each and format; a variant never overwrites another one's."""
+def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Sequence[str]) -> dict[str, Path] | None:
+    """Write tables, a file each and format; a variant never overwrites another one's. None where that fails."""
     from analysis.tables import render
 
     texts = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
-    paths = [(table, name, folder / f"{table.name}-{fingerprint}.{name}") for table in tables for name in formats]
+    files: dict[str, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for table, name, path in paths:
-            write_text(path, texts[name](table))
+        for table in tables:
+            for extension in formats:
+                name = f"{table.name}-{fingerprint}.{extension}"
+                files[name] = folder / name
+                write_text(files[name], texts[extension](table))
     except OSError as error:
         print(f"the table is not written: {folder}: {error.strerror}: give a folder you can write", file=sys.stderr)
-        return 1
-    if paths:
-        print(f"Written: {', '.join(str(path) for _, _, path in paths)}")
-    return 0 if tables else 1
+        return None
+    if files:
+        print(f"Written: {', '.join(map(str, files.values()))}")
+    return files
+
+
+def _keep(files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str) -> None:
+    """Keep files as artifacts in MLflow; say in one line where that cannot be done: they are there all the same."""
+    if not files:
+        return
+    named = {f"{kind}/{name}": path for name, path in files.items()}
+    try:
+        log_outputs(named, kind=kind, of=of, description=description, uri=uri, experiment=experiment)
+    except (TrackingError, OSError, ValueError) as error:
+        reason = mask_passwords(" ".join(str(error).split()))
+        print(f"the {kind} of {of} are written, but not in MLflow: {reason}", file=sys.stderr)
 
 
 def print_all(
@@ -148,7 +181,7 @@ def print_all(
     """
     from analysis.page import write_page
 
-    page: list[Table] = []
+    page: list[Section] = []
     codes = []
     for study in studies:
         codes.append(
@@ -165,12 +198,21 @@ def print_all(
         )
     if "html" in formats and page and Path(out).is_dir():
         path = Path(out) / "report.html"
+        place = {"uri": uri, "experiment": experiment}
         try:
-            write_page(path, page, figures=Path(figures), uri=uri, experiment=experiment, ui=ui)
+            write_page(path, page, figures=Path(figures), ui=ui, **place)
         except OSError as error:
             print(f"the page is not written: {path}: {error.strerror}: give a folder you can write", file=sys.stderr)
             return 1
         print(f"Written: {path}")
+        names = [f"{section.runs.study}.{section.runs.fingerprint}" for section in page]
+        _keep(
+            {path.name: path},
+            kind="report",
+            of=names[0] if len(names) == 1 else "all",
+            description=f"The tables and figures of {', '.join(names)} on one page.",
+            **place,
+        )
     return max(codes, default=1)
 
 

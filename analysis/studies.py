@@ -18,10 +18,12 @@ class Study:
     Attributes:
         script: what launches it.
         tables: by the name that ``--table`` knows, the function that makes it, as ``module:function``.
+        figures: what the files of its figures are called before the variant, in the paper's order.
     """
 
     script: str
     tables: dict[str, str]
+    figures: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
@@ -35,11 +37,11 @@ class Study:
 
 
 STUDIES = {
-    "async": Study("launch/sweep_async.py", {"1": "paper:table1"}),
+    "async": Study("launch/sweep_async.py", {"1": "paper:table1"}, ("figure3-left", "figure3-right", "figure4")),
     "dataset_size": Study("launch/sweep_dataset_size.py", {"2": "paper:table2"}),
-    "relaxation": Study("launch/sweep_relaxation.py", {"3": "table3:build"}),
+    "relaxation": Study("launch/sweep_relaxation.py", {"3": "paper:table3"}, ("relaxation",)),
     "methods": Study("launch/compare_methods.py", {"4": "paper:table4", "5": "paper:table5", "frozen": "paper:frozen"}),
-    "retrieval": Study("launch/retrieve.py", {"retrieval": "paper:retrieval"}),
+    "retrieval": Study("launch/retrieve.py", {"retrieval": "paper:retrieval"}, ("figure5",)),
 }
 """By name, in the order of the paper's tables."""
 

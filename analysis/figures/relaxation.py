@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from analysis.figures.base import Drawing, NotThereError, Wanted
 from analysis.figures.style import FLOOR, look_of, new_figure, styled
 from analysis.runs import StudyRuns
-from analysis.tables import table3
-from analysis.tables.results import MODALITIES
+from analysis.tables.paper import table3
 
 FLOOR_LINE = (0, (5, 3))
 SPREAD = 0.16
@@ -25,10 +24,10 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
         NotThereError: no evaluation is done.
     """
     del wanted
-    table = table3.build(runs)
-    panels = _panels(table.records, [group for group, _ in table.columns])
-    if not any(record["mean"] for record in table.records):
+    table = table3(runs)
+    if table is None or not any(record["mean"] for record in table.records):
         raise NotThereError(f"no evaluation of the study {runs.study} is done yet")
+    panels = _panels(table.records)
     with styled():
         figure = new_figure(2.75)
         places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -38,26 +37,24 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
         handles, labels = places[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
     missing = [
-        f"{record['row']} {record['downstream_data']} {MODALITIES[record['modality']]}: {record['missing']}"
-        for record in table.records
-        if record["missing"]
+        f"{record['row']} {record['column']}: {record['missing']}" for record in table.records if record["missing"]
     ]
     return Drawing(
         name="relaxation",
         title="The relaxation study",
         figure=figure,
-        caption=f"{table.caption.partition(' Bold:')[0]} Error bars: one sample standard deviation, where n > 1."
+        caption=f"{table.about} Error bars: one sample standard deviation, where n > 1."
         " Dashed lines: the floor, the same evaluation of untrained backbones. The numbers are those of Table 3.",
         runs=_runs(runs, table.records),
         missing=tuple(missing),
     )
 
 
-def _panels(records: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the records of each group of columns; every row of the table has the columns in the same order."""
-    panels: dict[str, list[Mapping[str, Any]]] = {group: [] for group in groups}
-    for place, record in enumerate(records):
-        panels[groups[place % len(groups)]].append(record)
+def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the records of each group of columns, in the table's order."""
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        panels.setdefault(record["group"], []).append(record)
     return panels
 
 

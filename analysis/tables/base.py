@@ -45,12 +45,13 @@ class Table:
     Attributes:
         name: of the files it is written to, such as ``table3``.
         title: such as ``Table 3``.
-        caption: what the numbers are.
+        caption: what the numbers are, and how to read them.
         row_header: heading of the first column.
         columns: for each further column its group (a dataset) and its label (a modality).
         rows: the lines, floor last.
         notes: sentences below the table.
         records: the same cells with everything behind them, one dict a cell, for the CSV.
+        about: the first half of the caption: what the numbers are.
     """
 
     name: str
@@ -61,3 +62,4 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     records: tuple[dict[str, Any], ...]
+    about: str = ""

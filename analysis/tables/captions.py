@@ -9,9 +9,18 @@ from analysis.tables.published import shown
 from analysis.tables.results import PROTOCOLS, Result
 from analysis.tables.series import Series
 
+DIFFERENCES = {"difference": "Difference: with less without,", "over floor": "Over floor: how far above it,"}
+"""How a caption begins to tell of a kind of columns that show differences."""
+PAIRED = (
+    "paired by seed, ± the 95 % confidence interval of a paired t-test;"
+    " of one seed (n=1) nothing can be said of its spread."
+)
+STATES = {"FINISHED": "done", "RUNNING": "running", "SCHEDULED": "queued", "FAILED": "failed"}
+"""How a note calls MLflow's statuses, in its order."""
 
-def caption_of(question: str, series: Sequence[Series], *, has_difference: bool = False) -> str:
-    """Return the caption of a table of these series."""
+
+def about_of(question: str, series: Sequence[Series]) -> str:
+    """Return what the numbers of a table are: its question, measure, scale, data and seeds."""
     trained = [one for one in series if not one.is_floor]
     data = dict.fromkeys(shown(one.facts["downstream_data"]) + folds_text(one.column.folds) for one in series)
     measures = dict.fromkeys("R@k" if one.facts["protocol"] == "retrieval" else "Top-1 accuracy" for one in series)
@@ -22,13 +31,26 @@ def caption_of(question: str, series: Sequence[Series], *, has_difference: bool 
         f"evaluated on {', '.join(data)}; v = video, a = audio, a+v = both.",
         spread_text([one.result for one in trained]),
     ]
-    if has_difference:
-        sentences.append(
-            "Differences: with less without, paired by seed, ± the 95 % confidence interval of a paired t-test;"
-            " of one seed (n=1) nothing can be said of its spread."
-        )
+    return " ".join(sentences)
+
+
+def reading_help(series: Sequence[Series], *, columns: Iterable[str] = (), best: str = "", remark: str = "") -> str:
+    """Return the second half of a caption: how to read it.
+
+    Args:
+        series: all of its cells.
+        columns: kinds of its columns: ``difference``, ``over floor`` and ``less paper`` are explained.
+        best: what the best of each is in bold of: ``row`` or ``column``; empty = nothing is.
+        remark: of this table.
+    """
+    kinds = set(columns)
+    sentences = [f"Bold: best of a {best}."] if best else []
     if any(one.is_floor for one in series):
-        sentences.append("Untrained: the same evaluation of backbones that have learnt nothing.")
+        sentences.append("Untrained, the floor: the same evaluation of backbones that have learnt nothing.")
+    sentences += [f"{text} {PAIRED}" for kind, text in DIFFERENCES.items() if kind in kinds]
+    if "less paper" in kinds:
+        sentences.append("Less paper: the measured mean less the published number, which has no spread.")
+    sentences += [remark] if remark else []
     if set(_listed(series, "scale")) != {"paper"}:
         sentences.append("Not at the paper's scale: not comparable with its numbers, which are left out.")
     return " ".join(sentences)
@@ -55,11 +77,24 @@ def folds_text(folds: Sequence[int]) -> str:
 
 
 def notes_of(runs: StudyRuns, placed: Mapping[tuple[str, tuple[str, str]], Series]) -> tuple[str, ...]:
-    """Return the footnotes: how each dataset was evaluated, which seeds are missing and why, several commits."""
+    """Return the footnotes: how each dataset was evaluated, how far the study is, what is missing and why, commits."""
     protocols = dict.fromkeys(_protocol_note(one) for one in placed.values())
     results = [(row, f"{group} {label}".strip(), one.result) for (row, (group, label)), one in placed.items()]
     columns = {column for _, column in placed}
-    return (*sorted(protocols), *missing_notes(results, num_columns=len(columns)), *commit_notes(runs))
+    missing = missing_notes(results, num_columns=len(columns))
+    return (*sorted(protocols), *progress_notes(runs), *missing, *commit_notes(runs))
+
+
+def progress_notes(runs: StudyRuns) -> list[str]:
+    """Return a line that says how far the study is, where it is not over."""
+    told = []
+    for what, frame in (("pretrainings", runs.pretrainings), ("evaluations", runs.evaluations)):
+        states = [STATES.get(row.status, row.state or "interrupted") for row in frame.itertuples()]
+        counts = {state: states.count(state) for state in [*STATES.values(), *sorted(set(states))]}
+        if counts["done"] < len(states):
+            others = ", ".join(f"{number} {state}" for state, number in counts.items() if number and state != "done")
+            told.append(f"{counts['done']} of {len(states)} {what} are done ({others})")
+    return [f"The study is not complete: {'; '.join(told)}."] if told else []
 
 
 def missing_notes(results: Iterable[tuple[str, str, Result]], *, num_columns: int) -> list[str]:

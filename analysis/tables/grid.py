@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.runs import StudyRuns
 from analysis.tables.base import Cell, Row, Table
-from analysis.tables.captions import caption_of, notes_of
+from analysis.tables.captions import about_of, notes_of, reading_help
+from analysis.tables.placing import Heading, Place, Placed, Rules, grouped, in_order, place_all
 from analysis.tables.series import Series
-from analysis.tables.spread import difference
+from analysis.tables.spread import Difference, difference
 
-Heading = tuple[str, str]
-"""Group and label of a column."""
-Place = tuple[str, Heading]
-"""Row and column of a cell."""
-PAPER = " (paper)"
+SUFFIXES = {"published": " (paper)", "published difference": " (paper)", "less paper": " (less paper)"}
+"""What the label of a column ends in, by its kind."""
+OVER_FLOOR = " over floor"
+NOT_PUBLISHED = Cell("not in the paper", is_missing=True)
+NEEDS_BOTH = Cell("needs both", is_missing=True)
 
 
 @dataclass(frozen=True)
@@ -28,99 +29,163 @@ class Spec:
         title: such as ``Table 1``.
         question: first sentence of the caption.
         row_header: heading of the first column.
-        place: where a series stands; None = not in this table.
-        rows: their order; others follow in alphabetical order.
+        rules: where series stand, and what is kept apart.
+        rows: their order; others follow in that of the series.
         columns: their order.
         published: printed numbers in percent, by place; they are shown where the scale is the paper's.
         best: whether the best of each ``column``, of each ``row``, or nothing is set in bold; floors never are.
         compare: headings of two columns whose difference is shown: the second less the first.
+        over_floor: whether columns show how far everything is above untrained backbones.
+        remark: last sentence of the caption.
     """
 
     name: str
     title: str
     question: str
     row_header: str
-    place: Callable[[Series], Place | None]
+    rules: Rules
     rows: Sequence[str] = ()
     columns: Sequence[Heading] = ()
     published: Mapping[Place, float] = field(default_factory=dict)
     best: str = ""
     compare: tuple[Heading, Heading] | None = None
+    over_floor: bool = False
+    remark: str = ""
 
 
 def build(runs: StudyRuns, series: Sequence[Series], spec: Spec) -> Table | None:
     """Make a table; None where no series belongs to it."""
-    placed = _placed(series, spec)
-    if not placed:
-        return None
-    at_paper_scale = {one.facts["scale"] for one in placed.values()} == {"paper"}
-    published = spec.published if at_paper_scale else {}
-    rows = _ordered(
-        {row for row, _ in [*placed, *published]}, spec.rows, last={r for (r, _), s in placed.items() if s.is_floor}
-    )
-    columns = _ordered({column for _, column in [*placed, *published]}, spec.columns)
-    best = _best(placed, spec.best)
-    headings = _headings(columns, published, spec)
-
-    def row(label: str) -> Row:
-        cells = [_cell(kind, (label, column), placed, published, spec, best) for kind, column in headings]
-        mine = [one for (name, _), one in placed.items() if name == label]
-        return Row(label, tuple(cells), bool(mine) and all(one.is_floor for one in mine))
-
-    return Table(
-        name=spec.name,
-        title=spec.title,
-        caption=caption_of(spec.question, list(placed.values()), has_difference=spec.compare is not None),
-        row_header=spec.row_header,
-        columns=tuple(_heading(kind, column, spec) for kind, column in headings),
-        rows=tuple(map(row, rows)),
-        notes=notes_of(runs, placed),
-        records=tuple(
-            _record(runs, spec, (label, column), kind, placed, published)
-            for label in rows
-            for kind, column in headings
-            if kind != "difference"
-        ),
-    )
+    placed = place_all(series, spec.rules)
+    return _Grid(runs, placed, spec).table() if placed.series else None
 
 
-def _placed(series: Sequence[Series], spec: Spec) -> dict[Place, Series]:
-    """Give each series its place; those of one place get rows of their own, told apart by what they are."""
-    by_place: dict[Place, list[Series]] = {}
-    for one in series:
-        place = spec.place(one)
-        if place is not None:
-            by_place.setdefault(place, []).append(one)
-    placed = {}
-    for (row, column), several in by_place.items():
-        for one in several:
-            tells_apart = f" [{one.facts['pretrain_family']}/{one.facts['family']}]" if len(several) > 1 else ""
-            placed[row + tells_apart, column] = one
-    return placed
+class _Grid:
+    """The cells of one table, while it is made."""
+
+    def __init__(self, runs: StudyRuns, placed: Placed, spec: Spec) -> None:
+        self._runs, self._spec, self._placed, self._series = runs, spec, placed, placed.series
+        at_paper_scale = {one.facts["scale"] for one in self._series.values()} == {"paper"}
+        self._published = spec.published if at_paper_scale else {}
+        places = [*self._series, *self._published]
+        floors = [row for (row, _), one in self._series.items() if one.is_floor and not spec.rules.rows]
+        self._rows = in_order([row for row, _ in places], spec.rows, last=floors)
+        self._columns = grouped(in_order([column for _, column in places], spec.columns))
+        self._headings = self._all_headings()
+        self._best = _best(self._series, spec.best)
+
+    def table(self) -> Table:
+        spec, series = self._spec, self._series
+        everything, best = list(series.values()), spec.best if self._best else ""
+        about = about_of(spec.question, everything)
+        kinds = [kind for kind, _ in self._headings]
+        help_ = reading_help(everything, columns=kinds, best=best, remark=spec.remark)
+        return Table(
+            name=spec.name,
+            title=spec.title,
+            caption=f"{about} {help_}".strip(),
+            row_header=spec.row_header,
+            columns=tuple(_heading(kind, column) for kind, column in self._headings),
+            rows=tuple(map(self._row, self._rows)),
+            notes=notes_of(self._runs, series),
+            records=tuple(
+                self._record((label, column), kind)
+                for label in self._rows
+                for kind, column in self._headings
+                if kind in ("measured", "published")
+            ),
+            about=about,
+        )
+
+    def _all_headings(self) -> list[tuple[str, Heading]]:
+        """Return (kind, column) of everything that is shown, left to right."""
+        compare = self._spec.compare
+        printed = [column for column in self._columns if any(column == other for _, other in self._published)]
+        shown = [("measured", column) for column in self._columns]
+        if compare is not None and set(compare) <= set(self._columns):
+            shown.append(("difference", compare[1]))
+        if self._spec.over_floor and self._placed.floors:
+            shown += [("over floor", column) for column in self._columns]
+        shown += [("published", column) for column in printed]
+        if compare is not None and set(compare) <= set(printed):
+            shown.append(("published difference", compare[1]))
+        return [*shown, *(("less paper", column) for column in printed)]
+
+    def _row(self, label: str) -> Row:
+        cells = tuple(self._cell(kind, (label, column)) for kind, column in self._headings)
+        mine = [one for (row, _), one in self._series.items() if row == label]
+        return Row(label, cells, bool(mine) and all(one.is_floor for one in mine))
+
+    def _cell(self, kind: str, place: Place) -> Cell:
+        if kind == "measured":
+            return _measured(self._series.get(place), is_best=place in self._best)
+        if kind == "published":
+            return Cell(f"{self._published[place]:.1f}") if place in self._published else NOT_PUBLISHED
+        if kind == "less paper":
+            return self._less_paper(place)
+        if kind == "over floor":
+            series, floor = self._series.get(place), self._placed.floors.get(place)
+            if series is not None and series.is_floor:
+                return Cell("")
+            return _difference(series, floor)
+        first, second = ((place[0], heading) for heading in self._spec.compare)
+        if kind == "difference":
+            return _difference(self._series.get(second), self._series.get(first))
+        if first in self._published and second in self._published:
+            return Cell(f"{self._published[second] - self._published[first]:+.1f}")
+        return NOT_PUBLISHED
+
+    def _less_paper(self, place: Place) -> Cell:
+        series = self._series.get(place)
+        if place not in self._published or series is None or series.result.mean is None:
+            return NEEDS_BOTH
+        return Cell(f"{100 * series.result.mean - self._published[place]:+.1f}", run_ids=series.result.run_ids)
+
+    def _record(self, place: Place, kind: str) -> dict[str, Any]:
+        """Return a cell with everything behind it: every number leads back to its runs, or to the paper."""
+        (row, (group, label)), series = place, self._series.get(place) if kind == "measured" else None
+        facts = {} if series is None else series.facts
+        known = {} if series is None else {"mean": series.result.mean, "std": series.result.std}
+        is_printed = kind == "published" and place in self._published
+        gaps = {} if series is None else series.result.missing
+        floor = None if series is None else self._placed.floors.get(place)
+        gain = _less(series, floor)
+        listed = ("method", "relaxation", "scale", "pretrain_data", "pretrain_family", "backbone")
+        return {
+            "table": self._spec.title.removeprefix("Table "),
+            "study": self._runs.study,
+            "fingerprint": self._runs.fingerprint,
+            "source": "paper" if kind == "published" else "measured",
+            "row": row,
+            "group": group,
+            "column": f"{group} {label}".strip(),
+            "is_floor": str(series is not None and series.is_floor).lower(),
+            "modality": "" if series is None else series.column.modality,
+            **{key: facts.get(key, "") for key in listed},
+            **{key: facts.get(key, "") for key in ("downstream_data", "protocol", "frames", "epoch", "family")},
+            "metric": "" if series is None else series.column.metric,
+            "folds": "" if series is None else " ".join(map(str, series.column.folds)),
+            "mean": _number(self._published[place] / 100 if is_printed else known.get("mean")),
+            "std": _number(known.get("std")),
+            "n": 0 if series is None else len(series.result.values),
+            "seeds": "" if series is None else " ".join(map(str, series.result.values)),
+            "is_best": str(kind == "measured" and place in self._best).lower(),
+            "gain_over_floor_points": _number(None if gain is None else 100 * gain.mean),
+            "run_ids": "" if series is None else " ".join(series.result.run_ids),
+            "missing": "; ".join(f"seed {seed}: {gap.text}" for seed, gap in gaps.items()),
+        }
 
 
-def _ordered(found: set[Any], order: Sequence[Any], *, last: set[Any] = frozenset()) -> list[Any]:
-    known = [item for item in order if item in found and item not in last]
-    return [*known, *sorted(found - set(known) - last), *sorted(last)]
-
-
-def _headings(columns: Sequence[Heading], published: Mapping[Place, float], spec: Spec) -> list[tuple[str, Heading]]:
-    """Return (kind, column) of everything that is shown, left to right."""
-    printed = [column for column in columns if any(column == other for _, other in published)]
-    shown = [("measured", column) for column in columns]
-    if spec.compare is not None and set(spec.compare) <= set(columns):
-        shown.append(("difference", spec.compare[1]))
-    shown += [("published", column) for column in printed]
-    if spec.compare is not None and set(spec.compare) <= set(printed):
-        shown.append(("published difference", spec.compare[1]))
-    return shown
-
-
-def _heading(kind: str, column: Heading, spec: Spec) -> Heading:
+def _heading(kind: str, column: Heading) -> Heading:
     group, label = column
     if "difference" in kind:
         label = "difference"
-    return (group, label + (PAPER if kind.startswith("published") else ""))
+    if kind == "over floor":
+        return (group + OVER_FLOOR).strip(), label
+    return group, label + SUFFIXES.get(kind, "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
 
 
 def _best(placed: Mapping[Place, Series], among: str) -> set[Place]:
@@ -137,29 +202,18 @@ def _best(placed: Mapping[Place, Series], among: str) -> set[Place]:
     return best
 
 
-def _cell(
-    kind: str,
-    place: Place,
-    placed: Mapping[Place, Series],
-    published: Mapping[Place, float],
-    spec: Spec,
-    best: set[Place],
-) -> Cell:
-    row, _ = place
-    if kind == "measured":
-        return _measured(placed.get(place), is_best=place in best)
-    if kind == "published":
-        return Cell(f"{published[place]:.1f}") if place in published else Cell("not in the paper", is_missing=True)
-    first, second = ((row, heading) for heading in spec.compare)
-    if kind == "published difference":
-        if first in published and second in published:
-            return Cell(f"{published[second] - published[first]:+.1f}")
-        return Cell("not in the paper", is_missing=True)
-    with_both = [placed[one].result for one in (first, second) if one in placed]
-    found = difference(with_both[1].values, with_both[0].values) if len(with_both) == 2 else None
+def _less(series: Series | None, other: Series | None) -> Difference | None:
+    """Return one series less another, seed by seed; None where one is not there or they share no seed."""
+    if series is None or other is None:
+        return None
+    return difference(series.result.values, other.result.values)
+
+
+def _difference(series: Series | None, other: Series | None) -> Cell:
+    found = _less(series, other)
     if found is None:
-        return Cell("needs both", is_missing=True)
-    return Cell(found.text, run_ids=tuple(run_id for result in with_both for run_id in result.run_ids))
+        return NEEDS_BOTH
+    return Cell(found.text, run_ids=(*other.result.run_ids, *series.result.run_ids))
 
 
 def _measured(series: Series | None, *, is_best: bool) -> Cell:
@@ -168,42 +222,3 @@ def _measured(series: Series | None, *, is_best: bool) -> Cell:
     if series.result.mean is None:
         return Cell(series.result.text, is_missing=True)
     return Cell(series.result.text, is_best=is_best, run_ids=series.result.run_ids)
-
-
-def _record(
-    runs: StudyRuns,
-    spec: Spec,
-    place: Place,
-    kind: str,
-    placed: Mapping[Place, Series],
-    published: Mapping[Place, float],
-) -> dict[str, Any]:
-    """Return a cell with everything behind it: every number leads back to its runs, or to the paper."""
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.6f}"
-
-    (row, (group, label)), series = place, placed.get(place) if kind == "measured" else None
-    facts = {} if series is None else series.facts
-    known = {} if series is None else {"mean": series.result.mean, "std": series.result.std}
-    mean = published[place] / 100 if kind == "published" and place in published else known.get("mean")
-    gaps = {} if series is None else series.result.missing
-    return {
-        "table": spec.title.removeprefix("Table "),
-        "study": runs.study,
-        "fingerprint": runs.fingerprint,
-        "source": "paper" if kind == "published" else "measured",
-        "row": row,
-        "column": f"{group} {label}".strip(),
-        "modality": "" if series is None else series.column.modality,
-        **{key: facts.get(key, "") for key in ("method", "scale", "pretrain_data", "pretrain_family", "backbone")},
-        **{key: facts.get(key, "") for key in ("downstream_data", "protocol", "frames", "family")},
-        "metric": "" if series is None else series.column.metric,
-        "folds": "" if series is None else " ".join(map(str, series.column.folds)),
-        "mean": number(mean),
-        "std": number(known.get("std")),
-        "n": 0 if series is None else len(series.result.values),
-        "seeds": "" if series is None else " ".join(map(str, series.result.values)),
-        "run_ids": "" if series is None else " ".join(series.result.run_ids),
-        "missing": "; ".join(f"seed {seed}: {gap.text}" for seed, gap in gaps.items()),
-    }

@@ -1,20 +1,24 @@
-"""The tables of the paper but Table 3, each a few lines: which series stand where, and what was published there."""
+"""The tables of the paper, each a few lines: which series stand where, and what was published there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from analysis.runs import StudyRuns
 from analysis.tables.base import Table
-from analysis.tables.grid import Heading, Place, Spec, build
+from analysis.tables.grid import Spec, build
+from analysis.tables.placing import PROTOCOL, Heading, Place, Rules, standard
 from analysis.tables.published import rows_of, shown
 from analysis.tables.results import MODALITIES
-from analysis.tables.series import Series, series_of
+from analysis.tables.series import Series, gaps_of, series_of, unevaluated
 
 FLOOR_ROW = "untrained (floor)"
 WITHOUT, WITH, UNTRAINED = ("", "without"), ("", "with"), ("", "untrained")
 PRETRAINING_SETS = ("kinetics_sound", "kinetics400", "audioset", "demo_quarter", "demo_half", "demo")
 METHODS = ("cmacc", "xdc", "avid", "crisscross", "supervised")
+RELAXATIONS = ("none", "mild", "medium", "mixed", "extreme")
+"""The paper's, in its order. They stand in Table 3 even where nothing has been run; others follow when they have."""
+SAME_DATA = (*PROTOCOL, "downstream_data")
+ALL_BUT_RELAXATION = (*PROTOCOL, "downstream_data", "family", "method", "pretrain_data", "pretrain_family")
+NO_CURVES = "The paper shows this study as a figure, so there is no published number beside these."
 
 
 def table1(runs: StudyRuns) -> Table | None:
@@ -37,13 +41,13 @@ def table1(runs: StudyRuns) -> Table | None:
         "Table 1",
         "What does L_async bring?",
         "evaluated on",
-        place,
+        Rules(place, rows=True),
         rows,
         columns,
         published,
         compare=(WITHOUT, WITH),
     )
-    return build(runs, _at_the_end(runs), spec)
+    return build(runs, _series(runs), spec)
 
 
 def table2(runs: StudyRuns) -> Table | None:
@@ -67,13 +71,42 @@ def table2(runs: StudyRuns) -> Table | None:
         "Table 2",
         "What does more pretraining data bring?",
         "evaluated on",
-        place,
+        Rules(place, rows=True),
         list(dict.fromkeys(row for row, _ in published)),
         [UNTRAINED, *map(heading, PRETRAINING_SETS)],
         published,
         best="row",
     )
-    return build(runs, _at_the_end(runs), spec)
+    return build(runs, _series(runs), spec)
+
+
+def table3(runs: StudyRuns) -> Table | None:
+    """How much temporal relaxation is best?"""
+
+    def place(series: Series) -> Place | None:
+        row = FLOOR_ROW if series.is_floor else series.facts["relaxation"] or shown(series.facts["method"])
+        return row, (shown(series.facts["downstream_data"]), series.column.label)
+
+    series = standard(series_of(runs))
+    known = {*RELAXATIONS, *runs.pretrainings["relaxation"]}
+    kinds = [{"relaxation": name} for name in sorted(known)]
+    spec = Spec(
+        "table3",
+        "Table 3",
+        "How much temporal relaxation is best?",
+        "relaxation",
+        Rules(
+            place,
+            rows=False,
+            apart=("scale", "method", "pretrain_data", *PROTOCOL[1:]),
+            families=("pretrain_family", "family"),
+        ),
+        rows=[*RELAXATIONS, *sorted(known - {*RELAXATIONS})],
+        best="column",
+        over_floor=True,
+        remark=NO_CURVES,
+    )
+    return build(runs, [*series, *gaps_of(runs, series, kinds, apart=ALL_BUT_RELAXATION)], spec)
 
 
 def table4(runs: StudyRuns) -> Table | None:
@@ -93,13 +126,13 @@ def table4(runs: StudyRuns) -> Table | None:
         "Table 4",
         "Sound classification by frozen features, against other ways of pretraining.",
         "method",
-        place,
+        Rules(place, rows=False, families=()),
         [shown(method) for method in METHODS],
         [(shown(data), shown(name)) for data in ("esc50", "dcase2013", "demo") for name in PRETRAINING_SETS],
         published,
         best="column",
     )
-    return build(runs, _with_floor_everywhere(_at_the_end(runs)), spec)
+    return build(runs, _series(runs), spec)
 
 
 def table5(runs: StudyRuns) -> Table | None:
@@ -123,13 +156,13 @@ def table5(runs: StudyRuns) -> Table | None:
         "Table 5",
         "Action recognition by fine-tuning the video network, against other ways of pretraining.",
         "method, pretrained on, backbone, frames",
-        place,
+        Rules(place, rows=False, apart=[name for name in PROTOCOL if name != "frames"], families=()),
         [label for label, _ in published],
         [("UCF101", "top-1"), ("HMDB51", "top-1")],
         published,
         best="column",
     )
-    return build(runs, _at_the_end(runs), spec)
+    return build(runs, _series(runs), spec)
 
 
 def frozen(runs: StudyRuns) -> Table | None:
@@ -142,14 +175,15 @@ def frozen(runs: StudyRuns) -> Table | None:
         row = f"{_method(series)}, {name}" if name else _method(series)
         return row, (shown(series.facts["downstream_data"]), series.column.label)
 
-    series = _at_the_end(runs)
+    series = _series(runs)
     if {one.column.modality for one in series if one.facts["protocol"] != "finetune"} <= {"a"}:
         return None  # Table 4 says it all
     order = [f"{shown(method)}, {shown(name)}" for name in PRETRAINING_SETS for method in METHODS]
     columns = [("demo", label) for label in MODALITIES.values()]
     title, question = "Frozen features", "How does linear evaluation see each way of pretraining?"
+    rules = Rules(place, rows=False, families=())
     return build(
-        runs, series, Spec("frozen", title, question, "method, pretrained on", place, order, columns, best="column")
+        runs, series, Spec("frozen", title, question, "method, pretrained on", rules, order, columns, best="column")
     )
 
 
@@ -161,29 +195,20 @@ def retrieval(runs: StudyRuns) -> Table | None:
         group = f"{shown(series.facts['downstream_data'])} {MODALITIES[series.column.modality]}"
         return _method(series), (group, measure)
 
-    series = [one for one in _at_the_end(runs) if one.facts["protocol"] == "retrieval"]
+    series = [one for one in _series(runs) if one.facts["protocol"] == "retrieval"]
     ranks = sorted({int(one.column.measure.removeprefix("recall_at_")) for one in series})
     groups = [f"{shown(name)} {label}" for name in ("ucf101", "hmdb51", "demo") for label in MODALITIES.values()]
     columns = [(group, f"R@{rank}") for group in groups for rank in ranks]
     question = "Are a clip's nearest neighbours of its class?"
-    spec = Spec("retrieval", "Retrieval", question, "pretraining", place, [shown("crisscross")], columns)
-    return build(runs, series, spec)
+    rules = Rules(place, rows=False)
+    return build(runs, series, Spec("retrieval", "Retrieval", question, "pretraining", rules, columns=columns))
 
 
 def _method(series: Series) -> str:
     return FLOOR_ROW if series.is_floor else shown(series.facts["method"])
 
 
-def _at_the_end(runs: StudyRuns) -> list[Series]:
-    """Return what was measured when pretrainings were over; what was on the way is for Figure 3."""
-    return [one for one in series_of(runs) if not one.facts["epoch"]]
-
-
-def _with_floor_everywhere(series: Sequence[Series]) -> list[Series]:
-    """Repeat the floor beside every pretraining set: untrained backbones have none."""
-    names = list(dict.fromkeys(one.facts["pretrain_data"] for one in series if not one.is_floor)) or [""]
-    repeated = []
-    for one in series:
-        copies = names if one.is_floor else [one.facts["pretrain_data"]]
-        repeated += [Series(one.point, {**one.facts, "pretrain_data": name}, one.column, one.result) for name in copies]
-    return repeated
+def _series(runs: StudyRuns) -> list[Series]:
+    """Return what tables are about: pretrainings that no evaluation has begun of yet have their reasons."""
+    series = standard(series_of(runs))
+    return [*series, *gaps_of(runs, series, unevaluated(runs, series), apart=SAME_DATA)]

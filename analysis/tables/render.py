@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from itertools import groupby
 
 from analysis.tables.base import Cell, Table
 
+TERMINAL_WIDTH = 120
+"""Columns of a terminal that a table is made to fit into; a table whose first column is wider does not."""
 LATEX_SPECIALS = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -27,29 +30,57 @@ LATEX_SPECIALS = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "→": r"$\rightarrow$",
-    "\n": " ",
 }
 
 
 def markdown(table: Table) -> str:
     """Return Markdown whose columns are aligned, so that it reads well as plain text too."""
-    header = [table.row_header, *(f"{group} {label}".strip() for group, label in table.columns)]
-    body = [[row.label, *(_markdown_cell(cell) for cell in row.cells)] for row in table.rows]
-    lines = [[_escape_markdown(text) for text in line] for line in [header, *body]]
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
-
-    def row(texts: list[str]) -> str:
-        first, *rest = [
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(texts, widths, strict=True))
-        ]
-        return f"| {' | '.join([first, *rest])} |"
-
-    rule = f"| {'-' * widths[0]} | {' | '.join('-' * (width - 1) + ':' for width in widths[1:])} |"
-    parts = [f"**{table.title}.** {table.caption}", "", row(lines[0]), rule, *map(row, lines[1:])]
+    columns = _aligned(table)
+    parts = [_caption(table), "", *_lines(columns)]
     if table.notes:
         parts += ["", *(f"- {_one_line(note)}" for note in table.notes)]
     return "\n".join(parts) + "\n"
+
+
+def terminal(table: Table, *, width: int = TERMINAL_WIDTH) -> str:
+    """Return the same as lines of at most ``width``: texts are wrapped, further columns stand below the first ones."""
+    first, *rest = _aligned(table)
+    blocks: list[list[list[str]]] = []
+    for column in rest:
+        if not blocks or len(_lines([*blocks[-1], column])[0]) > width:
+            blocks.append([first])
+        blocks[-1].append(column)
+    parts = textwrap.wrap(_caption(table), width, break_long_words=False, break_on_hyphens=False)
+    for columns in blocks:
+        parts += ["", *_lines(columns)]
+    notes = [_one_line(note) for note in table.notes]
+    parts += [""] if notes else []
+    for note in notes:
+        options = {"initial_indent": "- ", "subsequent_indent": "  ", "break_long_words": False}
+        parts += textwrap.wrap(note, width, break_on_hyphens=False, **options)
+    return "\n".join(parts) + "\n"
+
+
+def _caption(table: Table) -> str:
+    return f"**{table.title}.** {_one_line(table.caption)}"
+
+
+def _aligned(table: Table) -> list[list[str]]:
+    """Return the columns: the heading, the rule below it and the cells, all of one width."""
+    headings = [table.row_header, *(f"{group} {label}".strip() for group, label in table.columns)]
+    rows = [[row.label, *(_markdown_cell(cell) for cell in row.cells)] for row in table.rows]
+    columns = []
+    for number, texts in enumerate(zip(headings, *rows, strict=True)):
+        cells = [_escape_markdown(text) for text in texts]
+        wide = max(3, *map(len, cells))
+        rule = "-" * wide if number == 0 else "-" * (wide - 1) + ":"
+        heading, *below = [text.ljust(wide) if number == 0 else text.rjust(wide) for text in cells]
+        columns.append([heading, rule, *below])
+    return columns
+
+
+def _lines(columns: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(texts)} |" for texts in zip(*columns, strict=True)]
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -104,12 +135,23 @@ def latex(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = escape_latex(cell.text)
+    text = re.sub(r"^-(?=\d)", "$-$", escape_latex(cell.text))  # a minus, no hyphen
     if cell.is_missing:
         return rf"\textit{{{text}}}"
     return rf"\textbf{{{text}}}" if cell.is_best else text
 
 
 def escape_latex(text: str) -> str:
-    """Return a text that LaTeX prints as it is."""
-    return "".join(LATEX_SPECIALS.get(character, character) for character in text)
+    """Return a text that LaTeX prints as it is; what its usual fonts lack becomes the number of the character."""
+    escaped = "".join(map(_latex_character, _one_line(text)))
+    return re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # two of them would become another sign
+
+
+def _latex_character(character: str) -> str:
+    if character in LATEX_SPECIALS:
+        return LATEX_SPECIALS[character]
+    if character.isascii():
+        return character if character.isprintable() else ""
+    # Letters of the Latin alphabets, which T1 has; anything else stops pdflatex.
+    is_known = "\u00a1" <= character <= "\u017e" and character.isalpha()
+    return character if is_known else f"[U+{ord(character):04X}]"

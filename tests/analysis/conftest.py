@@ -72,12 +72,13 @@ class Study:
         protocol: dict | None = None,
         folds: tuple[int, ...] = (),
         model: dict | None = None,
+        epoch: int | None = None,
         **progress,
     ) -> RunDirectory:
         svm = {"name": "svm", "modalities": ["v", "a", "av"], "num_clips": num_clips}
         config = {
             "downstream": protocol or svm,
-            "weights": {"run": parent and str(parent.path), "video": None, "audio": None},
+            "weights": {"run": parent and str(parent.path), "epoch": epoch, "video": None, "audio": None},
             "seed": seed,
             "data": {"name": data, "fingerprint": "e" * 64, **({"folds": [*folds]} if folds else {})},
             **({"model": model} if model else {}),
