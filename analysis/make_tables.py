@@ -53,6 +53,7 @@ def print_tables(
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
     page: list[Section] | None = None,
+    keep: bool = True,
 ) -> int:
     """Print a study's tables, write them to files and keep these in MLflow; what cannot be done is told in one line.
 
@@ -65,6 +66,7 @@ def print_tables(
         out: folder of the files, made when it is not there.
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
         page: what is printed is added to it; the caller makes one page of all.
+        keep: whether the files are kept in MLflow.
 
     Returns:
         The exit code: 0 when there was a table to print and it is written, 1 when not. A store that cannot be written
@@ -101,21 +103,21 @@ def print_tables(
     if runs.others:
         another = command_line(uri, experiment=experiment, study=study, fingerprint=runs.others[0])
         print(f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: {another}")
-    if page is not None:
-        page.append(Section(runs, made))
     files = _write(made, runs.fingerprint, Path(out), [name for name in formats if name != "html"])
-    if files is None:
-        return 1
-    again = command_line(uri, experiment=experiment, study=study, fingerprint=runs.fingerprint)
-    _keep(
-        files,
-        kind="tables",
-        of=f"{study}.{runs.fingerprint}",
-        description=f"Tables of the study {study}, variant {runs.fingerprint}.\n\n    {again}",
-        uri=uri,
-        experiment=experiment,
-    )
-    return 0
+    is_kept = files is not None and keep
+    if files and keep:
+        again = command_line(uri, experiment=experiment, study=study, fingerprint=runs.fingerprint)
+        is_kept = _keep(
+            {f"tables/{name}": path for name, path in files.items()},
+            kind="tables",
+            of=f"{study}.{runs.fingerprint}",
+            description=f"Tables of the study {study}, variant {runs.fingerprint}.\n\n    {again}",
+            uri=uri,
+            experiment=experiment,
+        )
+    if page is not None:
+        page.append(Section(runs, made, is_kept))
+    return 1 if files is None else 0
 
 
 def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Sequence[str]) -> dict[str, Path] | None:
@@ -139,16 +141,15 @@ def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Seq
     return files
 
 
-def _keep(files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str) -> None:
+def _keep(files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str) -> bool:
     """Keep files as artifacts in MLflow; say in one line where that cannot be done: they are there all the same."""
-    if not files:
-        return
-    named = {f"{kind}/{name}": path for name, path in files.items()}
     try:
-        log_outputs(named, kind=kind, of=of, description=description, uri=uri, experiment=experiment)
+        log_outputs(files, kind=kind, of=of, description=description, uri=uri, experiment=experiment)
     except (TrackingError, OSError, ValueError) as error:
         reason = mask_passwords(" ".join(str(error).split()))
-        print(f"the {kind} of {of} are written, but not in MLflow: {reason}", file=sys.stderr)
+        print(f"what is written is not in MLflow ({kind} of {of}): {reason}", file=sys.stderr)
+        return False
+    return True
 
 
 def print_all(
@@ -194,6 +195,7 @@ def print_all(
                 out=out,
                 formats=formats,
                 page=page,
+                keep=all(section.is_kept for section in page),  # a store that cannot be written is told of once
             )
         )
     if "html" in formats and page and Path(out).is_dir():
@@ -206,13 +208,14 @@ def print_all(
             return 1
         print(f"Written: {path}")
         names = [f"{section.runs.study}.{section.runs.fingerprint}" for section in page]
-        _keep(
-            {path.name: path},
-            kind="report",
-            of=names[0] if len(names) == 1 else "all",
-            description=f"The tables and figures of {', '.join(names)} on one page.",
-            **place,
-        )
+        if all(section.is_kept for section in page):
+            _keep(
+                {f"report/{path.name}": path},
+                kind="report",
+                of=names[0] if len(names) == 1 else "all",
+                description=f"The tables and figures of {', '.join(names)} on one page.",
+                **place,
+            )
     return max(codes, default=1)
 
 

@@ -27,7 +27,7 @@ RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 STYLE = """
 body { font: 16px/1.5 Georgia, serif; max-width: 74rem; margin: 2rem auto; padding: 0 1.5rem; color: #222; }
 h1, h2, h3 { font-weight: normal; line-height: 1.25; } h2 { margin-top: 3.5rem; border-bottom: 1px solid #bbb; }
-h3 { margin-top: 2.2rem; } p.about { color: #555; margin-top: -.4rem; } nav ol { columns: 2; }
+h3 { margin-top: 2.2rem; } nav ul { columns: 2; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .22rem .75rem; text-align: right; font-weight: normal; white-space: nowrap; }
@@ -40,7 +40,7 @@ td.missing { color: #777; font-style: italic; white-space: normal; }
 table.head td, table.head th { text-align: left; white-space: normal; }
 a { color: #1a4f8b; text-decoration: none; } a:hover { text-decoration: underline; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; display: block; margin: auto; }
-figcaption, caption { font-size: .92rem; } caption { text-align: left; caption-side: top; white-space: normal; }
+figcaption, p.caption { font-size: .92rem; max-width: 60rem; }
 li, details { color: #444; font-size: .85rem; } nav li { font-size: 1rem; } code { font-size: .85em; }
 @media print { a { color: inherit; } h2 { break-before: page; } table, figure { break-inside: avoid; } }
 """
@@ -53,10 +53,12 @@ class Section:
     Attributes:
         runs: of the variant.
         tables: made of them, in their order.
+        is_kept: whether their files are in MLflow.
     """
 
     runs: StudyRuns
     tables: Sequence[Table]
+    is_kept: bool = False
 
     @property
     def anchor(self) -> str:
@@ -151,27 +153,32 @@ def _contents(sections: Sequence[Section], figures: Path) -> str:
     lines = []
     for section in sections:
         for table in section.tables:
-            lines.append(f'<li><a href="#{_anchor(table, section)}">{escape(_with_question(table))}</a></li>')
+            lines.append(f'<li><a href="#{_anchor(table, section)}">{escape(_title(table))}</a></li>')
         for image in section.figures(figures):
             title = _caption_of(image)[0]
             lines.append(f'<li><a href="#{escape(image.stem)}">{escape(title)}</a></li>')
-    return "<nav><h2>Contents</h2>\n<ol>\n" + "\n".join(lines) + "\n</ol></nav>"
+    return "<nav><h2>Contents</h2>\n<ul>\n" + "\n".join(lines) + "\n</ul></nav>"
 
 
 def _anchor(table: Table, section: Section) -> str:
     return f"{table.name}-{section.runs.fingerprint}"
 
 
-def _with_question(table: Table) -> str:
-    question = table.caption.partition("? ")
-    return f"{table.title}: {question[0]}?" if question[1] else table.title
+def _sentences(table: Table) -> tuple[str, str]:
+    """Return the first sentence of a caption, its question, and the others."""
+    found = re.match(r"(.+?[.?]) (.*)", table.caption, re.DOTALL)
+    return (found[1], found[2]) if found else (table.caption, "")
+
+
+def _title(table: Table) -> str:
+    return f"{table.title}: {_sentences(table)[0].removesuffix('.')}"
 
 
 def _section(section: Section, figures: Path, links: _Links) -> str:
     study = escape(section.runs.study)
     return "\n".join(
         [
-            f'<h2 id="{section.anchor}">The study {study} <code>{section.runs.fingerprint}</code></h2>',
+            f'<h2 id="{section.anchor}">Study {study}, variant <code>{section.runs.fingerprint}</code></h2>',
             *(_table(table, section, links) for table in section.tables),
             *(_figure(image, links) for image in section.figures(figures)),
         ]
@@ -192,8 +199,9 @@ def _table(table: Table, section: Section, links: _Links) -> str:
     notes = "\n".join(f"<li>{escape(note)}</li>" for note in table.notes)
     return "\n".join(
         [
-            f'<h3 id="{_anchor(table, section)}">{escape(_with_question(table))}</h3>',
-            f'<div class="wide"><table><caption><b>{escape(table.title)}.</b> {escape(table.caption)}</caption>',
+            f'<h3 id="{_anchor(table, section)}">{escape(_title(table))}</h3>',
+            f'<p class="caption">{escape(_sentences(table)[1])}</p>',
+            '<div class="wide"><table>',
             f'<thead><tr class="groups"><th></th>{above}</tr><tr>{labels}</tr></thead>',
             "<tbody>",
             *rows,
@@ -224,7 +232,7 @@ def _figure(image: Path, links: _Links) -> str:
     encoded = base64.b64encode(image.read_bytes()).decode()
     title, caption, more = _caption_of(image)
     picture = f'<img alt="{escape(title)}" src="data:image/png;base64,{encoded}">'
-    below = f"<figcaption><b>{escape(title)}.</b> {escape(caption)}{_more(more, links)}</figcaption>"
+    below = f"<figcaption>{escape(caption)}{_more(more, links)}</figcaption>"
     return f'<h3 id="{escape(image.stem)}">{escape(title)}</h3>\n<figure>{picture}\n{below}</figure>'
 
 

@@ -218,7 +218,7 @@ def _difference(series: Series | None, other: Series | None) -> Cell:
 
 def _measured(series: Series | None, *, is_best: bool) -> Cell:
     if series is None:
-        return Cell("not part of the study", is_missing=True)
+        return Cell("not in the study", is_missing=True)
     if series.result.mean is None:
         return Cell(series.result.text, is_missing=True)
     return Cell(series.result.text, is_best=is_best, run_ids=series.result.run_ids)

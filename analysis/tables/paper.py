@@ -111,15 +111,19 @@ def table3(runs: StudyRuns) -> Table | None:
 
 def table4(runs: StudyRuns) -> Table | None:
     """Sound classification, against other methods."""
+
+    def heading(data: str, name: str) -> Heading:
+        return shown(data), f"from {shown(name)}" if name else ""
+
     published: dict[Place, float] = {}
     for row in rows_of("table4"):
         for name in ("kinetics400", "audioset"):
-            published[shown(row["method"]), (shown(row["downstream"]), shown(name))] = float(row[name])
+            published[shown(row["method"]), heading(row["downstream"], name)] = float(row[name])
 
     def place(series: Series) -> Place | None:
         if series.column.modality != "a" or series.facts["protocol"] == "finetune":
             return None
-        return _method(series), (shown(series.facts["downstream_data"]), shown(series.facts["pretrain_data"] or "-"))
+        return _method(series), heading(series.facts["downstream_data"], series.facts["pretrain_data"])
 
     spec = Spec(
         "table4",
@@ -128,7 +132,7 @@ def table4(runs: StudyRuns) -> Table | None:
         "method",
         Rules(place, rows=False, families=()),
         [shown(method) for method in METHODS],
-        [(shown(data), shown(name)) for data in ("esc50", "dcase2013", "demo") for name in PRETRAINING_SETS],
+        [heading(data, name) for data in ("esc50", "dcase2013", "demo") for name in PRETRAINING_SETS],
         published,
         best="column",
     )

@@ -223,7 +223,7 @@ def _relabelled(side: str | Heading, text: str) -> str | Heading:
 def in_order(found: Iterable[Item], order: Sequence[Item], *, last: Iterable[Item] = ()) -> list[Item]:
     """Return things once each: those of an order first, in it, then others as they come; some of them at the end."""
     found, end = list(dict.fromkeys(found)), set(last)
-    known = [item for item in order if item in found and item not in end]
+    known = [item for item in dict.fromkeys(order) if item in found and item not in end]
     others = [item for item in found if item not in end and item not in known]
     return [*known, *others, *(item for item in found if item in end)]
 

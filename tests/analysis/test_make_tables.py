@@ -155,7 +155,7 @@ def test_results_of_different_protocols_or_data_never_share_a_column(study, tmp_
         f"demo (pretrained on more) {modality}": "30.0" for modality in ("v", "a", "a+v")
     }
     # The floor is the same evaluation of untrained backbones, whatever was learnt from.
-    assert sorted(floor.values()) == ["5.0"] * 6 + ["not part of the study"] * 6
+    assert sorted(floor.values()) == ["5.0"] * 6 + ["not in the study"] * 6
     assert {name.split(" [")[0].rpartition(" ")[0] for name in columns} >= {"clips", "demo (pretrained on more)"}
 
 

@@ -66,7 +66,7 @@ def test_table_1_pairs_seeds_and_keeps_the_papers_numbers_apart(make, capsys) ->
     assert row[3:] == ["75.8", "79.9", "+4.1", "-20.8", "-21.9"]
     for part in ("Difference: with less without, paired by seed", "Less paper: the measured mean less the published"):
         assert part in words(printed)
-    assert cells(printed)["ESC-50 a"][:3] == ["not part of the study"] * 2 + ["needs both"]  # published, not run
+    assert cells(printed)["ESC-50 a"][:3] == ["not in the study"] * 2 + ["needs both"]  # published, not run
     measured = [record for record in _records(study, "table1") if record["source"] == "measured" and record["n"] != "0"]
     assert {len(record["run_ids"].split()) for record in measured} == {3}
     assert all(not record["run_ids"] for record in _records(study, "table1") if record["source"] == "paper")
@@ -108,9 +108,9 @@ def test_tables_4_and_5_of_one_study(make, capsys) -> None:
     sound, action = printed.split("**Table 5.**")
     assert cells(sound)["AVID"][:1] == ["**80.0**"]
     assert "79.1" in cells(sound)["AVID"]
-    assert cells(sound)["CrissCross"][0] == "not part of the study"
+    assert cells(sound)["CrissCross"][0] == "not in the study"
     row = cells("**Table 5.**" + action)["AVID, Kinetics400, R(2+1)D-18, 15.4 M, 8 frames"]
-    assert row == ["**80.0**", "not part of the study", "83.7", "49.5", "-3.7", "needs both"]
+    assert row == ["**80.0**", "not in the study", "83.7", "49.5", "-3.7", "needs both"]
     assert "XDC, Kinetics400, R(2+1)D-18, 31.5 M, 8 frames" in action
     assert "Frozen features" not in printed  # Table 4 says it all
     assert "mean of folds 1, 2, 3" in words(action)
