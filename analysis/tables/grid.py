@@ -125,7 +125,7 @@ class _Grid:
         if kind == "over floor":
             series, floor = self._series.get(place), self._placed.floors.get(place)
             if series is not None and series.is_floor:
-                return Cell("")
+                return Cell("\u2013", is_missing=True)
             return _difference(series, floor)
         first, second = ((place[0], heading) for heading in self._spec.compare)
         if kind == "difference":

@@ -30,6 +30,7 @@ LATEX_SPECIALS = {
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "→": r"$\rightarrow$",
+    "\u2013": r"\textendash{}",
 }
 
 

@@ -84,7 +84,7 @@ def test_the_table_of_a_study(filled, tmp_path, capsys):
     assert found["extreme"][:3] == ["not run"] * 3
     assert found["video_extreme"][:3] == ["parent interrupted, not run"] * 3
     # The floor is above all others in one column, and not bold.
-    assert found["untrained (floor)"] == ["80.0", "10.0", "10.0", "", "", ""]
+    assert found["untrained (floor)"] == ["80.0", "10.0", "10.0", *["\u2013"] * 3]
     assert "- mild, seed 1: failed: clip 7_b.mp4 cannot be decoded" in printed
     assert "- mild, seed 2: running 25 %" in printed
     assert "- mixed, seed 0: parent failed: the disk is full" in printed

@@ -57,7 +57,7 @@ def test_folds_are_averaged_before_seeds(printed: tuple[str, list[dict[str, str]
     found = cells(markdown)
     assert found["relaxation"] == ["UCF101 v", "UCF101 over floor v"]
     assert found["none"] == ["65.0 ± 7.1 (n=2)", "+40.0 (n=1)"]  # of 60 and 70; over six folds it would be 65.0 ± 13.8
-    assert found["untrained (floor)"] == ["20.0", ""]
+    assert found["untrained (floor)"] == ["20.0", "\u2013"]
     (none,) = (record for record in records if record["row"] == "none")
     assert (none["n"], none["seeds"], none["folds"], len(none["run_ids"].split())) == ("2", "0 1", "1 2 3", 6)
     assert float(none["std"]) == pytest.approx(0.05 * 2**0.5, abs=1e-6)

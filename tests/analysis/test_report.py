@@ -221,4 +221,4 @@ def test_evaluations_of_kept_epochs_have_their_floor_where_nothing_else_was_eval
     found = cells(capsys.readouterr().out)
     assert found["relaxation"] == ["demo (after epoch 5) v", "demo (after epoch 5) over floor v"]
     assert found["mild"] == ["**60.0**", "+40.0 (n=1)"]
-    assert found["untrained (floor)"] == ["20.0", ""]
+    assert found["untrained (floor)"] == ["20.0", "\u2013"]
