@@ -213,12 +213,13 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     from crisscross.tracking import mark_latest, search_runs
 
     place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
+    everything = "tags.`crisscross.identity` LIKE '%'"  # but the run that keeps the tables
     code = _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "tracking.delivery=direct")
     assert code == 1
     printed = capsys.readouterr().out
     assert "no table" not in printed
     assert "uv run launch/status.py" in printed
-    found = {run["tags"]["mlflow.runName"]: run["status"] for run in search_runs("", **place)}
+    found = {run["tags"]["mlflow.runName"]: run["status"] for run in search_runs(everything, **place)}
     assert found == {
         "crisscross-none-demo-s0": "FAILED",
         "crisscross-none-demo-s0-svm-demo": "FAILED",
@@ -230,15 +231,17 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     assert "MLflow (sqlite:///mlflow.db) is up to date" in capsys.readouterr().out
     (Path("mlflow.db")).unlink()
     assert _launch(tmp_path, {}, "tracking.delivery=direct") == 0  # tries what failed again, and fills the store
-    assert {run["status"] for run in search_runs("", **place)} == {"FINISHED"}
-    assert len(search_runs("", **place)) == 5
+    assert {run["status"] for run in search_runs(everything, **place)} == {"FINISHED"}
+    (tables,) = search_runs("tags.kind = 'tables'", **place)
+    assert tables["tags"]["crisscross.made_of"].startswith("tables relaxation.")
+    assert len(search_runs(everything, **place)) == 5
     (Path("mlflow.db")).unlink()
     mark_latest("relaxation", "0" * 8, **place)  # another store in its place, which has other things
     assert _launch(tmp_path, {}, "tracking.delivery=direct") == 0
-    assert len(search_runs("", **place)) == 5
+    assert len(search_runs(everything, **place)) == 5
     (Path("mlflow.db")).unlink()
     for path in Path("runs").glob("*/*/tracking.json"):
         path.unlink()
     sync.main([])
     assert "MLflow (sqlite:///mlflow.db): brought up to date for 5 run(s)" in capsys.readouterr().out
-    assert len(search_runs("", **place)) == 5
+    assert len(search_runs(everything, **place)) == 5
