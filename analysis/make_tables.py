@@ -163,6 +163,7 @@ def print_all(
     formats: Sequence[str] = FORMATS,
     figures: str | Path = "figures",
     ui: str | None = None,
+    keep: bool = True,
 ) -> int:
     """Print the tables of several studies, and make one page of all of them with the figures that there are.
 
@@ -176,6 +177,7 @@ def print_all(
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
         figures: folder of the figures.
         ui: address of MLflow's UI, for the page's links.
+        keep: whether the files are kept in MLflow.
 
     Returns:
         The exit code: the worst of the studies'.
@@ -195,7 +197,8 @@ def print_all(
                 out=out,
                 formats=formats,
                 page=page,
-                keep=all(section.is_kept for section in page),  # a store that cannot be written is told of once
+                keep=keep
+                and all(section.is_kept for section in page),  # a store that cannot be written is told of once
             )
         )
     if "html" in formats and page and Path(out).is_dir():
@@ -208,7 +211,7 @@ def print_all(
             return 1
         print(f"Written: {path}")
         names = [f"{section.runs.study}.{section.runs.fingerprint}" for section in page]
-        if all(section.is_kept for section in page):
+        if keep and all(section.is_kept for section in page):
             _keep(
                 {f"report/{path.name}": path},
                 kind="report",
@@ -251,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figures", default="figures", help="folder of the figures for the page (default: %(default)s)"
     )
+    parser.add_argument("--read-only", action="store_true", help="do not keep the files in MLflow as well")
     parser.add_argument("--ui", help="address of MLflow's UI for the page's links (default: --uri, or 127.0.0.1:5000)")
     parser.add_argument(
         "--format", default=",".join(FORMATS), type=_formats, help="files to write (default: %(default)s)"
@@ -282,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formats=options.format,
         figures=options.figures,
         ui=options.ui,
+        keep=not options.read_only,
     )
 
 

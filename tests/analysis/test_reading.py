@@ -131,7 +131,7 @@ def test_reading_leaves_no_trace_and_mlflow_alone(store, tmp_path):
         "import sys; from analysis.make_tables import main; code = main(sys.argv[1:]);"
         " sys.exit(code or 'mlflow' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, "--uri", store.uri, "--out", str(tmp_path / "tables")]
+    command = [sys.executable, "-c", code, "--uri", store.uri, "--out", str(tmp_path / "tables"), "--read-only"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (sorted(store.file.parent.iterdir()), store.file.read_bytes(), store.file.stat().st_mtime_ns) == before
