@@ -15,16 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.keeper import Keeper
 from analysis.options import add_store_options, bring_up_to_date
 from analysis.studies import STUDIES, TABLES
-from crisscross.files import write_text
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
-from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError, log_outputs
+from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
 
 if TYPE_CHECKING:
-    from analysis.page import Section
-    from analysis.tables.base import Table
+    from analysis.sections import Section
 
 FORMATS = ("md", "csv", "tex", "html")
 
@@ -53,7 +52,7 @@ def print_tables(
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
     page: list[Section] | None = None,
-    keep: bool = True,
+    keeper: Keeper | None = None,
 ) -> int:
     """Print a study's tables, write them to files and keep these in MLflow; what cannot be done is told in one line.
 
@@ -66,98 +65,50 @@ def print_tables(
         out: folder of the files, made when it is not there.
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
         page: what is printed is added to it; the caller makes one page of all.
-        keep: whether the files are kept in MLflow.
+        keeper: keeps the files; None = one for this store.
 
     Returns:
         The exit code: 0 when there was a table to print and it is written, 1 when not. A store that cannot be written
         changes nothing of it.
     """
-    from analysis.page import Section
-    from analysis.runs import NoRunsError, read_study
+    from analysis.sections import NoTableError, section_of, write_tables
     from analysis.tables import render
 
     try:
-        runs = read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
-    except (NoRunsError, TrackingError) as error:
-        is_away = uri.startswith("http") and isinstance(error, TrackingError)
-        hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
-        print(f"no table: {error}; {hint}", file=sys.stderr)
-        return 1
-    except ValueError as error:
+        section = section_of(uri, experiment=experiment, study=study, fingerprint=fingerprint, tables=tables)
+    except NoTableError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 1
-    if runs.evaluations.empty:
-        print(
-            f"no table: the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet; "
-            f"`{STUDIES[study].command}` runs what is missing",
-            file=sys.stderr,
-        )
-        return 1
-    made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
-    made = [table for table in made if table is not None]
-    if not made:
-        print(f"no table: nothing that the study {study} has evaluated belongs into one", file=sys.stderr)
-        return 1
-    for table in made:
+    runs = section.runs
+    for table in section.tables:
         print(render.terminal(table))
     if runs.others:
         another = command_line(uri, experiment=experiment, study=study, fingerprint=runs.others[0])
         print(f"Variant {runs.fingerprint} of the study; this store also has {', '.join(runs.others)}: {another}")
-    files = _write(made, runs.fingerprint, Path(out), [name for name in formats if name != "html"])
-    is_kept = files is not None and keep
-    if files and keep:
-        again = command_line(uri, experiment=experiment, study=study, fingerprint=runs.fingerprint)
-        is_kept = _keep(
-            {f"tables/{name}": path for name, path in files.items()},
-            kind="tables",
-            of=f"{study}.{runs.fingerprint}",
-            description=f"Tables of the study {study}, variant {runs.fingerprint}.\n\n    {again}",
-            uri=uri,
-            experiment=experiment,
-        )
     if page is not None:
-        page.append(Section(runs, made, is_kept))
-    return 1 if files is None else 0
-
-
-def _write(tables: Sequence[Table], fingerprint: str, folder: Path, formats: Sequence[str]) -> dict[str, Path] | None:
-    """Write tables, a file each and format; a variant never overwrites another one's. None where that fails."""
-    from analysis.tables import render
-
-    texts = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
-    files: dict[str, Path] = {}
+        page.append(section)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            for extension in formats:
-                name = f"{table.name}-{fingerprint}.{extension}"
-                files[name] = folder / name
-                write_text(files[name], texts[extension](table))
+        files = write_tables(section, Path(out), [name for name in formats if name != "html"])
     except OSError as error:
-        print(f"the table is not written: {folder}: {error.strerror}: give a folder you can write", file=sys.stderr)
-        return None
+        print(f"the table is not written: {out}: {error.strerror}: give a folder you can write", file=sys.stderr)
+        return 1
     if files:
         print(f"Written: {', '.join(map(str, files.values()))}")
-    return files
-
-
-def _keep(files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str) -> bool:
-    """Keep files as artifacts in MLflow; say in one line where that cannot be done: they are there all the same."""
-    try:
-        log_outputs(files, kind=kind, of=of, description=description, uri=uri, experiment=experiment)
-    except (TrackingError, OSError, ValueError) as error:
-        reason = mask_passwords(" ".join(str(error).split()))
-        print(f"what is written is not in MLflow ({kind} of {of}): {reason}", file=sys.stderr)
-        return False
-    return True
+    again = command_line(uri, experiment=experiment, study=study, fingerprint=runs.fingerprint)
+    (keeper or Keeper(uri, experiment)).keep(
+        {f"tables/{name}": path for name, path in files.items()},
+        kind="tables",
+        of=section.name,
+        description=f"Tables of the study {study}, variant {runs.fingerprint}.\n\n    {again}",
+    )
+    return 0
 
 
 def print_all(
     uri: str,
     *,
     experiment: str,
-    studies: Sequence[str],
-    fingerprint: str | None = None,
+    studies: Mapping[str, str | None],
     table: str | None = None,
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
@@ -170,8 +121,7 @@ def print_all(
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        studies: whose tables.
-        fingerprint: which variant; None = those launched last.
+        studies: whose tables, and of which variant each; None = the one launched last.
         table: one of the tables; None = all.
         out: folder of the files.
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
@@ -182,43 +132,24 @@ def print_all(
     Returns:
         The exit code: the worst of the studies'.
     """
-    from analysis.page import write_page
+    from analysis.page import make_page
 
+    place = {"uri": uri, "experiment": experiment, "keeper": Keeper(uri, experiment, enabled=keep)}
     page: list[Section] = []
-    codes = []
-    for study in studies:
-        codes.append(
-            print_tables(
-                uri,
-                experiment=experiment,
-                study=study,
-                fingerprint=fingerprint,
-                tables=[table] if table else None,
-                out=out,
-                formats=formats,
-                page=page,
-                keep=keep
-                and all(section.is_kept for section in page),  # a store that cannot be written is told of once
-            )
+    codes = [
+        print_tables(
+            **place,
+            study=study,
+            fingerprint=fingerprint,
+            tables=[table] if table else None,
+            out=out,
+            formats=formats,
+            page=page,
         )
+        for study, fingerprint in studies.items()
+    ]
     if "html" in formats and page and Path(out).is_dir():
-        path = Path(out) / "report.html"
-        place = {"uri": uri, "experiment": experiment}
-        try:
-            write_page(path, page, figures=Path(figures), ui=ui, **place)
-        except OSError as error:
-            print(f"the page is not written: {path}: {error.strerror}: give a folder you can write", file=sys.stderr)
-            return 1
-        print(f"Written: {path}")
-        names = [f"{section.runs.study}.{section.runs.fingerprint}" for section in page]
-        if keep and all(section.is_kept for section in page):
-            _keep(
-                {f"report/{path.name}": path},
-                kind="report",
-                of=names[0] if len(names) == 1 else "all",
-                description=f"The tables and figures of {', '.join(names)} on one page.",
-                **place,
-            )
+        codes.append(0 if make_page(page, Path(out), figures=Path(figures), ui=ui, **place) else 1)
     return max(codes, default=1)
 
 
@@ -229,7 +160,7 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def _studies_in(uri: str, experiment: str, *, fingerprint: str | None) -> list[str]:
+def studies_in(uri: str, experiment: str, *, fingerprint: str | None = None) -> list[str]:
     """Return the studies that a store has runs, or that variant, of; that of Table 3 where it has none and says so."""
     from analysis.runs import variants_of
     from crisscross.tracking import experiment_tags
@@ -277,10 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--table {options.table} belongs to the study {TABLES[options.table]}")
     place = bring_up_to_date(options)
     study = options.study or (TABLES[options.table] if options.table else None)
+    studies = [study] if study else studies_in(**place, fingerprint=options.fingerprint)
     return print_all(
         **place,
-        studies=[study] if study else _studies_in(**place, fingerprint=options.fingerprint),
-        fingerprint=options.fingerprint,
+        studies=dict.fromkeys(studies, options.fingerprint),
         table=options.table,
         out=options.out,
         formats=options.format,

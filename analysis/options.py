@@ -21,12 +21,17 @@ def add_store_options(parser: argparse.ArgumentParser, *, studies: Iterable[str]
         what: the script makes: ``tables``, ``figures``; its files go to a folder of that name by default.
         runs_root: what the run directories are needed for.
     """
-    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
-    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
+    add_place_options(parser, runs_root=runs_root)
     parser.add_argument("--study", choices=sorted(studies), help=f"the {what} of one study (default: all)")
     parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
-    parser.add_argument("--runs-root", default="runs", type=Path, help=f"{runs_root} (default: %(default)s)")
     parser.add_argument("--out", default=what, help="folder of the files (default: %(default)s)")
+
+
+def add_place_options(parser: argparse.ArgumentParser, *, runs_root: str) -> None:
+    """Add the options that say where runs are recorded and where they are; ``runs_root``: what for."""
+    parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
+    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
+    parser.add_argument("--runs-root", default="runs", type=Path, help=f"{runs_root} (default: %(default)s)")
 
 
 def bring_up_to_date(options: argparse.Namespace) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
-from analysis.runs import StudyRuns
+from analysis.keeper import Keeper
+from analysis.sections import Section
 from analysis.studies import STUDIES
 from analysis.tables.base import Cell, Table
 from crisscross.files import write_text
@@ -47,31 +49,6 @@ li, details { color: #444; font-size: .85rem; } nav li { font-size: 1rem; } code
 
 
 @dataclass(frozen=True)
-class Section:
-    """What the page has of one variant of a study.
-
-    Attributes:
-        runs: of the variant.
-        tables: made of them, in their order.
-        is_kept: whether their files are in MLflow.
-    """
-
-    runs: StudyRuns
-    tables: Sequence[Table]
-    is_kept: bool = False
-
-    @property
-    def anchor(self) -> str:
-        """Name of its heading."""
-        return f"{self.runs.study}-{self.runs.fingerprint}"
-
-    def figures(self, folder: Path) -> list[Path]:
-        """Return the pictures of this variant in a folder, in the paper's order: never those of another one."""
-        stems = (f"{name}-{self.runs.fingerprint}" for name in STUDIES[self.runs.study].figures)
-        return [path for stem in stems if (path := folder / f"{stem}.png").is_file()]
-
-
-@dataclass(frozen=True)
 class _Links:
     """Where runs are shown: the address of MLflow's UI, and MLflow's number of the experiment."""
 
@@ -80,6 +57,44 @@ class _Links:
 
     def to(self, run_ids: Sequence[str]) -> str:
         return escape(runs_url(self.base, self.experiment_id, run_ids))
+
+
+def make_page(
+    sections: Sequence[Section],
+    folder: Path,
+    *,
+    figures: Path,
+    uri: str,
+    experiment: str,
+    ui: str | None,
+    keeper: Keeper,
+) -> bool:
+    """Write ``report.html`` and keep it in MLflow; return whether it is written, or say in one line why not.
+
+    Args:
+        sections: see ``write_page``.
+        folder: where to.
+        figures: see ``write_page``.
+        uri: see ``write_page``.
+        experiment: see ``write_page``.
+        keeper: keeps it.
+        ui: see ``write_page``.
+    """
+    path = folder / "report.html"
+    try:
+        write_page(path, sections, figures=figures, uri=uri, experiment=experiment, ui=ui)
+    except OSError as error:
+        print(f"the page is not written: {path}: {error.strerror}: give a folder you can write", file=sys.stderr)
+        return False
+    print(f"Written: {path}")
+    names = [section.name for section in sections]
+    keeper.keep(
+        {f"report/{path.name}": path},
+        kind="report",
+        of=names[0] if len(names) == 1 else "all",
+        description=f"The tables and figures of {', '.join(names)} on one page.",
+    )
+    return True
 
 
 def write_page(

@@ -148,3 +148,8 @@ def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> tuple[float | None, b
     waiting = [job.experiment.kind for job in jobs if job.state == "waiting"]
     work = sum(left) + sum(means.get(kind, 0.0) for kind in waiting)
     return max([*left, work / at_a_time]), set(waiting) <= set(means)
+
+
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a line as it is."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -9,19 +9,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from crisscross.data.catalogue import describe_data
 from crisscross.record import mask_passwords, table_name
 from crisscross.run_directory import RunDirectory
-from crisscross.tracking import TrackingError
 from launch.capacity import capacity_of
-from launch.delivery import delivering, note_latest, refill
-from launch.display import Display
+from launch.delivery import delivering, refill
+from launch.display import Display, say
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
+from launch.outcome import next_steps, print_report, print_table, variants
 from launch.records import StudyRunningError, claim_path, last_lines, study_lock, write_record
 from launch.run_log import warnings_in
 from launch.standing import standing_of
@@ -51,7 +50,8 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         from launch import slurm_launch  # which builds on this module
 
         # Each finds in the queue what it shares with those before.
-        return max(slurm_launch.launch(plan, console=console) for plan in plans)
+        together = variants(plans)
+        return max(slurm_launch.launch(plan, console=console, together=together) for plan in plans)
     graph = Graph(experiment for plan in plans for experiment in plan.graph)
     capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
     at_a_time = capacity.at_a_time(graph)
@@ -82,10 +82,10 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         return 130
     _report_warnings(jobs, console)
     code = _report_failures(jobs, console)
-    has_tables = [print_table(plan, console) for plan in plans]
+    has_tables = print_report(plans, console) if len(plans) > 1 else print_table(first, console)
     for line in next_steps(first.runs_root, tracking=first.config["tracking"]):
         say(console, line)
-    return code if all(has_tables) else code or 1
+    return code if has_tables else code or 1
 
 
 def make_writable(runs_root: Path) -> None:
@@ -136,12 +136,13 @@ def _require_none_on_slurm(plan: Plan) -> None:
             )
 
 
-def register(plan: Plan, *, where: str) -> dict[str, RunDirectory]:
+def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = None) -> dict[str, RunDirectory]:
     """Write a study's record and make or find its run directories.
 
     Args:
         plan: the study.
         where: ``"local"`` or ``"slurm"``.
+        together: the studies that it was launched with, itself included, and their variants: they get one report.
 
     Returns:
         Run directories by identity.
@@ -153,6 +154,7 @@ def register(plan: Plan, *, where: str) -> dict[str, RunDirectory]:
         "table": study.table,
         "fingerprint": plan.fingerprint,
         "tracking": {key: tracking[key] for key in ("uri", "experiment", "delivery")},
+        "together": dict(together or {}),
     }
     record = write_record(
         plan.runs_root, plan.name, experiments=list(plan.graph), about=about, overrides=plan.overrides, where=where
@@ -241,56 +243,6 @@ def _report_failures(jobs: Sequence[Job], console: Console) -> int:
     return 0
 
 
-def print_table(plan: Plan, console: Console) -> bool:
-    """Print the table; return whether there is the one that was asked for."""
-    study, tracking = plan.launch.study, plan.config["tracking"]
-    has_table = True
-    if tracking["delivery"] == "off":
-        say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
-    else:
-        from analysis.make_tables import print_tables
-
-        note_latest(study.name, plan.fingerprint, tracking=tracking, say=lambda text: say(console, text))
-        try:
-            code = print_tables(
-                tracking["uri"],
-                experiment=tracking["experiment"],
-                study=study.name,
-                fingerprint=plan.fingerprint,
-                out="tables",
-            )
-            has_table = code == 0
-        except (TrackingError, ValueError, OSError) as error:
-            say(console, f"no table: {mask_passwords(str(error))}", style="red")
-            has_table = False
-    return has_table
-
-
-def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
-    """Return the lines that say what may be done after a launch; passwords in them are masked.
-
-    Args:
-        runs_root: folder of the run directories.
-        tracking: ``uri`` and ``experiment`` of the config.
-    """
-    from analysis.make_tables import command_line, is_default
-
-    uri = mask_passwords(tracking["uri"])
-    root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")
-    browse = "uv run mlflow ui"
-    if uri.startswith(("http://", "https://")):
-        browse = f"open {uri} in a browser"
-    elif not is_default(uri):
-        browse += f" --backend-store-uri {shlex.quote(uri)}"
-    return [
-        f"runs: {runs_root}/   tables: tables/   a run's log: log.txt in its folder",
-        "next:",
-        f"  uv run launch/status.py{root:<40}  how every experiment stands",
-        f"  {command_line(uri, experiment=tracking['experiment'])}",
-        f"  {browse}",
-    ]
-
-
 def this_command() -> str:
     """Return the command line of this launch; passwords in it are masked."""
     script = _short(Path(sys.argv[0]))
@@ -303,8 +255,3 @@ def _short(path: str | Path | None) -> str:
         return "?"
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
-
-
-def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

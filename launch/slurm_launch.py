@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,18 +15,11 @@ from crisscross.settings import KINDS, trains
 from crisscross.settings_base import parse
 from launch.arrays import Array, Planner
 from launch.cluster import resource_kind
+from launch.display import say
 from launch.graph import Experiment
+from launch.outcome import next_steps, print_table
 from launch.records import record_path, study_lock
-from launch.report import (
-    make_writable,
-    next_steps,
-    print_graph,
-    print_header,
-    print_table,
-    register,
-    say,
-    this_command,
-)
+from launch.report import make_writable, print_graph, print_header, register, this_command
 from launch.sbatch import SlurmError, site_facts
 from launch.slurm import Submission, Submitter
 from launch.snapshot import Snapshot, snapshot_environment, take_snapshot
@@ -36,8 +29,13 @@ SHOWN = 5
 """Experiments named in a sentence about many (chosen by us)."""
 
 
-def launch(plan: Plan, *, console: Console) -> int:
+def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None = None) -> int:
     """Submit what a plan lacks and return.
+
+    Args:
+        plan: the study.
+        console: where to.
+        together: see ``launch.report.register``.
 
     Returns:
         Exit code: 0 when Slurm has everything, or everything is done; 1 when it refused something.
@@ -55,7 +53,7 @@ def launch(plan: Plan, *, console: Console) -> int:
     missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
     submitter.check_all(resource_kind(item) for item in missing)
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
-        runs = register(plan, where="slurm")
+        runs = register(plan, where="slurm", together=together)
         if all(run.result is not None for run in runs.values()):
             tracking = plan.config["tracking"]
             say(console, catch_up(list(runs.values()), uri=tracking["uri"], experiment=tracking["experiment"]))

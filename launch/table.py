@@ -1,5 +1,7 @@
 """The last job of a study on Slurm: bring MLflow up to date, then make the table.
 
+Of a study that was launched together with others (launch/reproduce_paper.py), its figures and the page of all as well.
+
     python -m launch.table RECORD
 
 RECORD is the study's file below ``runs/studies``. Does the work again, harmlessly, each time it is started.
@@ -15,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.files import read_json, write_json
+from crisscross.locks import file_lock
 from crisscross.record import mask_passwords
 from crisscross.tracking import TrackingError
 from launch.records import table_result_path
+
+REPORT_PATIENCE_S = 600.0  # chosen by us: as long as the figures of other studies may take
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,22 +54,31 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return 0, ""
-    from analysis.make_tables import print_tables
-
     try:
-        code = print_tables(
-            tracking["uri"],
-            experiment=tracking["experiment"],
-            study=record["study"],
-            fingerprint=record["fingerprint"],
-            out=runs_root.parent / "tables",
-        )
+        code = _print(record, runs_root)
     except (TrackingError, ValueError, OSError) as error:
         reason = mask_passwords(str(error))
         print(f"no table: {reason}: uv run analysis/make_tables.py makes it", file=sys.stderr)
         return 1, reason
     waiting = [line for line in lines if " wait: " in line]
     return code, waiting[0] if waiting else "its log says why"
+
+
+def _print(record: Mapping[str, Any], runs_root: Path) -> int:
+    from analysis.make_tables import print_tables
+
+    place = {key: record["tracking"][key] for key in ("uri", "experiment")}
+    study, fingerprint = record["study"], record["fingerprint"]
+    folder = runs_root.parent
+    code = print_tables(**place, study=study, fingerprint=fingerprint, out=folder / "tables")
+    together = record.get("together")
+    if not together:
+        return code
+    from analysis.make_report import add_to_report
+
+    # The last of the studies that were launched together finds the tables and figures of all.
+    with file_lock(runs_root / "studies" / ".report.lock", timeout_s=REPORT_PATIENCE_S):
+        return max(code, add_to_report(**place, study=study, studies=together, runs_root=runs_root, out=folder))
 
 
 if __name__ == "__main__":

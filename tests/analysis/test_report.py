@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import make_tables
+from analysis import keeper
 from analysis.make_tables import main
 from analysis.page import runs_url
 from analysis.studies import STUDIES, TABLES
@@ -204,7 +204,7 @@ def test_mlflow_keeps_what_was_written_once(store, made, tmp_path, monkeypatch, 
     def refuse(*arguments: object, **keywords: object) -> None:
         raise TrackingError("MLflow at sqlite:///mlflow.db: attempt to write a readonly database")
 
-    monkeypatch.setattr(make_tables, "log_outputs", refuse)
+    monkeypatch.setattr(keeper, "log_outputs", refuse)
     assert main(["--uri", store.uri, "--out", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     wanted = "MLflow at sqlite:///mlflow.db: attempt to write a readonly database"

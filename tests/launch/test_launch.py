@@ -18,8 +18,9 @@ from rich.console import Console
 
 from crisscross.run_directory import RunDirectory
 from launch import cancel, status, sync
+from launch.outcome import next_steps
 from launch.records import StudyRunningError, read_records, study_holder, study_lock
-from launch.report import launch, next_steps
+from launch.report import launch
 from launch.standing import SlurmView
 from launch.study import Plan, make_plan
 from tests.launch.support import fake_command

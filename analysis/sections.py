@@ -1,0 +1,99 @@
+"""The tables of one variant of a study, made of its runs, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.runs import NoRunsError, StudyRuns, read_study
+from analysis.studies import STUDIES
+from analysis.tables import render
+from analysis.tables.base import Table
+from crisscross.files import write_text
+from crisscross.tracking import TrackingError
+
+RENDERERS = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
+
+
+class NoTableError(RuntimeError):
+    """There is nothing to make a table of; the message is one line that says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One variant of a study: its runs and the tables made of them, in their order."""
+
+    runs: StudyRuns
+    tables: Sequence[Table]
+
+    @property
+    def name(self) -> str:
+        """Name of the variant: ``relaxation.1a2b3c4d``."""
+        return f"{self.runs.study}.{self.runs.fingerprint}"
+
+    @property
+    def anchor(self) -> str:
+        """Name of its heading on the page."""
+        return f"{self.runs.study}-{self.runs.fingerprint}"
+
+    def figures(self, folder: Path) -> list[Path]:
+        """Return the pictures of this variant in a folder, in the paper's order: never those of another one."""
+        stems = (f"{name}-{self.runs.fingerprint}" for name in STUDIES[self.runs.study].figures)
+        return [path for stem in stems if (path := folder / f"{stem}.png").is_file()]
+
+
+def section_of(
+    uri: str, *, experiment: str, study: str, fingerprint: str | None = None, tables: Sequence[str] | None = None
+) -> Section:
+    """Read a variant of a study and make its tables.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        study: which study.
+        fingerprint: which variant of it; None = the one launched last.
+        tables: which of its tables; None = all.
+
+    Raises:
+        NoTableError: there are no runs to make one of, or the store cannot be read.
+    """
+    try:
+        runs = read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
+    except (NoRunsError, TrackingError) as error:
+        is_away = uri.startswith("http") and isinstance(error, TrackingError)
+        hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
+        raise NoTableError(f"{error}; {hint}") from error
+    except ValueError as error:
+        raise NoTableError(str(error)) from error
+    if runs.evaluations.empty:
+        raise NoTableError(
+            f"the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet;"
+            f" `{STUDIES[study].command}` runs what is missing"
+        )
+    made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
+    made = [table for table in made if table is not None]
+    if not made:
+        raise NoTableError(f"nothing that the study {study} has evaluated belongs into one")
+    return Section(runs, made)
+
+
+def write_tables(section: Section, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """Write the tables, a file each and format, and return the files by name; a variant never overwrites another one's.
+
+    Args:
+        section: whose tables.
+        folder: made when it is not there.
+        formats: some of ``RENDERERS``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path] = {}
+    for table in section.tables:
+        for extension in formats:
+            name = f"{table.name}-{section.runs.fingerprint}.{extension}"
+            files[name] = folder / name
+            write_text(files[name], RENDERERS[extension](table))
+    return files
