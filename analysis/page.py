@@ -66,8 +66,8 @@ def make_page(
     figures: Path,
     uri: str,
     experiment: str,
-    ui: str | None,
     keeper: Keeper,
+    ui: str | None = None,
 ) -> bool:
     """Write ``report.html`` and keep it in MLflow; return whether it is written, or say in one line why not.
 

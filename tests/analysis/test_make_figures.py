@@ -17,6 +17,7 @@ from analysis.figures.figure3_left import embed
 from analysis.figures.figure3_right import Panel
 from analysis.figures.style import evenly, look_of
 from analysis.make_figures import FIGURES, main
+from analysis.make_report import add_to_report
 from crisscross import mlflow_store, tracking
 from crisscross.experiment import run as run_experiment
 from crisscross.models.backbones import untrained_backbones
@@ -122,6 +123,21 @@ def test_every_figure_is_drawn_with_its_runs_beside_it(tiny, drawn):
         assert len(listed) >= (1 if "figure5" in stem else 2)
         assert all(run["tags"]["crisscross.identity"][:12] in text for run in listed)
         assert f"variant {stem[-8:]}" in text
+
+
+def test_the_last_job_of_a_study_adds_its_figures_to_the_report_of_those_launched_with_it(tiny, drawn, tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name, content in drawn.items():
+        if not name.startswith("relaxation"):
+            (tmp_path / "figures" / name).write_bytes(content)
+    together = {**FINGERPRINTS, "methods": "c2c2c2c2"}  # of which nothing has been evaluated yet
+    place = {"experiment": "crisscross", "runs_root": tiny.folder / "runs", "out": tmp_path}
+    assert add_to_report(tiny.uri, study="relaxation", studies=together, **place) == 0
+    assert (tmp_path / "figures" / "relaxation-0123abcd.png").read_bytes() == drawn["relaxation-0123abcd.png"]
+    page = (tmp_path / "tables" / "report.html").read_text()
+    assert page.count("data:image/png") == 5
+    assert all(f"{name}-{FINGERPRINTS[name]}" in page for name in FINGERPRINTS)
+    assert "methods" not in page.partition("</nav>")[0]
 
 
 def test_captions_say_seeds_and_what_is_missing(drawn):
