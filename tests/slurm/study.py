@@ -149,7 +149,7 @@ def assert_told_once(study: Study, *, uri: str | None = None) -> None:
     for run in runs.values():
         told = found[run.identity]
         assert told["status"] == "FINISHED"
-        expected = full_history(run)
+        expected = full_history(run) or [(0, run.result["metrics"])]  # an evaluation's numbers have no history
         for name in ("loss/total", "eval/top1_av"):
             points = sorted((point.step, point.value) for point in client.get_metric_history(told["run_id"], name))
             assert points == [(step, values[name]) for step, values in expected if name in values]
