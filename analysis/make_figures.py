@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
-from analysis.options import add_store_options, bring_up_to_date
+from analysis.keeper import Keeper
+from analysis.options import add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES
 from crisscross.files import write_atomically, write_text
-from crisscross.tracking import DEFAULT_EXPERIMENT, TrackingError
+from crisscross.tracking import DEFAULT_EXPERIMENT
 
 if TYPE_CHECKING:
     from analysis.runs import StudyRuns
@@ -51,32 +52,35 @@ FIGURES = {
 }
 """By the name that ``--figure`` knows, so that each study is read once."""
 BOTH = {"3": ("3-left", "3-right")}
+DRAWN, LEFT_OUT, FAILED = range(3)
+"""What became of a figure. It is left out where the runs that there are have nothing for it."""
 
 
 class _Pen:
     """Draws figures of one store, one after the other; what goes wrong with one is one line on stderr."""
 
     def __init__(self, uri: str, *, experiment: str, fingerprint: str | None, out: Path, wanted: Wanted) -> None:
-        self._uri, self._experiment, self._fingerprint = uri, experiment, fingerprint
+        self._place = {"uri": uri, "experiment": experiment, "fingerprint": fingerprint}
         self._out, self._wanted = out, wanted
-        self._studies: dict[str, StudyRuns | str] = {}
+        self._studies: dict[str, StudyRuns] = {}
         self.drawn: dict[str, dict[str, Path]] = {}
 
-    def draw(self, name: str) -> bool:
-        """Draw a figure and write its files; say in one line why, where that cannot be done."""
-        study = FIGURES[name].study
-        runs = self._runs(study)
-        if isinstance(runs, str):
-            print(f"no figure {name}: {runs}", file=sys.stderr)
-            return False
+    def draw(self, name: str) -> int:
+        """Draw a figure and write its files, or say in one line why not; return what became of it."""
+        from analysis.runs import NoRunsError
         from crisscross.data.streams import DecodeError
 
-        again = f"`{STUDIES[study].command}` runs what is missing"
+        study = FIGURES[name].study
         try:
+            runs = self._runs(study)
             drawing = FIGURES[name].build(runs, self._wanted)
+        except NoRunsError as error:
+            print(f"no figure {name}: {error}", file=sys.stderr)
+            return FAILED
         except (NotThereError, DecodeError, ValueError, OSError) as error:
+            again = f"`{STUDIES[study].command}` runs what is missing"
             print(f"no figure {name}: {' '.join(str(error).split())}; {again}", file=sys.stderr)
-            return False
+            return LEFT_OUT if isinstance(error, NotThereError) else FAILED
         try:
             files = write(drawing, runs, self._out)
         except OSError as error:
@@ -84,47 +88,18 @@ class _Pen:
                 f"the figure is not written: {self._out}: {error.strerror}: give a folder you can write",
                 file=sys.stderr,
             )
-            return False
+            return FAILED
         print(f"{drawing.title}: {', '.join(str(path) for path in files.values())}")
         for line in drawing.missing:
             print(f"  missing: {line}")
         self.drawn.setdefault(f"{study}.{runs.fingerprint}", {}).update(files)
-        return True
+        return DRAWN
 
-    def log(self) -> bool:
-        """Keep what was drawn in MLflow; say in one line where that cannot be done."""
-        from crisscross.tracking import log_outputs
-
-        try:
-            for of, files in self.drawn.items():
-                study, _, fingerprint = of.partition(".")
-                log_outputs(
-                    {f"figures/{name}": path for name, path in files.items()},
-                    kind="figures",
-                    of=of,
-                    description=_description(study, fingerprint),
-                    uri=self._uri,
-                    experiment=self._experiment,
-                )
-        except (TrackingError, OSError) as error:
-            print(f"the figures are written, but not in MLflow: {error}", file=sys.stderr)
-            return False
-        return True
-
-    def _runs(self, study: str) -> StudyRuns | str:
-        """Return the runs of a study, or why there are none."""
-        from analysis.runs import NoRunsError, read_study
+    def _runs(self, study: str) -> StudyRuns:
+        from analysis.runs import read_or_explain
 
         if study not in self._studies:
-            place = {"experiment": self._experiment, "study": study, "fingerprint": self._fingerprint}
-            try:
-                self._studies[study] = read_study(self._uri, **place)
-            except (NoRunsError, TrackingError) as error:
-                is_away = self._uri.startswith("http") and isinstance(error, TrackingError)
-                hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
-                self._studies[study] = f"{error}; {hint}"
-            except ValueError as error:
-                self._studies[study] = str(error)
+            self._studies[study] = read_or_explain(study=study, **self._place)
         return self._studies[study]
 
 
@@ -159,8 +134,10 @@ def draw_figures(
     runs_root: str | Path = "runs",
     out: str | Path = "figures",
     clips: Sequence[str] = (),
+    keeper: Keeper | None = None,
+    strict: bool = True,
 ) -> int:
-    """Draw figures and write them to files; where that cannot be done, say so in one line and go on.
+    """Draw figures, write them to files and keep these in MLflow; where that cannot be done, say so in one line.
 
     Args:
         names: some of ``FIGURES``.
@@ -170,14 +147,20 @@ def draw_figures(
         runs_root: folder of the run directories: features, weights and clips are found through them.
         out: folder of the files, made when it is not there.
         clips: paths in the manifest for figures that show clips; none = their own choice.
+        keeper: keeps the files; None = one for this store.
+        strict: whether a figure that the runs have nothing for is a failure.
 
     Returns:
         The exit code: 0 when all figures are drawn, 1 when not.
     """
     wanted = Wanted(Path(runs_root), tuple(clips))
     pen = _Pen(uri, experiment=experiment, fingerprint=fingerprint, out=Path(out), wanted=wanted)
-    drawn = [pen.draw(name) for name in names]
-    return 0 if pen.log() and all(drawn) else 1
+    became = [pen.draw(name) for name in names]
+    keeper = keeper or Keeper(uri, experiment)
+    for of, files in pen.drawn.items():
+        kept = {f"figures/{name}": path for name, path in files.items()}
+        keeper.keep(kept, kind="figures", of=of, description=_description(*of.split(".")))
+    return 1 if FAILED in became or (strict and LEFT_OUT in became) else 0
 
 
 def _description(study: str, fingerprint: str) -> str:
@@ -235,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs_root=options.runs_root,
         out=options.out,
         clips=[path for path in options.clips.split(",") if path],
+        keeper=keeper_of(options),
     )
 
 

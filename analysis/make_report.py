@@ -1,4 +1,4 @@
-"""Draw all figures, print all tables, and put them on one page: of every study that the store has runs of.
+"""Print all tables, draw all figures, and put them on one page: of every study that the store has runs of.
 
 uv run analysis/make_report.py
 uv run analysis/make_report.py --uri http://127.0.0.1:5000 --out report
@@ -9,13 +9,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.keeper import Keeper
 from analysis.make_figures import FIGURES, draw_figures
-from analysis.make_tables import print_all, studies_in
-from analysis.options import add_place_options, bring_up_to_date
+from analysis.make_tables import PAGE, print_tables, studies_in
+from analysis.options import add_place_options, bring_up_to_date, keeper_of
+
+if TYPE_CHECKING:
+    from analysis.sections import Section
 
 
 def make_report(
@@ -26,8 +30,9 @@ def make_report(
     runs_root: str | Path,
     out: str | Path = ".",
     ui: str | None = None,
+    keeper: Keeper | None = None,
 ) -> int:
-    """Draw the figures of some studies, print their tables, make one page of both.
+    """Print the tables of some studies, draw their figures, make one page of both.
 
     Args:
         uri: MLflow's tracking URI.
@@ -36,26 +41,32 @@ def make_report(
         runs_root: folder of the run directories, for the figures.
         out: folder in which ``figures`` and ``tables`` are made; the page is ``tables/report.html``.
         ui: address of MLflow's UI, for the page's links.
+        keeper: keeps the files; None = one for this store.
 
     Returns:
-        The exit code: 0 when everything was made, 1 when not; what was not is told in one line each.
+        The exit code: 0 when everything was made that the runs have something for, 1 when not; what was not is told in
+        one line each.
     """
-    place = {"uri": uri, "experiment": experiment}
-    figures = Path(out) / "figures"
-    codes = [_draw(study, variant, **place, runs_root=runs_root, out=figures) for study, variant in studies.items()]
-    codes.append(print_all(**place, studies=studies, out=Path(out) / "tables", figures=figures, ui=ui))
+    place = {"uri": uri, "experiment": experiment, "keeper": keeper or Keeper(uri, experiment)}
+    tables = Path(out) / "tables"
+    page: list[Section] = []
+    codes = [
+        print_tables(**place, study=study, fingerprint=variant, out=tables, page=page)
+        for study, variant in studies.items()
+    ]
+    codes.append(_illustrate(page, runs_root=runs_root, out=Path(out), redraw=studies, ui=ui, **place))
     return max(codes)
 
 
 def add_to_report(
     uri: str, *, experiment: str, study: str, studies: Mapping[str, str], runs_root: str | Path, out: str | Path
 ) -> int:
-    """Draw the figures of one study and make the page anew, of all studies that have something to show by now.
+    """Make figures and page anew when one of several studies is done; those that have nothing to show are left out.
 
     Args:
         uri: see ``make_report``.
         experiment: see ``make_report``.
-        study: which of ``studies`` has just been finished.
+        study: which of ``studies`` has just been finished: its figures are drawn, of the others those that are missing.
         studies: see ``make_report``.
         runs_root: see ``make_report``.
         out: see ``make_report``.
@@ -63,23 +74,46 @@ def add_to_report(
     Returns:
         The exit code: 0 when figures and page are there.
     """
-    from analysis.page import make_page
-    from analysis.sections import NoTableError, section_of
+    from analysis.runs import NoRunsError
+    from analysis.sections import section_of
 
     place = {"uri": uri, "experiment": experiment}
-    figures, sections = Path(out) / "figures", []
-    code = _draw(study, studies[study], **place, runs_root=runs_root, out=figures)
+    page: list[Section] = []
     for name, variant in studies.items():
-        with contextlib.suppress(NoTableError):  # it says so itself, in its own last job
-            sections.append(section_of(**place, study=name, fingerprint=variant))
-    keeper = Keeper(uri, experiment)
-    is_written = make_page(sections, Path(out) / "tables", figures=figures, **place, keeper=keeper)
-    return code if is_written else 1
+        with contextlib.suppress(NoRunsError):  # it says so itself, in its own last job
+            page.append(section_of(**place, study=name, fingerprint=variant))
+    return _illustrate(
+        page, runs_root=runs_root, out=Path(out), redraw={study}, keeper=Keeper(uri, experiment), **place
+    )
 
 
-def _draw(study: str, fingerprint: str | None, *, out: Path, **place: str | Path) -> int:
-    names = [name for name, known in FIGURES.items() if known.study == study]
-    return draw_figures(names, **place, fingerprint=fingerprint, out=out)
+def _illustrate(
+    page: Sequence[Section],
+    *,
+    uri: str,
+    experiment: str,
+    runs_root: str | Path,
+    out: Path,
+    redraw: Collection[str],
+    keeper: Keeper,
+    ui: str | None = None,
+) -> int:
+    """Draw the figures of a page, those of the studies in ``redraw`` and those that are missing, and make it."""
+    from analysis.page import make_page
+
+    place = {"uri": uri, "experiment": experiment, "keeper": keeper}
+    figures = out / "figures"
+    codes = []
+    for section in page:
+        study, variant = section.runs.study, section.runs.fingerprint
+        names = [name for name, known in FIGURES.items() if known.study == study]
+        if study in redraw or len(section.figures(figures)) < len(names):
+            codes.append(
+                draw_figures(names, **place, fingerprint=variant, runs_root=runs_root, out=figures, strict=False)
+            )
+    if page:
+        codes.append(0 if make_page(page, out / "tables" / PAGE, figures=figures, ui=ui, **place) else 1)
+    return max(codes, default=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     place = bring_up_to_date(options)
     studies = dict.fromkeys(studies_in(**place))
-    return make_report(**place, studies=studies, runs_root=options.runs_root, out=options.out, ui=options.ui)
+    wanted = {"studies": studies, "runs_root": options.runs_root, "out": options.out, "ui": options.ui}
+    return make_report(**place, **wanted, keeper=keeper_of(options))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.keeper import Keeper
-from analysis.options import add_store_options, bring_up_to_date
+from analysis.options import add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES, TABLES
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from analysis.sections import Section
 
 FORMATS = ("md", "csv", "tex", "html")
+PAGE = "report.html"
+"""Of all studies; that of one study has its name in the file's."""
 
 
 def command_line(uri: str, *, experiment: str, study: str | None = None, fingerprint: str | None = None) -> str:
@@ -71,12 +73,13 @@ def print_tables(
         The exit code: 0 when there was a table to print and it is written, 1 when not. A store that cannot be written
         changes nothing of it.
     """
-    from analysis.sections import NoTableError, section_of, write_tables
+    from analysis.runs import NoRunsError
+    from analysis.sections import section_of, write_tables
     from analysis.tables import render
 
     try:
         section = section_of(uri, experiment=experiment, study=study, fingerprint=fingerprint, tables=tables)
-    except NoTableError as error:
+    except NoRunsError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 1
     runs = section.runs
@@ -111,10 +114,11 @@ def print_all(
     studies: Mapping[str, str | None],
     table: str | None = None,
     out: str | Path = "tables",
+    name: str = PAGE,
     formats: Sequence[str] = FORMATS,
     figures: str | Path = "figures",
     ui: str | None = None,
-    keep: bool = True,
+    keeper: Keeper | None = None,
 ) -> int:
     """Print the tables of several studies, and make one page of all of them with the figures that there are.
 
@@ -124,17 +128,18 @@ def print_all(
         studies: whose tables, and of which variant each; None = the one launched last.
         table: one of the tables; None = all.
         out: folder of the files.
+        name: of the page's file.
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
         figures: folder of the figures.
         ui: address of MLflow's UI, for the page's links.
-        keep: whether the files are kept in MLflow.
+        keeper: keeps the files; None = one for this store.
 
     Returns:
         The exit code: the worst of the studies'.
     """
     from analysis.page import make_page
 
-    place = {"uri": uri, "experiment": experiment, "keeper": Keeper(uri, experiment, enabled=keep)}
+    place = {"uri": uri, "experiment": experiment, "keeper": keeper or Keeper(uri, experiment)}
     page: list[Section] = []
     codes = [
         print_tables(
@@ -149,7 +154,8 @@ def print_all(
         for study, fingerprint in studies.items()
     ]
     if "html" in formats and page and Path(out).is_dir():
-        codes.append(0 if make_page(page, Path(out), figures=Path(figures), ui=ui, **place) else 1)
+        path = Path(out) / name
+        codes.append(0 if make_page(page, path, figures=Path(figures), ui=ui, **place) else 1)
     return max(codes, default=1)
 
 
@@ -185,7 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--figures", default="figures", help="folder of the figures for the page (default: %(default)s)"
     )
-    parser.add_argument("--read-only", action="store_true", help="do not keep the files in MLflow as well")
     parser.add_argument("--ui", help="address of MLflow's UI for the page's links (default: --uri, or 127.0.0.1:5000)")
     parser.add_argument(
         "--format", default=",".join(FORMATS), type=_formats, help="files to write (default: %(default)s)"
@@ -214,10 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         studies=dict.fromkeys(studies, options.fingerprint),
         table=options.table,
         out=options.out,
+        name=f"report-{study}.html" if study else PAGE,
         formats=options.format,
         figures=options.figures,
         ui=options.ui,
-        keep=not options.read_only,
+        keeper=keeper_of(options),
     )
 
 

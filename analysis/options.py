@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from analysis.keeper import Keeper
 from crisscross.catch_up import catch_up, runs_behind
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI
 
@@ -32,13 +33,25 @@ def add_place_options(parser: argparse.ArgumentParser, *, runs_root: str) -> Non
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
     parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
     parser.add_argument("--runs-root", default="runs", type=Path, help=f"{runs_root} (default: %(default)s)")
+    parser.add_argument(
+        "--read-only",
+        action="store_true",
+        help="write files alone: MLflow is not brought up to date, nor given them",
+    )
 
 
 def bring_up_to_date(options: argparse.Namespace) -> dict[str, str]:
     """Bring MLflow up to date with the run directories, and return its place as keyword arguments."""
     place = {"uri": options.uri, "experiment": options.experiment}
+    if options.read_only:
+        return place
     with contextlib.suppress(ValueError):  # an address that is none: told when it is opened
         behind = runs_behind(options.runs_root, **place)
         if behind:
             print(catch_up(behind, **place), file=sys.stderr)
     return place
+
+
+def keeper_of(options: argparse.Namespace) -> Keeper:
+    """Return what keeps files in the store of the options; nothing is kept where it is only to be read."""
+    return Keeper(options.uri, options.experiment, enabled=not options.read_only)

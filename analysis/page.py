@@ -61,7 +61,7 @@ class _Links:
 
 def make_page(
     sections: Sequence[Section],
-    folder: Path,
+    path: Path,
     *,
     figures: Path,
     uri: str,
@@ -69,18 +69,17 @@ def make_page(
     keeper: Keeper,
     ui: str | None = None,
 ) -> bool:
-    """Write ``report.html`` and keep it in MLflow; return whether it is written, or say in one line why not.
+    """Write the page and keep it in MLflow; return whether it is written, or say in one line why not.
 
     Args:
         sections: see ``write_page``.
-        folder: where to.
+        path: the file.
         figures: see ``write_page``.
         uri: see ``write_page``.
         experiment: see ``write_page``.
         keeper: keeps it.
         ui: see ``write_page``.
     """
-    path = folder / "report.html"
     try:
         write_page(path, sections, figures=figures, uri=uri, experiment=experiment, ui=ui)
     except OSError as error:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from analysis.studies import STUDIES
 from crisscross.record import mask_passwords
-from crisscross.tracking import Wanted, experiment_tags, study_runs
+from crisscross.tracking import TrackingError, Wanted, experiment_tags, study_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +116,22 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
         pretrainings=frame[frame["kind"] == "pretrain"].reset_index(drop=True),
         others=tuple(variant for variant in variants if variant != fingerprint),
     )
+
+
+def read_or_explain(uri: str, *, experiment: str, study: str, fingerprint: str | None = None) -> StudyRuns:
+    """Read one variant of a study, or say in one line why not and what helps; see ``read_study``.
+
+    Raises:
+        NoRunsError: there are no runs, or the store cannot be read.
+    """
+    try:
+        return read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
+    except (NoRunsError, TrackingError) as error:
+        is_away = uri.startswith("http") and isinstance(error, TrackingError)
+        hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
+        raise NoRunsError(f"{error}; {hint}") from error
+    except ValueError as error:
+        raise NoRunsError(str(error)) from error
 
 
 def variants_of(study: str, tags: Mapping[str, str]) -> list[str]:

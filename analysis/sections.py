@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.runs import NoRunsError, StudyRuns, read_study
+from analysis.runs import NoRunsError, StudyRuns, read_or_explain
 from analysis.studies import STUDIES
 from analysis.tables import render
 from analysis.tables.base import Table
 from crisscross.files import write_text
-from crisscross.tracking import TrackingError
 
 RENDERERS = {"md": render.markdown, "csv": render.comma_separated, "tex": render.latex}
-
-
-class NoTableError(RuntimeError):
-    """There is nothing to make a table of; the message is one line that says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +51,18 @@ def section_of(
         tables: which of its tables; None = all.
 
     Raises:
-        NoTableError: there are no runs to make one of, or the store cannot be read.
+        NoRunsError: there are no runs to make one of, or the store cannot be read.
     """
-    try:
-        runs = read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
-    except (NoRunsError, TrackingError) as error:
-        is_away = uri.startswith("http") and isinstance(error, TrackingError)
-        hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
-        raise NoTableError(f"{error}; {hint}") from error
-    except ValueError as error:
-        raise NoTableError(str(error)) from error
+    runs = read_or_explain(uri, experiment=experiment, study=study, fingerprint=fingerprint)
     if runs.evaluations.empty:
-        raise NoTableError(
+        raise NoRunsError(
             f"the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet;"
             f" `{STUDIES[study].command}` runs what is missing"
         )
     made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
     made = [table for table in made if table is not None]
     if not made:
-        raise NoTableError(f"nothing that the study {study} has evaluated belongs into one")
+        raise NoRunsError(f"nothing that the study {study} has evaluated belongs into one")
     return Section(runs, made)
 
 

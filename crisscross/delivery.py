@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crisscross import mlflow_views, record
+from crisscross import mlflow_views, record, record_clips
 from crisscross.delivery_notes import Notes, Sent, batches, durable_bytes
 from crisscross.locks import file_lock
 from crisscross.mlflow_store import LOCK_TIMEOUT_S, Point, Store
@@ -107,7 +107,7 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: record.St
     config = run.config
     if not sent.has_parameters:
         store.log_parameters(sent.run_id, {**record.learnt_parameters(run), **record.parameters(config)})
-        store.log_dataset(sent.run_id, record.dataset(run.kind, config))
+        store.log_dataset(sent.run_id, record_clips.dataset(run.kind, config))
         sent.has_parameters = True
     wanted = _words(run, config, standing)
     store.set_tags(sent.run_id, {key: text for key, text in wanted.items() if sent.tags.get(key, "") != text})

@@ -16,6 +16,7 @@ from typing import Any
 from crisscross import mlflow_views, record
 from crisscross.delivery_notes import POINTS_PER_BATCH
 from crisscross.locks import file_lock
+from crisscross.record_clips import Dataset
 from crisscross.store_address import (
     TrackingError,
     absolute,
@@ -160,13 +161,13 @@ class Store:
         for some in _chunks([Param(key, text) for key, text in parameters.items()], ITEMS_PER_CALL):
             self.client.log_batch(run_id, params=some)
 
-    def log_dataset(self, run_id: str, dataset: record.Dataset) -> None:
+    def log_dataset(self, run_id: str, dataset: Dataset) -> None:
         """Name a dataset among the inputs of a run; one that is named already is left alone."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow import entities
 
-        entry = Dataset(dataset.name, dataset.digest, "local", dataset.source, profile=dataset.profile)
-        used_for = InputTag("mlflow.data.context", dataset.context)
-        self.client.log_inputs(run_id, datasets=[DatasetInput(entry, tags=[used_for])])
+        entry = entities.Dataset(dataset.name, dataset.digest, "local", dataset.source)
+        used_for = entities.InputTag("mlflow.data.context", dataset.context)
+        self.client.log_inputs(run_id, datasets=[entities.DatasetInput(entry, tags=[used_for])])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""

@@ -34,8 +34,6 @@ STATUS_OF_STATE = {
 }
 """MLflow's status for what progress.json says. ``done`` counts only together with result.json."""
 
-DIGEST_LENGTH = 36  # as much of a digest as MLflow takes
-
 PACKAGES = ("torch", "mlflow")
 """Whose versions are tags; those of all packages are in the artifact environment.json."""
 
@@ -67,25 +65,6 @@ class Standing:
     def is_over(self) -> bool:
         """Whether nothing more will come, unless it is started again."""
         return self.status in ("FINISHED", "FAILED", "KILLED")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset as MLflow shows it among a run's inputs.
-
-    Attributes:
-        name: such as ``ucf101``.
-        digest: of its manifest, shortened.
-        source: JSON: what kind of dataset, and where it lay.
-        profile: JSON: which splits and folds of it.
-        context: what for: ``pretraining`` or ``evaluation``.
-    """
-
-    name: str
-    digest: str
-    source: str
-    profile: str
-    context: str
 
 
 def standing(run: RunDirectory, *, stale_s: float = STALE_SECONDS) -> Standing:
@@ -153,28 +132,9 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return flat
 
 
-def dataset(kind: str, config: Mapping[str, Any]) -> Dataset:
-    """Return the clips that an experiment is about: what they are called, where they lie, which of them.
-
-    Args:
-        kind: ``pretrain`` or ``downstream``.
-        config: that of the experiment.
-    """
-    data = config["data"]
-    splits = ("train_split",) if kind == "pretrain" else ("train_split", "test_split", "folds")
-    place = {"kind": data.get("kind"), "path": mask_passwords(data.get("csv") or data.get("root") or "")}
-    return Dataset(
-        name=data["name"],
-        digest=str(data["fingerprint"])[:DIGEST_LENGTH],
-        source=json.dumps(place),
-        profile=json.dumps({key: data[key] for key in splits if data.get(key)}),
-        context="pretraining" if kind == "pretrain" else "evaluation",
-    )
-
-
 def mask_passwords(text: str) -> str:
     """Replace ``user:password@`` in every URI of a text."""
-    return re.sub(r"(?<=://)[^/@\s\"']+@", "***@", text)
+    return re.sub(r"(?<=://)[^\s\"']+@", "***@", text)  # up to the last @: a password may hold a slash
 
 
 def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:

@@ -122,7 +122,7 @@ def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | 
         with _between_deliveries(file), _engine(uri).connect() as connection:
             if file is not None:
                 connection.exec_driver_sql(f"PRAGMA mmap_size={MAPPED_BYTES}")
-                connection.exec_driver_sql("BEGIN")  # all queries see the same moment
+                connection.exec_driver_sql("BEGIN")  # all queries see the same moment; other databases: each its own
             return question(connection)
     except (SQLAlchemyError, ImportError):  # another schema, a file in use, no driver: MLflow's client knows, or says
         return None

@@ -51,7 +51,10 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
 
         # Each finds in the queue what it shares with those before.
         together = variants(plans)
-        return max(slurm_launch.launch(plan, console=console, together=together) for plan in plans)
+        codes = [slurm_launch.launch(plan, console=console, together=together) for plan in plans]
+        if together and not first.launch.dry_run and all(slurm_launch.is_done(plan) for plan in plans):
+            codes.append(0 if print_report(plans, console) else 1)  # no job is there to make it
+        return max(codes)
     graph = Graph(experiment for plan in plans for experiment in plan.graph)
     capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
     at_a_time = capacity.at_a_time(graph)
@@ -154,7 +157,7 @@ def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = Non
         "table": study.table,
         "fingerprint": plan.fingerprint,
         "tracking": {key: tracking[key] for key in ("uri", "experiment", "delivery")},
-        "together": dict(together or {}),
+        **({"together": dict(together)} if together else {}),  # else those of an earlier launch stay
     }
     record = write_record(
         plan.runs_root, plan.name, experiments=list(plan.graph), about=about, overrides=plan.overrides, where=where

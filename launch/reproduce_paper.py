@@ -4,7 +4,8 @@
     uv run launch/reproduce_paper.py seeds=[0,1,2]           three copies
     uv run launch/reproduce_paper.py scale=paper data=kinetics400 data.root=DIR roots.ucf101=DIR ...
 
-Run it again at any time: what is done is kept, what is missing is run.
+Run it again at any time: what is done is kept, what is missing is run. It ends with every table, every figure, and
+tables/report.html, one page of both.
 """
 
 from __future__ import annotations

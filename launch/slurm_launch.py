@@ -11,10 +11,12 @@ from rich.console import Console
 from crisscross.catch_up import catch_up
 from crisscross.data.catalogue import clip_facts
 from crisscross.models.sizes import checkpoints_bytes
+from crisscross.run_directory import RunDirectory
 from crisscross.settings import KINDS, trains
 from crisscross.settings_base import parse
 from launch.arrays import Array, Planner
 from launch.cluster import resource_kind
+from launch.delivery import refill
 from launch.display import say
 from launch.graph import Experiment
 from launch.outcome import next_steps, print_table
@@ -54,16 +56,30 @@ def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None =
     submitter.check_all(resource_kind(item) for item in missing)
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
         runs = register(plan, where="slurm", together=together)
-        if all(run.result is not None for run in runs.values()):
-            tracking = plan.config["tracking"]
-            say(console, catch_up(list(runs.values()), uri=tracking["uri"], experiment=tracking["experiment"]))
-            has_table = print_table(plan, console)
-            for line in next_steps(plan.runs_root, tracking=tracking):
-                say(console, line)
-            return 0 if has_table else 1
+        if is_done(plan):
+            return _show(plan, list(runs.values()), console, has_report=bool(together))
         done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
     _report(plan, done, console)
     return 1 if done.error else 0
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether every experiment of a study has a result."""
+    return all((item.path / "result.json").is_file() for item in plan.graph)
+
+
+def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_report: bool) -> int:
+    """Bring MLflow up to date with a study that is done; print its table, unless a report of several has it."""
+    tracking = plan.config["tracking"]
+    if tracking["delivery"] != "off":
+        say(console, catch_up(runs, uri=tracking["uri"], experiment=tracking["experiment"]))
+        refill(runs, study=plan.name, tracking=tracking)
+    if has_report:
+        return 0
+    has_table = print_table(plan, console)
+    for line in next_steps(plan.runs_root, tracking=tracking):
+        say(console, line)
+    return 0 if has_table else 1
 
 
 def _submitter(plan: Plan, code: Snapshot, console: Console) -> Submitter:

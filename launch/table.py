@@ -20,6 +20,7 @@ from crisscross.files import read_json, write_json
 from crisscross.locks import file_lock
 from crisscross.record import mask_passwords
 from crisscross.tracking import TrackingError
+from launch.delivery import refill
 from launch.records import table_result_path
 
 REPORT_PATIENCE_S = 600.0  # chosen by us: as long as the figures of other studies may take
@@ -40,12 +41,16 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     code, reason = make(path, record)
     write_json(table_result_path(path), {"time": time.time(), "error": reason if code else ""})
+    if record.get("together") and record["tracking"]["delivery"] != "off":
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        code = max(code, add_to_report(record, path.parents[1]))
     return code
 
 
 def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     """Bring MLflow up to date and make the table; return the exit code and, where there is none, the reason."""
-    from launch.sync import bring_up_to_date
+    from launch.sync import bring_up_to_date, stores
 
     runs_root, tracking = path.parents[1], record["tracking"]
     lines = bring_up_to_date(runs_root, [record])
@@ -54,8 +59,18 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return 0, ""
+    runs = [run for some in stores(runs_root, [record]).values() for run in some.values()]
+    refill(runs, study=f"{record['study']}.{record['fingerprint']}", tracking=tracking)
+    from analysis.make_tables import print_tables
+
     try:
-        code = _print(record, runs_root)
+        code = print_tables(
+            tracking["uri"],
+            experiment=tracking["experiment"],
+            study=record["study"],
+            fingerprint=record["fingerprint"],
+            out=runs_root.parent / "tables",
+        )
     except (TrackingError, ValueError, OSError) as error:
         reason = mask_passwords(str(error))
         print(f"no table: {reason}: uv run analysis/make_tables.py makes it", file=sys.stderr)
@@ -64,21 +79,19 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     return code, waiting[0] if waiting else "its log says why"
 
 
-def _print(record: Mapping[str, Any], runs_root: Path) -> int:
-    from analysis.make_tables import print_tables
+def add_to_report(record: Mapping[str, Any], runs_root: Path) -> int:
+    """Draw the figures of a study and make the page of all that were launched together; return 0 when that worked."""
+    from analysis import make_report
 
     place = {key: record["tracking"][key] for key in ("uri", "experiment")}
-    study, fingerprint = record["study"], record["fingerprint"]
-    folder = runs_root.parent
-    code = print_tables(**place, study=study, fingerprint=fingerprint, out=folder / "tables")
-    together = record.get("together")
-    if not together:
-        return code
-    from analysis.make_report import add_to_report
-
-    # The last of the studies that were launched together finds the tables and figures of all.
-    with file_lock(runs_root / "studies" / ".report.lock", timeout_s=REPORT_PATIENCE_S):
-        return max(code, add_to_report(**place, study=study, studies=together, runs_root=runs_root, out=folder))
+    studies = {"study": record["study"], "studies": record["together"]}
+    try:
+        # One at a time, so that the last finds the tables and figures of all.
+        with file_lock(runs_root / "studies" / ".report.lock", timeout_s=REPORT_PATIENCE_S):
+            return make_report.add_to_report(**place, **studies, runs_root=runs_root, out=runs_root.parent)
+    except (TrackingError, ValueError, OSError) as error:  # TimeoutError is an OSError
+        print(f"no page: {mask_passwords(str(error))}: uv run analysis/make_report.py makes it", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

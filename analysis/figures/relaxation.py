@@ -54,7 +54,8 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     """Return the records of each group of columns, in the table's order."""
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        panels.setdefault(record["group"], []).append(record)
+        if record["metric"]:  # nothing has been evaluated in this place of the table
+            panels.setdefault(record["group"], []).append(record)
     return panels
 
 

@@ -112,8 +112,11 @@ class _Grid:
 
     def _row(self, label: str) -> Row:
         cells = tuple(self._cell(kind, (label, column)) for kind, column in self._headings)
-        mine = [one for (row, _), one in self._series.items() if row == label]
-        return Row(label, cells, bool(mine) and all(one.is_floor for one in mine))
+        return Row(label, cells, self._is_floor(label))
+
+    def _is_floor(self, label: str) -> bool:
+        mine = [one.is_floor for (row, _), one in self._series.items() if row == label]
+        return bool(mine) and all(mine)
 
     def _cell(self, kind: str, place: Place) -> Cell:
         if kind == "measured":
@@ -158,7 +161,7 @@ class _Grid:
             "row": row,
             "group": group,
             "column": f"{group} {label}".strip(),
-            "is_floor": str(series is not None and series.is_floor).lower(),
+            "is_floor": str(self._is_floor(row)).lower(),
             "modality": "" if series is None else series.column.modality,
             **{key: facts.get(key, "") for key in listed},
             **{key: facts.get(key, "") for key in ("downstream_data", "protocol", "frames", "epoch", "family")},

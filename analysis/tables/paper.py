@@ -30,9 +30,11 @@ def table1(runs: StudyRuns) -> Table | None:
         published[label, WITH] = float(row["with_async"])
 
     def place(series: Series) -> Place | None:
-        weight = series.point.get("method.async_weight", "")
-        column = UNTRAINED if series.is_floor else WITHOUT if float(weight or 1) == 0 else WITH
-        return f"{shown(series.facts['downstream_data'])} {series.column.label}", column
+        said = series.point.get("method.async_weight", "")
+        weight = 1.0 if said == "" else float(said)
+        trained = {0.0: WITHOUT, 1.0: WITH}.get(weight, ("", f"with, weight {weight:g}"))
+        row = f"{shown(series.facts['downstream_data'])} {series.column.label}"
+        return row, UNTRAINED if series.is_floor else trained
 
     columns = (UNTRAINED, WITHOUT, WITH)
     rows = list(dict.fromkeys(row for row, _ in published))

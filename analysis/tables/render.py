@@ -111,7 +111,8 @@ def latex(table: Table) -> str:
     spans, rules, first = [], [], 2
     for group, width in groups:
         spans.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(group)}}}")
-        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
         first += width
     labels = [escape_latex(text) for text in [table.row_header, *(label for _, label in table.columns)]]
     lines = [
@@ -121,8 +122,7 @@ def latex(table: Table) -> str:
         rf"  \label{{tab:{table.name}}}",
         rf"  \begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"    \toprule",
-        f"    & {' & '.join(spans)} \\\\",
-        f"    {' '.join(rules)}",
+        *([f"    & {' & '.join(spans)} \\\\", f"    {' '.join(rules)}"] if rules else []),
         f"    {' & '.join(labels)} \\\\",
         r"    \midrule",
     ]

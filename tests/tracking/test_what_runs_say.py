@@ -47,8 +47,9 @@ def test_an_evaluation_is_the_child_of_its_pretraining_and_carries_what_that_was
 
 def test_the_clips_are_an_input_of_the_run_once(uri, tmp_path):
     parent = pretraining(tmp_path / "runs")
-    child = evaluation(parent)
-    for run, context in ((parent, "pretraining"), (child, "evaluation")):
+    data = {**parent.config["data"], "folds": [2]}  # the same clips, so the same dataset to MLflow
+    child = RunDirectory.create("downstream", {**evaluation(parent).config, "data": data}, parents=[parent])
+    for run, context in ((parent, "pretraining: train"), (child, "evaluation: train, test, fold 2")):
         run_id = send(run, uri).run_id
         (run.path / "tracking.json").unlink()  # told again: there is no note that it has been
         assert send(run, uri)
@@ -56,7 +57,7 @@ def test_the_clips_are_an_input_of_the_run_once(uri, tmp_path):
         data = run.config["data"]
         assert (entry.dataset.name, entry.dataset.digest) == (data["name"], data["fingerprint"][:36])
         assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", context)]
-        assert json.loads(entry.dataset.profile)["train_split"] == "train"
+        assert json.loads(entry.dataset.source) == {"kind": "folder", "path": "clips"}
 
 
 def test_untrained_backbones_have_no_relaxation(uri, tmp_path):
