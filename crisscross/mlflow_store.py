@@ -60,7 +60,7 @@ class Store:
         with self.exclusively():
             client_class = import_client()
             if self._file and not has_content(self._file):
-                make_tables(self.uri, self._file)
+                make_tables(self._file)
             self.client = client_class(tracking_uri=self.uri)
             self._open_experiment()
 
@@ -216,12 +216,21 @@ def import_client() -> type:
     return MlflowClient
 
 
-def make_tables(uri: str, file: Path) -> None:
-    """Create the tables of a SQLite store. MLflow does so by itself only once in the life of a process."""
+def make_tables(file: Path) -> None:
+    """Create a SQLite store. MLflow does so by itself only once in the life of a process.
+
+    It takes dozens of migrations; a process that is killed on the way leaves a part beside ``file``, and no store that
+    nobody could open any more.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    SqlAlchemyStore(uri, (file.parent / "mlruns").as_uri())
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "mlruns").as_uri())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _foreign_errors() -> tuple[type[BaseException], ...]:

@@ -44,7 +44,7 @@ def empty_store(tmp_path_factory) -> Path:
     """A SQLite store with tables and nothing in them: making one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("store")
     import_client()
-    make_tables(f"sqlite:///{folder}/mlflow.db", folder / "mlflow.db")
+    make_tables(folder / "mlflow.db")
     return folder / "mlflow.db"
 
 

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,22 @@ from tests.tracking.jobs import (
     pretraining,
     send,
 )
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mlflow.db"
+    code = "from crisscross.mlflow_store import *; import_client(); make_tables(Path('mlflow.db').resolve())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as making:
+        while not list(tmp_path.glob(".mlflow.db.*.part")):
+            assert making.poll() is None
+            time.sleep(0.01)
+        making.kill()
+    assert not file.exists()
+    run = pretraining(tmp_path / "runs")
+    send(run, "sqlite:///mlflow.db")
+    assert all_runs("sqlite:///mlflow.db", run)[0]["status"] == "SCHEDULED"
 
 
 def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
