@@ -55,7 +55,7 @@ def test_result_metrics_and_predictions_agree(evaluated: RunDirectory) -> None:
         right = (table["label"] == table[f"predicted_{modality}"]).mean()
         assert result["metrics"][f"eval/top1_{modality}"] == pytest.approx(right)
         assert result["metrics"][f"eval/top5_{modality}"] == 1.0
-    assert history(evaluated) == [(1, result["metrics"])]
+    assert history(evaluated) == []  # the numbers are in result.json, and bars of step 0 in MLflow
     assert evaluated.label == "crisscross-mild-demo-s0-svm-demo"
 
 

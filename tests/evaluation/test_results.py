@@ -126,5 +126,9 @@ def test_what_is_written_is_the_result(tmp_path: Path) -> None:
         write_results(run, results)
     assert run.result["artifacts"] == ["predictions.csv"]
     assert run.result["metrics"] == results.metrics
-    assert history(run) == [(1, results.metrics)]
+    assert history(run) == []
     assert "".join(pd.read_csv(run.path / "predictions.csv")["predicted_a"]) == "abb"
+    for _ in range(2):
+        write_results(run, results, trained={"steps": 3, "metrics": {"loss/total": 1.0}})
+    assert history(run) == [(4, results.metrics)]
+    assert run.result["metrics"] == {"loss/total": 1.0, **results.metrics}
