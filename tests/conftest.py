@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
@@ -19,6 +20,9 @@ AT_WORK = (
     *("launch/test_local.py", "training/test_loop.py", "tracking/test_history.py", "data/test_staging.py"),
     "launch/test_single.py",
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with & by a script: what tests start would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
