@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
@@ -19,6 +20,9 @@ from crisscross.evaluation.completion import complete
 from crisscross.journal import read_journal
 from crisscross.run_directory import RunDirectory
 from crisscross.settings_base import parse
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+"""Marks tests that a machine without a GPU, as CI's are, skips and names."""
 
 TINY_OVERRIDES = (
     "data.toy.num_classes=3",

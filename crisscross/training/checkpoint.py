@@ -78,7 +78,7 @@ class CheckpointWriter:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(
                 f"cannot write a checkpoint to {self._directory}: {reason}: those before it are"
                 " intact; free some space (or fix the folder) and launch again to go on from there"

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crisscross.optim.larc import LARC, rescale_gradients
+from tests.support import needs_cuda
 
 
 def literal_larc(
@@ -268,7 +269,7 @@ def test_no_value_is_read_back() -> None:
         rescale_gradients(parameters, learning_rate=2e-4, weight_decay=1e-4, trust=1e-3, eps=1e-8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_no_synchronisation_on_a_gpu() -> None:
     parameters = [nn.Parameter(parameter.detach().cuda()) for parameter in parameters_and_gradients()]
     for parameter in parameters:

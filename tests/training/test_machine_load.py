@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from crisscross.training.machine_load import MachineLoad
+from tests.support import needs_cuda
 
 
 def test_samples_come_at_intervals_and_are_possible() -> None:
@@ -18,7 +18,7 @@ def test_samples_come_at_intervals_and_are_possible() -> None:
     assert first["system/process_memory_usage_megabytes"] < first["system/system_memory_usage_megabytes"] * 1.5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 def test_a_gpu_is_sampled_too() -> None:
     block = torch.zeros(64_000_000 // 4, device="cuda")
     found = MachineLoad(torch.device("cuda")).sample()

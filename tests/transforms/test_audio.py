@@ -24,6 +24,7 @@ from crisscross.transforms.audio import (
     resize_crop,
     time_warp,
 )
+from tests.support import needs_cuda
 
 PAPER = AudioTransformSettings()
 WARPED = AudioTransformSettings(time_warp_frames=20)
@@ -44,7 +45,6 @@ LINEAR = AudioTransformSettings(
     mean=-7.0,
     std=5.5,
 )
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def waves(num_clips: int = 10, seconds: float = 2.0) -> torch.Tensor:

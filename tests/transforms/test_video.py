@@ -21,6 +21,7 @@ from crisscross.transforms.video import (
     draw_video,
     evaluate_video,
 )
+from tests.support import needs_cuda
 
 SMALL = VideoTransformSettings(crop_px=48)
 
@@ -37,9 +38,6 @@ OFF = VideoTransformSettings(
     blur_probability=0,
     cutout_max_px=0,
 )
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def batch(num_clips: int = 12, height: int = 56, width: int = 72, num_frames: int = 4):
