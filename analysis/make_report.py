@@ -35,13 +35,13 @@ def make_report(
     """Print the tables of some studies, draw their figures, make one page of both.
 
     Args:
-        uri: MLflow's tracking URI.
-        experiment: name of the MLflow experiment.
-        studies: which, and which variant of each; None = the one launched last.
+        uri: this and all else but the next two as for ``analysis.make_tables.print_all``.
+        experiment: see there.
+        studies: see there.
         runs_root: folder of the run directories, for the figures.
         out: folder in which ``figures`` and ``tables`` are made; the page is ``tables/report.html``.
-        ui: address of MLflow's UI, for the page's links.
-        keeper: keeps the files; None = one for this store.
+        ui: see there.
+        keeper: see there.
 
     Returns:
         The exit code: 0 when everything was made that the runs have something for, 1 when not; what was not is told in

@@ -61,9 +61,9 @@ def print_tables(
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        study: which study.
-        fingerprint: which variant of it; None = the one launched last.
-        tables: which of its tables; None = all.
+        study: this, ``fingerprint`` and ``tables`` as for ``analysis.sections.section_of``.
+        fingerprint: see there.
+        tables: see there.
         out: folder of the files, made when it is not there.
         formats: some of ``md``, ``csv``, ``tex``, ``html``.
         page: what is printed is added to it; the caller makes one page of all.

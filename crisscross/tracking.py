@@ -24,7 +24,7 @@ from crisscross.courier import Courier
 from crisscross.delivery import Delivery, deliver_run
 from crisscross.delivery_notes import Notes, durable_bytes
 from crisscross.mlflow_store import Store
-from crisscross.outputs import keep_outputs
+from crisscross.outputs import are_kept, keep_outputs
 from crisscross.run_directory import RunDirectory
 from crisscross.sql_reader import Wanted, read_experiment, read_runs
 from crisscross.store_address import (
@@ -249,6 +249,8 @@ def log_outputs(
     Raises:
         TrackingError: when MLflow cannot be reached or refuses.
     """
+    if are_kept(files, kind=kind, of=of, uri=uri, experiment=experiment):
+        return ()
     store = Store(uri, experiment)
     with store.exclusively():
         return keep_outputs(store, files, kind=kind, of=of, description=description)

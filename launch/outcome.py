@@ -52,6 +52,12 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[..., in
         return False
 
 
+def say_next(plan: Plan, console: Console) -> None:
+    """Say what may be done after a launch."""
+    for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
+        say(console, line)
+
+
 def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
     """Return the lines that say what may be done after a launch; passwords in them are masked.
 

@@ -20,7 +20,7 @@ from launch.delivery import delivering, refill
 from launch.display import Display, say
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
-from launch.outcome import next_steps, print_report, print_table, variants
+from launch.outcome import print_report, print_table, say_next, variants
 from launch.records import StudyRunningError, claim_path, last_lines, study_lock, write_record
 from launch.run_log import warnings_in
 from launch.standing import standing_of
@@ -54,6 +54,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         codes = [slurm_launch.launch(plan, console=console, together=together) for plan in plans]
         if together and not first.launch.dry_run and all(slurm_launch.is_done(plan) for plan in plans):
             codes.append(0 if print_report(plans, console) else 1)  # no job is there to make it
+            say_next(first, console)
         return max(codes)
     graph = Graph(experiment for plan in plans for experiment in plan.graph)
     capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
@@ -86,8 +87,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
     _report_warnings(jobs, console)
     code = _report_failures(jobs, console)
     has_tables = print_report(plans, console) if len(plans) > 1 else print_table(first, console)
-    for line in next_steps(first.runs_root, tracking=first.config["tracking"]):
-        say(console, line)
+    say_next(first, console)
     return code if has_tables else code or 1
 
 

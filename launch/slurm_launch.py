@@ -19,7 +19,7 @@ from launch.cluster import resource_kind
 from launch.delivery import refill
 from launch.display import say
 from launch.graph import Experiment
-from launch.outcome import next_steps, print_table
+from launch.outcome import print_table, say_next
 from launch.records import record_path, study_lock
 from launch.report import make_writable, print_graph, print_header, register, this_command
 from launch.sbatch import SlurmError, site_facts
@@ -77,8 +77,7 @@ def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_rep
     if has_report:
         return 0
     has_table = print_table(plan, console)
-    for line in next_steps(plan.runs_root, tracking=tracking):
-        say(console, line)
+    say_next(plan, console)
     return 0 if has_table else 1
 
 
@@ -208,5 +207,4 @@ def _report(plan: Plan, done: Submission, console: Console) -> None:
         say(console, f"when the cause is gone: {this_command()}")
     elif done.num_calls:
         say(console, "this shell may be closed: the jobs run, resume and finish by themselves")
-    for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
-        say(console, line)
+    say_next(plan, console)

@@ -200,6 +200,9 @@ def test_mlflow_keeps_what_was_written_once(store, made, tmp_path, monkeypatch, 
     (report,) = tracking.search_runs("tags.kind = 'report'", **place)
     assert report["tags"]["crisscross.made_of"] == "report all"
     assert kept() == made
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "Store", None)  # nothing is new: MLflow need not be imported
+        _make(store, "once more")
 
     def refuse(*arguments: object, **keywords: object) -> None:
         raise TrackingError("MLflow at sqlite:///mlflow.db: attempt to write a readonly database")

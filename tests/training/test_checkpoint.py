@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from crisscross.training import checkpoint
 from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_newest
 
 
@@ -125,6 +126,7 @@ import sys
 from pathlib import Path
 import resource, signal
 import torch
+from crisscross.training import checkpoint
 from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_newest
 folder = Path(sys.argv[1])
 writer = CheckpointWriter(folder)
@@ -165,3 +167,12 @@ def test_an_unwritable_folder_is_told_at_the_next_save(tmp_path: Path) -> None:
     writer.save(2, _state(2), metrics_bytes=0)
     with pytest.raises(CheckpointError, match="cannot write a checkpoint to"):
         writer.save(3, _state(3), metrics_bytes=0)
+
+
+def test_what_nobody_foresaw_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("scaler")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", fail)
+    with pytest.raises(CheckpointError, match="KeyError: 'scaler'"):
+        _save(CheckpointWriter(tmp_path / "checkpoints"), 1)
