@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -122,14 +123,27 @@ def test_node_down_and_back(tmp_path: Path, idle_slurm: SlurmCluster, undisturbe
 
 
 def test_walltime_reached(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
-    study = Study(tmp_path, ONE, idle_slurm)
     began = time.monotonic()
-    study.launch("cluster.resources.pretrain.timeout_min=1", "cluster.signal_seconds=50")  # told after 10 s, with luck
+    # Told 50 s before the end of a minute, and up to half a minute later than that.
+    limits = ("cluster.resources.pretrain.timeout_min=1", "cluster.signal_seconds=50")
+    study, run = _launched(tmp_path, idle_slurm, *limits)
+    _hold_until_told(study, run)
     study.wait_until_idle(timeout_s=400)
     _finish(study, undisturbed)
-    run = study.run("pretrain/crisscross-none")
     assert len(read_json(run.path / "launches.json")) >= 2, f"it took {time.monotonic() - began:.0f} s in one go"
     assert set(lost_steps(run)) == {0}
+
+
+def _hold_until_told(study: Study, run: RunDirectory) -> None:
+    """Stop a job where it is, so that no machine is too fast for the warning, which Slurm has going on again."""
+    job = psutil.Process(read_json(run.path / "holder.json")["pid"])
+    job.suspend()
+
+    def goes_on() -> bool:
+        return not job.is_running() or job.status() != psutil.STATUS_STOPPED
+
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has left between two questions
+        study.wait_until(goes_on, what=f"a warning for {run.label}", timeout_s=60)
 
 
 @pytest.mark.parametrize("tasks_per_node", [1, 2])
