@@ -7,11 +7,12 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crisscross.code_version import CODE_ROOT, git_state, uncommitted_changes
-from crisscross.files import read_json, write_atomically, write_json
+from crisscross.files import read_json, write_bytes, write_json
 from crisscross.run_directory import RunDirectory
 from crisscross.training.interruption import INTERRUPTION, Interrupted
 
@@ -45,30 +46,45 @@ def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
     if os.environ.get("RANK", "0") != "0":  # one of several processes of one experiment: rank 0 keeps the books
         return _dispatch(directory)
     with directory.lock(patience_s=patience_s):
-        if directory.result is not None:  # whom we waited for has done it
-            return True
-        _note_launch(directory)
-        directory.write_progress(state="running", phase="starting")
-        try:
-            done = _dispatch(directory)
-        except BaseException as error:
-            first_line = (str(error) or type(error).__name__).splitlines()[0]
-            directory.write_progress(**{**(directory.progress or {}), "state": "failed", "error": first_line})
-            raise
-        state = "done" if done else "interrupted"
-        directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": INTERRUPTION.signal_name})
-        return done
+        return _run_alone(directory)
+
+
+def _run_alone(directory: RunDirectory) -> bool:
+    """Run what no other process works on, and say in its folder how it goes."""
+    if directory.result is not None:  # whom we waited for has done it
+        return True
+    _note_launch(directory)
+    directory.write_progress(state="running", phase="starting")
+    try:
+        done = _dispatch(directory)
+    except BaseException as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        directory.write_progress(**{**(directory.progress or {}), "state": "failed", "error": first_line})
+        raise
+    state = "done" if done else "interrupted"
+    directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": INTERRUPTION.signal_name})
+    return done
+
+
+def work_of(kind: str) -> Callable[[RunDirectory], bool]:
+    """Return the function that runs experiments of a kind, importing all that it needs.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+    """
+    # Imported here: the login node imports this package to print a graph and must not wait for torch.
+    if kind == "pretrain":
+        from crisscross.training.pretrain import pretrain
+
+        return pretrain
+    from crisscross.evaluation.evaluate import evaluate
+
+    return evaluate
 
 
 def _dispatch(directory: RunDirectory) -> bool:
-    # Imported here: the login node imports this package to print a graph and must not wait for torch.
-    if directory.kind == "pretrain":
-        from crisscross.training.pretrain import pretrain as work
-    else:
-        from crisscross.evaluation.evaluate import evaluate as work
-
     try:
-        return work(directory)
+        return work_of(directory.kind)(directory)
     except Interrupted as signal_name:
         logger.info("%s: stopped before the first step; clips that have been brought to this node stay", signal_name)
         return False
@@ -92,7 +108,7 @@ def _note_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
     diff = uncommitted_changes(root)
     # Emptied rather than removed where an earlier start left one: MLflow may have it, and is sent this one instead.
     if diff or path.is_file():
-        write_atomically(path, lambda file: file.write(diff))
+        write_bytes(path, diff)
 
 
 def _slurm_job() -> str | None:

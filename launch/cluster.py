@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +68,7 @@ class ClusterSettings(Settings):
     signal_seconds: Annotated[int, Field(ge=10)]
     setup: list[str]
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | int | float]
-    python: str | None
+    python: str | list[str] | None
     scratch: str | None
     local_disk: str | None
     additional_parameters: dict[str, str | int | float | bool]
@@ -76,6 +78,18 @@ class ClusterSettings(Settings):
         """Return what a kind of job asks for, completed by the cluster's own settings."""
         asked: Resources = getattr(self.resources, kind)
         return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in _SHARED})
+
+    def python_command(self) -> str:
+        """Return what runs Python in a job, for a shell: each word quoted but for variables such as ``$SCRATCH``.
+
+        ``cluster.python`` is a list of words, or a line of them; a path with spaces is one word if it is a file here.
+        """
+        if not self.python:
+            return shlex.quote(sys.executable)
+        words = self.python
+        if isinstance(words, str):
+            words = [words] if Path(words).is_file() else shlex.split(words)
+        return " ".join(_with_variables(word) for word in words)
 
     def place(self, runs_root: str) -> str:
         """Return where run directories go: a relative ``runs_root`` begins at ``scratch``.
@@ -101,6 +115,13 @@ class ClusterSettings(Settings):
                 " compute nodes can write"
             )
         return Path(scratch)
+
+
+def _with_variables(word: str) -> str:
+    """Quote a word for a shell, which still replaces variables in it."""
+    if "$" not in word:
+        return shlex.quote(word)
+    return '"' + re.sub(r'(["\\`])', r"\\\1", word) + '"'
 
 
 def asked_of_slurm(key: str, *, _root_: DictConfig) -> Any:

@@ -4,7 +4,8 @@
     python -m launch.job --batch FOLDER       as a task of a Slurm array: the folder says which run directory
 
 Exit code 0 if and only if ``result.json`` exists; 75 when interrupted and ready to go on; 1 when it failed,
-with one line on stderr and the traceback in ``log.txt``.
+with one line on stderr and the traceback in ``log.txt``; 78 when the environment can run no experiment at all, with
+one line on stderr (launch/environment.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import IO
 from crisscross.files import DISK_FULL
 from crisscross.run_directory import AlreadyRunningError, RunDirectory
 from launch.capacity import job_environment, num_processes, thread_environment
+from launch.environment import ENVIRONMENT_EXIT_CODE, UnusableEnvironmentError, check_environment
 from launch.run_log import handler_for
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -55,9 +57,15 @@ def main(arguments: Sequence[str]) -> int:
     if not follow_parent() or INTERRUPTION.requested:
         return INTERRUPTED_EXIT_CODE
     num_devices = num_processes(run.config)
-    if num_devices > 1 and "RANK" not in os.environ:
-        return run_ranks(run, num_devices)
-    code = run_experiment(run)
+    try:
+        if num_devices > 1 and "RANK" not in os.environ:
+            check_environment(run.kind, run.config)  # torchrun would hide the exit code of its ranks
+            return run_ranks(run, num_devices)
+        code = run_experiment(run)
+    except UnusableEnvironmentError as error:  # no fault of this experiment, which has not begun
+        traceback.print_exc(file=sys.stderr)
+        print(error, file=sys.stderr, flush=True)
+        return ENVIRONMENT_EXIT_CODE
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun takes any other code for a failure; our parent knows better
         return 0
     return code
@@ -69,9 +77,13 @@ def run_experiment(run: RunDirectory, *, patience_s: float = 1.0) -> int:
     Args:
         run: the run directory.
         patience_s: how long to wait for another process to let go of it.
+
+    Raises:
+        UnusableEnvironmentError: if no experiment can run in this environment; this one has not begun.
     """
     os.environ.update(thread_environment(run.config))
     logging.basicConfig(level=logging.INFO, handlers=[handler_for()])
+    check_environment(run.kind, run.config)
     from crisscross import experiment
 
     done = experiment.run(run, patience_s=patience_s)
@@ -156,7 +168,7 @@ def _tell_ranks(torchrun_pid: int) -> None:
 def _report(run: RunDirectory, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Say why a job failed: one line for people, the whole traceback in its log."""
     line = " ".join(str(error).split()) or kind.__name__
-    expected = issubclass(kind, ValueError | OSError | AlreadyRunningError)
+    expected = issubclass(kind, ValueError | OSError | AlreadyRunningError | UnusableEnvironmentError)
     line = line if expected else f"{kind.__name__}: {line}"
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         line = f"{line}: make room for {run.path} and launch again"

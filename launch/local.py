@@ -20,7 +20,9 @@ from crisscross.run_directory import RunDirectory
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE
 from launch.capacity import Capacity, job_environment, num_processes
 from launch.display import Display
+from launch.environment import ENVIRONMENT_EXIT_CODE
 from launch.graph import Experiment, Graph
+from launch.records import last_lines
 
 STOP_SECONDS = 120.0
 """How long jobs may take to write a checkpoint before they are killed (chosen by us)."""
@@ -82,6 +84,7 @@ class LocalRunner:
         command: run directory -> argv.
         poll_s: seconds between two looks at the jobs.
         stop_seconds: how long jobs may take to leave when they are told to.
+        unusable: why no job can run in this environment; empty where one could. What has not begun is left as it was.
     """
 
     graph: Graph
@@ -92,6 +95,8 @@ class LocalRunner:
     poll_s: float = 0.2
     stop_seconds: float = STOP_SECONDS
     jobs: dict[str, Job] = field(init=False)
+    unusable: str = field(init=False, default="")
+    _has_begun: bool = field(init=False, default=False)
     _stop_asked: float | None = field(init=False, default=None)
     _kill_asked: bool = field(init=False, default=False)
     _stop_deadline: float | None = field(init=False, default=None)
@@ -127,6 +132,7 @@ class LocalRunner:
         """Look at every job, start what can start; return whether there is more to wait for."""
         for job in self._by_urgency:
             if job.state == "running":
+                self._has_begun = self._has_begun or bool(job.progress)
                 self._reap(job)
             elif job.state == "attached":
                 self._look_at_attached(job)
@@ -136,10 +142,14 @@ class LocalRunner:
             self._hurry()
             return bool(self._running())
         busy = self._busy()
+        if self.unusable:
+            return bool(self._running())
         for job in self._by_urgency:
             if job.state == "waiting" and self._is_ready(job, busy):
                 self._start(job)
                 busy = self._busy()
+            if self._running() and not self._has_begun:
+                break  # the first one shows whether any can run here
         return any(job.state not in ENDED for job in self.jobs.values())
 
     def _running(self) -> list[Job]:
@@ -209,6 +219,9 @@ class LocalRunner:
             return
         if job.run.result is not None:
             self._end(job, "done")
+        elif code == ENVIRONMENT_EXIT_CODE or (code > 0 and not self._has_begun):
+            job.state, job.process = "waiting", None
+            self.unusable = " ".join(last_lines(job.run.log_path, num_lines=1)) or f"exit code {code}"
         elif code in (INTERRUPTED_EXIT_CODE, -signal.SIGTERM) or (self.was_stopped and code != 1):
             self._end(job, "interrupted")
         elif job.run.is_running:  # somebody else was faster

@@ -18,6 +18,7 @@ from crisscross.run_directory import RunDirectory
 from launch.capacity import capacity_of
 from launch.delivery import delivering, refill
 from launch.display import Display, say
+from launch.environment import UnusableEnvironmentError
 from launch.graph import Graph
 from launch.local import Job, LocalRunner, job_command
 from launch.outcome import print_report, print_table, say_next, variants
@@ -43,6 +44,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
 
     Raises:
         StudyRunningError: when another process runs one of these studies.
+        UnusableEnvironmentError: if no job can run in this environment; what has not begun is left as it was.
         ValueError, OSError: one line, when the machine cannot do what is asked.
     """
     first = plans[0]
@@ -77,6 +79,9 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         runner = LocalRunner(graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
         with delivering(list(runs.values()), tracking=first.config["tracking"]):
             jobs = runner.run()
+        if runner.unusable:
+            _report_failures(jobs, console)
+            raise UnusableEnvironmentError(f"no job can run here: {runner.unusable}")
         if not runner.was_stopped and first.config["tracking"]["delivery"] != "off":
             for plan in plans:
                 ours = [runs[experiment.identity] for experiment in plan.graph]

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,10 @@ def script_text(
         more["array"] = f"{array}%{cluster.array_parallelism}"
     if dependency is not None:
         more["kill-on-invalid-dep"] = "yes"
-    python = cluster.python or sys.executable
+    python = cluster.python_command()
     asked = resources.model_dump(exclude={"timeout_min", "mem_gb", "tasks_per_node"}, exclude_none=True)
     return _make_sbatch_string(
-        command=shlex.join([python, *command]),
+        command=f"{python} {shlex.join(command)}",
         folder=folder,
         job_name=name,
         time=resources.timeout_min,
@@ -80,11 +79,11 @@ def script_text(
         ntasks_per_node=resources.tasks_per_node,
         dependency=dependency,
         signal_delay_s=cluster.signal_seconds,
-        setup=_setup(cluster, resources, code),
+        setup=setup_lines(cluster, resources, code),
         stderr_to_stdout=True,
         map_count=None if array is None else 1,
         wckey=None,
-        teardown=None if afterwards is None else _teardown(shlex.join([python, *afterwards])),
+        teardown=None if afterwards is None else _teardown(f"{python} {shlex.join(afterwards)}"),
         srun_args=["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it: none waits for it for ever
         additional_parameters=more,
         **asked,
@@ -96,7 +95,7 @@ def _additional(cluster: ClusterSettings) -> dict[str, Any]:
     return {key: value for key, value in cluster.additional_parameters.items() if value is not False}
 
 
-def _setup(cluster: ClusterSettings, resources: Resources, code: Mapping[str, str]) -> list[str]:
+def setup_lines(cluster: ClusterSettings, resources: Resources, code: Mapping[str, str]) -> list[str]:
     """Return what a script does before Python starts: the site's own lines first, as modules change variables."""
     lines = list(cluster.setup)
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in cluster.environment.items()]

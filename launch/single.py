@@ -35,6 +35,7 @@ from launch.capacity import num_processes
 from launch.cluster import check_one_kind
 from launch.delivery import delivering, resolve
 from launch.display import HEARTBEAT_S, describe
+from launch.environment import UnusableEnvironmentError, check_environment, import_libraries
 from launch.folds import require_one_job_a_fold, run_folds
 from launch.graph import Experiment
 from launch.job import run_ranks
@@ -125,7 +126,11 @@ def run_here(kind: str, config: dict[str, Any]) -> None:
             sys.exit(code)
         return
     config["tracking"] = resolve(config["tracking"], where="here")
-    code = run_folds(config, lambda part: _run_and_show(kind, part), say=lambda text: _say(Console(), text))
+    try:
+        code = run_folds(config, lambda part: _run_and_show(kind, part), say=lambda text: _say(Console(), text))
+    except UnusableEnvironmentError as error:  # the others of a sweep would end in the same way
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if code and _others_follow() and not INTERRUPTION.requested:
         _CODES.append(code)
     elif code:
@@ -199,6 +204,7 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
             print(f"warning: {line}", file=sys.stderr)
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
     if kind == "downstream" and not Experiment(kind, config, tuple(parents)).path.exists():
+        import_libraries([kind])
         from crisscross.evaluation.weights import check_files
 
         check_files(settings)  # a file that does not fit must not leave a failed experiment behind
@@ -232,6 +238,7 @@ def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:
 
 def _run(run: RunDirectory, console: Console, warnings: Warnings) -> int:
     """Run the experiment and return the exit code of a job."""
+    check_environment(run.kind, run.config)
     num_devices = num_processes(run.config)
     if num_devices > 1 and "RANK" not in os.environ:
         with _watching(run, console), run.log_path.open("a") as log:

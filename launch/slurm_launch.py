@@ -20,6 +20,7 @@ from launch.delivery import refill
 from launch.display import say
 from launch.graph import Experiment
 from launch.outcome import print_table, say_next
+from launch.preflight import check_imports
 from launch.records import record_path, study_lock
 from launch.report import make_writable, print_graph, print_header, register, this_command
 from launch.sbatch import SlurmError, site_facts
@@ -44,6 +45,7 @@ def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None =
 
     Raises:
         ValueError, OSError: one line, when nothing could be submitted.
+        UnusableEnvironmentError: if jobs could not import what they need.
     """
     print_header(plan, console, how="on Slurm")
     make_writable(plan.runs_root)
@@ -54,6 +56,9 @@ def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None =
     submitter = _submitter(plan, take_snapshot(plan.runs_root), console)
     missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
     submitter.check_all(resource_kind(item) for item in missing)
+    check_imports(
+        submitter.cluster, missing, code=submitter.code, runs_root=plan.runs_root, say=lambda text: say(console, text)
+    )
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
         runs = register(plan, where="slurm", together=together)
         if is_done(plan):

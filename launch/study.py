@@ -26,6 +26,7 @@ from crisscross.settings import ignored, training_node, training_of, trains
 from crisscross.settings_base import Settings, parse
 from launch.cluster import ClusterSettings
 from launch.composer import Composer, StudySettings
+from launch.environment import UnusableEnvironmentError
 from launch.graph import Experiment, Graph
 from launch.overrides import Routed, hydra_configs, route
 from launch.records import StudyRunningError
@@ -244,7 +245,7 @@ def main(*studies: str, arguments: Sequence[str] | None = None) -> int:
     console = Console(stderr=False)
     try:
         return launch([make_plan(study, overrides) for study in studies], console=console)
-    except StudyRunningError as error:
+    except (StudyRunningError, UnusableEnvironmentError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:

@@ -2,7 +2,8 @@
 
     python fake_job.py PLAN.json RUN_DIR
 
-PLAN.json maps labels to {"seconds": how long it works, "end": "done" | "fail" | "kill" | "stubborn"}.
+PLAN.json maps labels to {"seconds": how long it works, "end": "done" | "fail" | "kill" | "stubborn" |
+"unusable" | "silent"}; the last two end before the experiment begins, with the environment's exit code or with 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ def main(plan_path: str, run_path: str) -> int:
     plan = json.loads(Path(plan_path).read_text()).get(run.label, {})
     seconds, end = plan.get("seconds", 0.1), plan.get("end", "done")
     print(f"threads {os.environ['OMP_NUM_THREADS']}")
+    if end in ("unusable", "silent"):
+        print("a traceback")
+        print("libtorchaudio.so: undefined symbol: install it again")
+        return 78 if end == "unusable" else 1
     with run.lock():
         launches = run.path / "launches.json"
         launches.write_text(json.dumps([*(json.loads(launches.read_text()) if launches.exists() else []), {}]))
