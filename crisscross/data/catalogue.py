@@ -229,7 +229,7 @@ def make_writable(directory: Path, *, key: str) -> None:
 
 def _absolute_paths(settings: DataSettings) -> dict[str, str | None]:
     """Jobs may start in another folder, so paths are made absolute once."""
-    keys = ("root",)
+    keys: tuple[str, ...] = ("root",)
     if settings.kind != "toy":
         keys = ("root", "annotations" if settings.is_official else "csv", "manifest_root")
     paths = {key: getattr(settings, key) for key in keys}

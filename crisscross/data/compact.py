@@ -90,6 +90,9 @@ class _Clip:
     streams: Streams
 
 
+_Task = tuple[Path, Path, Path, _Clip, CompactSettings]  # root, target, workplace, clip, settings
+
+
 def run(
     manifest: Manifest,
     target: str | Path,
@@ -207,9 +210,11 @@ def _from_anywhere(todo: list[_Clip]) -> list[_Clip]:
     return todo[first:] + todo[:first]
 
 
-def _results(tasks: list[tuple], jobs: int) -> Iterator[None]:
+def _results(tasks: list[_Task], jobs: int) -> Iterator[_Task]:
     if jobs == 1 or len(tasks) == 1:
-        yield from map(_copy_task, tasks)
+        for task in tasks:
+            _copy_task(task)
+            yield task
         return
     batches = [tasks[i : i + CLIPS_A_TASK] for i in range(0, len(tasks), CLIPS_A_TASK)]
     pool = worker_pool(min(jobs, len(batches)))
@@ -222,12 +227,13 @@ def _results(tasks: list[tuple], jobs: int) -> Iterator[None]:
         pool.shutdown(wait=True, cancel_futures=True)
         for task in tasks:  # one of these kills whoever opens it: each gets a process of its own
             if _state(task[1], task[3]) == "pending":
-                yield _copy_apart(task)
+                _copy_apart(task)
+                yield task
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _copy_apart(task: tuple) -> None:
+def _copy_apart(task: _Task) -> None:
     with worker_pool(1) as pool:
         try:
             pool.submit(_copy_task, task).result()
@@ -235,7 +241,7 @@ def _copy_apart(task: tuple) -> None:
             _note_failure(task[1], task[3], "crashes the decoder")
 
 
-def _drain(results: Iterable[Any], total: int, *, progress: bool) -> None:
+def _drain(results: Iterable[_Task], total: int, *, progress: bool) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -246,12 +252,12 @@ def _drain(results: Iterable[Any], total: int, *, progress: bool) -> None:
             bar.advance(shown)
 
 
-def _copy_tasks(tasks: list[tuple]) -> None:
+def _copy_tasks(tasks: list[_Task]) -> None:
     for task in tasks:
         _copy_task(task)
 
 
-def _copy_task(task: tuple[Path, Path, Path, _Clip, CompactSettings]) -> None:
+def _copy_task(task: _Task) -> None:
     """Copy a clip, or note why it cannot be."""
     root, target, workplace, clip, settings = task
     if _state(target, clip) != "pending":  # another process was faster

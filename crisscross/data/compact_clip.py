@@ -17,15 +17,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 
 from crisscross.data.compact_settings import CompactSettings
 from crisscross.data.geometry import displayed_size, from_rgb, pixel_aspect, to_rgb
-from crisscross.data.pictures import SAME_TIME_S, pictures
+from crisscross.data.pictures import SAME_TIME_S, BreakOff, Picture, pictures
 from crisscross.data.streams import DecodeError, choose_stream, describe, open_media
 from crisscross.data.waveform import chunks, read_waveforms
 
@@ -90,11 +90,11 @@ def write_copy(source: Path, copy: Path, streams: Streams, settings: CompactSett
     times_s: list[float] = []
     buffer = io.BytesIO()
     try:
-        if streams.has_video:
-            times_s = _encode_mp4(buffer, source, streams, settings, sound=sound, first=first, shift_s=shift_s)
-        else:
+        if sound is not None and not streams.has_video:
             _encode_flac(buffer, sound, settings.sample_rate_hz)
             first = 0  # a FLAC file begins at 0
+        else:
+            times_s = _encode_mp4(buffer, source, streams, settings, sound=sound, first=first, shift_s=shift_s)
     except av.FFmpegError as error:
         raise DecodeError.about(source, f"cannot be encoded: {describe(error)}") from error
     copy.write_bytes(buffer.getbuffer())
@@ -137,37 +137,35 @@ def _encode_mp4(
         with av.open(buffer, "w", format="mp4", options=options) as target:
             # Streams are added before anything is written, and a stream has a size from the start.
             seen = _sound_pictures(container, stream, source)
-            entry = next(seen)
-            size = copy_size(*displayed_size(entry.frame, pixel_aspect(stream)), settings.short_side_px)
+            opening = next(seen)
+            size = copy_size(*displayed_size(opening.frame, pixel_aspect(stream)), settings.short_side_px)
             video = _add_video(target, size, ticks_hz, settings)
             audio = None if sound is None else target.add_stream("flac", rate=settings.sample_rate_hz, layout="mono")
-            packets: list[av.Packet] = []
+            packets: list[av.Packet[av.stream.Stream]] = []
             pts: list[int] = []
-            while entry is not None:
-                tick = round((entry.time_s + shift_s) * ticks_hz)
+            for picture in chain([opening], seen):
+                tick = round((picture.time_s + shift_s) * ticks_hz)
                 pts.append(max(tick, pts[-1] + 1) if pts else tick)
-                frame = from_rgb(to_rgb(entry.frame, pixel_aspect(stream), size))
+                frame = from_rgb(to_rgb(picture.frame, pixel_aspect(stream), size))
                 frame.pts, frame.time_base = pts[-1], Fraction(1, ticks_hz)
                 packets += video.encode(frame)
-                entry = next(seen, None)
             packets += video.encode()
             ends = [*pts[1:], max(round((streams.video_end_s + shift_s) * ticks_hz), pts[-1] + 1)]
             for packet, start, end in zip(packets, pts, ends, strict=True):  # no B-frames: in order, one a picture
                 packet.duration = end - start
-            if audio is not None:
+            if audio is not None and sound is not None:
                 packets += _sound_packets(audio, sound, first, settings.sample_rate_hz)
-            for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            for packet in sorted(packets, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
                 target.mux(packet)
     return [tick / ticks_hz for tick in pts]
 
 
-def _sound_pictures(container: av.container.InputContainer, stream: av.VideoStream, source: Path) -> Iterator[Any]:
+def _sound_pictures(container: av.container.InputContainer, stream: av.VideoStream, source: Path) -> Iterator[Picture]:
     """Yield every picture of a clip; the first that is damaged or missing is an error."""
     previous_s, found = 0.0, False
     for picture in pictures(container, stream):
-        problem = picture.lost or picture.spoilt
-        if problem:
-            raise DecodeError.about(source, f"does not decode after {previous_s:.3f} s: {problem}")
+        if isinstance(picture, BreakOff) or picture.problem:
+            raise DecodeError.about(source, f"does not decode after {previous_s:.3f} s: {picture.problem}")
         previous_s, found = picture.time_s, True
         yield picture
     if not found:
@@ -194,7 +192,9 @@ def _add_video(
     return video
 
 
-def _sound_packets(stream: av.AudioStream, sound: np.ndarray, first: int, sample_rate_hz: int) -> list[av.Packet]:
+def _sound_packets(
+    stream: av.AudioStream, sound: np.ndarray, first: int, sample_rate_hz: int
+) -> list[av.Packet[av.stream.Stream]]:
     frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = sample_rate_hz, first, Fraction(1, sample_rate_hz)
     return [*stream.encode(frame), *stream.encode()]
@@ -226,26 +226,23 @@ def _movie_ticks(ticks_hz: int, sample_rate_hz: int) -> int:
 def copy_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
     """Return the (height, width) of a copy: the short side as asked, never larger than the clip, both even."""
     scale = min(1.0, short_side_px / min(height, width))
-    return tuple(max(2, 2 * round(side * scale / 2)) for side in (height, width))
+    even_height, even_width = (max(2, 2 * round(side * scale / 2)) for side in (height, width))
+    return even_height, even_width
 
 
 def _check_copy(source: Path, copy: Path, times_s: list[float], *, first: int, num_samples: int) -> None:
     """Read a copy back: every picture at its time, every sample at its place."""
     problem = ""
     with open_media(copy) as container:
-        stream = choose_stream(container, copy, "video")
-        found = (
-            []
-            if stream is None
-            else [p.time_s if p.frame is not None else math.inf for p in pictures(container, stream)]
-        )
+        video = choose_stream(container, copy, "video")
+        found = [] if video is None else [picture.time_s for picture in pictures(container, video)]
     if len(found) != len(times_s):
         problem = f"{len(found)} pictures of {len(times_s)}"
     elif times_s and np.abs(np.subtract(found, times_s)).max() > SAME_TIME_S:
         problem = f"pictures up to {np.abs(np.subtract(found, times_s)).max():.6f} s from their times"
     with open_media(copy) as container:
-        stream = choose_stream(container, copy, "audio")
-        pieces = [] if stream is None else [(p.first, p.end) for p in chunks(container, stream, copy) if p.num_samples]
+        audio = choose_stream(container, copy, "audio")
+        pieces = [] if audio is None else [(p.first, p.end) for p in chunks(container, audio, copy) if p.num_samples]
     span = (pieces[0][0], pieces[-1][1]) if pieces else (first, first)
     if span != (first, first + num_samples):
         problem = problem or f"sound from sample {span[0]} to {span[1]}, not {first} to {first + num_samples}"

@@ -12,14 +12,16 @@ made square, 8 bits, RGB in full range, transparency dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
 
 from crisscross.data.geometry import to_rgb
-from crisscross.data.pictures import PictureReader
+from crisscross.data.pictures import Picture, PictureReader
 from crisscross.data.probe import Probe, probe
 from crisscross.data.streams import (
     DecodeError,
@@ -30,6 +32,8 @@ from crisscross.data.streams import (
 from crisscross.data.waveform import read_waveforms
 
 __all__ = ["DecodeError", "Probe", "decode_windows", "probe"]
+
+AnyStream = TypeVar("AnyStream", av.VideoStream, av.AudioStream)
 
 
 def decode_windows(
@@ -73,7 +77,7 @@ def decode_windows(
         if len(audio_starts_s):  # first, as it is read from the file's start and needs no seek
 
             def read_audio(source: av.container.InputContainer, seeks: bool) -> np.ndarray:
-                stream = _stream(source, path, "audio")
+                stream = _needed(choose_stream(source, path, "audio"), path, "audio")
                 wanted = {"num_samples": num_samples, "sample_rate_hz": sample_rate_hz}
                 return read_waveforms(source, stream, path, audio_starts_s, seeks=seeks, **wanted)
 
@@ -82,7 +86,8 @@ def decode_windows(
 
             def read_video(source: av.container.InputContainer, seeks: bool) -> np.ndarray:
                 at_start = audio is None or source is not container
-                reader = PictureReader(source, _stream(source, path, "video"), path, seeks=seeks, at_start=at_start)
+                stream = _needed(choose_stream(source, path, "video"), path, "video")
+                reader = PictureReader(source, stream, path, seeks=seeks, at_start=at_start)
                 return _read_windows(reader, video_starts_s, num_frames, frame_rate_hz, canvas)
 
             video = _or_from_the_start(read_video, path, container)
@@ -102,8 +107,7 @@ def _or_from_the_start(
             return read(fresh, False)
 
 
-def _stream(container: av.container.InputContainer, path: str | Path, kind: str) -> av.stream.Stream:
-    stream = choose_stream(container, path, kind)
+def _needed(stream: AnyStream | None, path: str | Path, kind: str) -> AnyStream:
     if stream is None:
         raise DecodeError.about(path, f"no {kind} stream")
     return stream
@@ -121,22 +125,31 @@ def _read_windows(
     wanted = sorted(
         (start + k / frame_rate_hz, row, k) for row, start in enumerate(distinct_s) for k in range(num_frames)
     )
-    windows = picture = pixels = None
+    shown = _shown(reader, [time_s for time_s, _, _ in wanted], frame_rate_hz, canvas)
+    first = next(shown)
+    windows = np.empty((len(distinct_s), num_frames, *first.shape), dtype=np.uint8)
+    for (_, row, k), pixels in zip(wanted, chain([first], shown), strict=True):
+        windows[row, k] = pixels
+    if list(starts_s) == distinct_s:
+        return windows
+    return windows[[distinct_s.index(start) for start in starts_s]]
+
+
+def _shown(
+    reader: PictureReader, times_s: Sequence[float], frame_rate_hz: float, size: tuple[int, int] | None
+) -> Iterator[np.ndarray]:
+    """Yield the pixels of the picture nearest to each of rising times, in one size: the given or the first one's."""
+    picture: Picture | None = None
     previous_s = -math.inf
-    for time_s, row, k in wanted:
+    for time_s in times_s:
         if time_s - previous_s > 1.5 / frame_rate_hz:
             reader.move_to(time_s)
         previous_s = time_s
         nearest = reader.nearest(time_s)
         if nearest is not picture:
-            size = canvas or (windows.shape[2:4] if windows is not None else None)
             picture, pixels = nearest, to_rgb(nearest.frame, reader.pixel_aspect, size)
-        if windows is None:
-            windows = np.empty((len(distinct_s), num_frames, *pixels.shape), dtype=np.uint8)
-        windows[row, k] = pixels
-    if list(starts_s) == distinct_s:
-        return windows
-    return windows[[distinct_s.index(start) for start in starts_s]]
+            size = pixels.shape[0], pixels.shape[1]
+        yield pixels
 
 
 def _check(

@@ -33,7 +33,7 @@ class Turn:
 
 def turn_of(frame: av.VideoFrame) -> Turn:
     """Return how the container wants a frame turned, so that people stand upright; odd angles to the nearest 90."""
-    side_data = frame.side_data.get(Type.DISPLAYMATRIX)
+    side_data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # typed as a dict of other keys
     if side_data is None:
         return Turn()
     # x' = a x + c y and y' = b x + d y, in 16.16 fixed point, rows (a b u) (c d v) (tx ty w)

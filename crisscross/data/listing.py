@@ -111,14 +111,15 @@ def read_csv(csv: Path, root: Path, *, file_column: str, label_column: str, spli
     except (csv_format.Error, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"the list {csv} cannot be read as CSV ({text}): save it as UTF-8 with a header") from error
-    splits_open = split_column is None or (split_column == "split" and "split" not in header)
+    if split_column == "split" and "split" not in header:
+        split_column = None
     for name, column in (("file", file_column), ("label", label_column), ("split", split_column)):
-        if column not in header and not (name == "split" and splits_open):
+        if column is not None and column not in header:
             raise ValueError(f"the list {csv} has no column {column!r} for the {name}: it has {', '.join(header)}")
     if not rows:
         raise ValueError(f"the list {csv} has a header but no rows: expected one row a clip")
     file, label = header.index(file_column), header.index(label_column)
-    split = None if splits_open else header.index(split_column)
+    split = None if split_column is None else header.index(split_column)
     cells = ((row[file], row[label].strip(), None if split is None else row[split].strip()) for row in rows)
     return list(_rows(csv, root, cells))
 

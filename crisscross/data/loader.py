@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,19 @@ from crisscross.data.sampling import Extent, ViewStarts, draw_view_starts, even_
 from crisscross.randomness import generator
 from crisscross.settings import ViewSettings
 from crisscross.training.interruption import outlive_signals
+
+
+class Sample(TypedDict):
+    """A decoded sample: the same as ``Batch``, of one clip; ``epoch`` alone is not stacked."""
+
+    video: np.ndarray | None
+    aspect: np.floating
+    audio: np.ndarray | None
+    sample_ids: int
+    clip_ids: int
+    labels: int
+    fallback: bool
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,10 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Move to pinned memory; the DataLoader calls this where there is a GPU."""
-        pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return Batch(**pinned)
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **pinned)
 
 
 class Clips:
@@ -83,17 +98,13 @@ class Clips:
         """Return a clip's file."""
         return self.root / os.fsdecode(self.paths[index])
 
-    def facts(self, index: int) -> dict[str, Any]:
-        """Return what a batch holds of a clip beside its segments."""
-        return {"clip_ids": index, "labels": self.labels[index], "aspect": self.aspects[index]}
-
     def extent(self, index: int, modalities: str = "av") -> Extent:
         """Return where a clip's streams begin and end; a stream that is not asked for is as long as the other."""
         video, audio = self.extents[index][:2], self.extents[index][2:]
         return Extent(*(video if "v" in modalities else audio), *(audio if "a" in modalities else video))
 
 
-class ViewDataset(Dataset):
+class ViewDataset(Dataset[Sample | DecodeError]):
     """Decodes the views of one sample; indexed by (epoch, sample id)."""
 
     def __init__(
@@ -123,18 +134,26 @@ class ViewDataset(Dataset):
         self._num_views = num_views
         self._modalities = modalities
 
-    def __getitem__(self, request: tuple[int, int]) -> dict | DecodeError:
+    def __getitem__(self, request: tuple[int, int]) -> Sample | DecodeError:
         """Return the sample's arrays, or the error: the loop raises it, so that its one line stays one line."""
         epoch, sample_id = request
         index = sample_id % len(self.clips)
         rng = generator(self._seed, "views", epoch, sample_id)
         starts = draw_starts(self.clips, index, self._views, self._relaxation, modalities=self._modalities, rng=rng)
-        about = {"sample_ids": sample_id, "fallback": bool(starts.fallback), "epoch": epoch}
-        wanted = (starts.video_s[: self._num_views], starts.audio_s[: self._num_views])
-        return _decoded(self.clips, index, self._views, *wanted, modalities=self._modalities, about=about)
+        return _decoded(
+            self.clips,
+            index,
+            self._views,
+            starts.video_s[: self._num_views],
+            starts.audio_s[: self._num_views],
+            modalities=self._modalities,
+            sample_id=sample_id,
+            fallback=bool(starts.fallback),
+            epoch=epoch,
+        )
 
 
-class SegmentDataset(Dataset):
+class SegmentDataset(Dataset[Sample | DecodeError]):
     """Decodes several segments of one clip; indexed by the clip's row.
 
     They are evenly spaced, the same for everyone, or drawn at random, one after the other.
@@ -161,11 +180,11 @@ class SegmentDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict | DecodeError:
+    def __getitem__(self, index: int) -> Sample | DecodeError:
         """Return the clip's arrays, or the error."""
         starts = self._drawn(index) if self._num_draws else self._evenly_spaced(index)
-        about = {"sample_ids": self.clips.ids[index], "fallback": False, "epoch": 0}
-        return _decoded(self.clips, index, self._views, *starts, modalities=self._modalities, about=about)
+        sample_id = self.clips.ids[index]
+        return _decoded(self.clips, index, self._views, *starts, modalities=self._modalities, sample_id=sample_id)
 
     @property
     def clip_bytes(self) -> int:
@@ -218,8 +237,10 @@ def _decoded(
     audio_starts_s: Sequence[float],
     *,
     modalities: str,
-    about: Mapping[str, Any],
-) -> dict | DecodeError:
+    sample_id: int,
+    fallback: bool = False,
+    epoch: int = 0,
+) -> Sample | DecodeError:
     """Decode what is asked for of one clip; return it with what is known of the clip, or the error."""
     try:
         video, audio = decode_segments(
@@ -230,7 +251,16 @@ def _decoded(
         )
     except (DecodeError, OSError) as error:
         return _named(error, clips.path(index))
-    return {"video": video, "audio": audio, **clips.facts(index), **about}
+    return {
+        "video": video,
+        "aspect": clips.aspects[index],
+        "audio": audio,
+        "sample_ids": sample_id,
+        "clip_ids": index,
+        "labels": clips.labels[index],
+        "fallback": fallback,
+        "epoch": epoch,
+    }
 
 
 def decode_segments(
@@ -254,19 +284,31 @@ def _named(error: Exception, path: Path) -> DecodeError:
     return error if isinstance(error, DecodeError) else DecodeError.about(path, str(error))
 
 
-def collate(samples: list[dict | DecodeError]) -> Batch | DecodeError:
+def collate(samples: list[Sample | DecodeError]) -> Batch | DecodeError:
     """Stack samples to a batch; the first decoding error takes the batch's place."""
+    decoded: list[Sample] = []
     for sample in samples:
         if isinstance(sample, DecodeError):
             return sample
-    stacked = {
-        name: None if samples[0][name] is None else _stacked(samples, name) for name in samples[0] if name != "epoch"
-    }
-    return Batch(**stacked, epoch=samples[0]["epoch"])
+        decoded.append(sample)
+    return Batch(
+        video=_stacked_segments([sample["video"] for sample in decoded]),
+        aspect=_stacked([sample["aspect"] for sample in decoded]),
+        audio=_stacked_segments([sample["audio"] for sample in decoded]),
+        sample_ids=_stacked([sample["sample_ids"] for sample in decoded]),
+        clip_ids=_stacked([sample["clip_ids"] for sample in decoded]),
+        labels=_stacked([sample["labels"] for sample in decoded]),
+        fallback=_stacked([sample["fallback"] for sample in decoded]),
+        epoch=decoded[0]["epoch"],
+    )
 
 
-def _stacked(samples: list[dict], name: str) -> torch.Tensor:
-    return torch.from_numpy(np.stack([np.asarray(sample[name]) for sample in samples]))
+def _stacked_segments(segments: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    return None if segments[0] is None else _stacked(segments)
+
+
+def _stacked(values: Sequence[object]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
 
 
 def _set_up_worker(worker_id: int) -> None:
@@ -274,7 +316,13 @@ def _set_up_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
-def batch_loader(dataset: Dataset, requests: object, *, num_workers: int, pin_memory: bool) -> DataLoader:
+def batch_loader(
+    dataset: Dataset[Sample | DecodeError],
+    requests: Iterable[list[int]] | Iterable[list[tuple[int, int]]],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader[Sample | DecodeError]:
     """Return a DataLoader over lists of indices, in their order.
 
     Args:

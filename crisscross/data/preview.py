@@ -49,6 +49,8 @@ def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int
             audio_seconds=AUDIO_SECONDS,
             sample_rate_hz=SAMPLE_RATE_HZ,
         )
+        assert video is not None  # both were asked for
+        assert audio is not None
         left.imshow(np.concatenate(list(np.pad(video[0], ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)), 1))
         left.set_ylabel(label, rotation=0, ha="right", va="center")
         left.set(xticks=[], yticks=[])

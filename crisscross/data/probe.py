@@ -10,9 +10,10 @@ import av
 import numpy as np
 
 from crisscross.data.geometry import displayed_size, pixel_aspect, to_rgb
-from crisscross.data.pictures import Picture, PictureReader, pictures
+from crisscross.data.pictures import BreakOff, Picture, PictureReader, pictures
 from crisscross.data.streams import (
     DecodeError,
+    Kind,
     SeekError,
     choose_stream,
     decoded_frames,
@@ -20,7 +21,7 @@ from crisscross.data.streams import (
     open_media,
     seek,
 )
-from crisscross.data.waveform import Chunk, chunks, mono
+from crisscross.data.waveform import chunks, mono
 
 NUM_START_FRAMES = 8  # decoded at the start; enough to measure the frame rate
 TAIL_S = 0.5  # how far before the claimed end the decoding of the end begins
@@ -74,70 +75,75 @@ def probe(path: str | Path, *, thorough: bool = False) -> Probe:
         DecodeError: the file is missing, empty or cannot be opened.
     """
     found = Probe()
-    for kind, examine in (("video", _probe_video), ("audio", _probe_audio)):
-        try:
-            found = replace(found, **examine(path, thorough))
-        except _UnusableError as error:
-            found = replace(found, **{f"{kind}_problem": str(error)})
-    return found
+    try:
+        found = _probe_video(found, path, thorough)
+    except _UnusableError as error:
+        found = replace(found, video_problem=str(error))
+    try:
+        return _probe_audio(found, path)
+    except _UnusableError as error:
+        return replace(found, audio_problem=str(error))
 
 
-def _probe_video(path: str | Path, thorough: bool) -> dict[str, object]:
+def _probe_video(found: Probe, path: str | Path, thorough: bool) -> Probe:
     with open_media(path) as container:
         stream = choose_stream(container, path, "video")
         if stream is None:
             only_cover = len(container.streams.video) > 0
             raise _UnusableError("no video stream" + (" (only a cover picture)" if only_cover else ""))
+        place = container.streams.video.index(stream)
         start = list(islice(pictures(container, stream), NUM_START_FRAMES))
         if not start:
-            raise _UnusableError(_why_nothing(path, stream.index, "the video stream holds no pictures"))
+            raise _UnusableError(_why_nothing(path, "video", place, "the video stream holds no pictures"))
         first = start[0]
-        if first.lost:
+        if isinstance(first, BreakOff) or first.lost:
             raise _UnusableError(f"does not decode at the start: {first.lost}")
         height, width = displayed_size(first.frame, pixel_aspect(stream))
         claimed_end_s = _claimed_end_s(container, stream)
-        times_s = [picture.time_s for picture in start if picture.frame is not None]
+        times_s = [picture.time_s for picture in start if isinstance(picture, Picture)]
         rate_hz = _frame_rate_hz(stream, times_s)
         num_frames = stream.frames or None
-        index, seekable = stream.index, is_seekable(container)
+        seekable = is_seekable(container)
     if thorough or not seekable or claimed_end_s is None:
-        last, num_frames = _walk(path, index, None)
+        last, num_frames = _walk(path, place, None)
     else:
-        last, _ = _walk(path, index, max(claimed_end_s - TAIL_S, first.time_s))
+        last, _ = _walk(path, place, max(claimed_end_s - TAIL_S, first.time_s))
     frame = last.frame
-    lasts_s = float(frame.duration * frame.time_base) if frame.duration else 1 / (rate_hz or 25)
+    lasts_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / (rate_hz or 25)
     middle_s = (first.time_s + last.time_s) / 2
-    _check_middle(path, index, middle_s, thorough)
-    return {
-        "video_start_s": first.time_s,
-        "video_end_s": last.time_s + lasts_s,
-        "frame_rate_hz": rate_hz,
-        "width": width,
-        "height": height,
-        "num_frames_hint": num_frames,
-    }
+    _check_middle(path, place, middle_s, thorough)
+    return replace(
+        found,
+        video_start_s=first.time_s,
+        video_end_s=last.time_s + lasts_s,
+        frame_rate_hz=rate_hz,
+        width=width,
+        height=height,
+        num_frames_hint=num_frames,
+    )
 
 
-def _walk(path: str | Path, index: int, from_s: float | None) -> tuple[Picture, int]:
+def _walk(path: str | Path, place: int, from_s: float | None) -> tuple[Picture, int]:
     """Decode to the end of the stream, from a time on or from the start; return the last picture and how many.
 
     What goes wrong after a seek may be the seek's fault, so then the whole stream is decoded, and that decides.
     """
-    last, num_frames, problem = None, 0, ""
+    last: Picture | None = None
+    num_frames, problem = 0, ""
     with open_media(path) as container:
-        stream = container.streams[index]
+        stream = container.streams.video[place]
         try:
             if from_s is not None:
                 seek(container, stream, from_s)
             for picture in pictures(container, stream):
-                problem = problem or picture.lost or picture.spoilt
-                if problem:
+                if isinstance(picture, BreakOff) or picture.problem:
+                    problem = picture.problem
                     break
                 last, num_frames = picture, num_frames + 1
         except SeekError as error:
             problem = str(error)
     if from_s is not None and (problem or last is None):
-        return _walk(path, index, None)
+        return _walk(path, place, None)
     if problem:
         raise _UnusableError(f"does not decode after {last.time_s if last else 0:.2f} s: {problem}")
     if last is None:
@@ -145,15 +151,15 @@ def _walk(path: str | Path, index: int, from_s: float | None) -> tuple[Picture, 
     return last, num_frames
 
 
-def _check_middle(path: str | Path, index: int, middle_s: float, thorough: bool) -> None:
+def _check_middle(path: str | Path, place: int, middle_s: float, thorough: bool) -> None:
     """Read the middle as training would; with ``thorough``, compare with decoding from the start."""
     try:
         try:
-            sought = _picture_at(path, index, middle_s, seeks=True)
+            sought = _picture_at(path, place, middle_s, seeks=True)
         except SeekError:
-            sought = _picture_at(path, index, middle_s, seeks=False)
+            sought = _picture_at(path, place, middle_s, seeks=False)
         if thorough:
-            read = _picture_at(path, index, middle_s, seeks=False)
+            read = _picture_at(path, place, middle_s, seeks=False)
             if np.abs(sought - read).mean() > SAME_PICTURE_LEVELS:
                 raise _UnusableError("a seek to the middle shows another picture than decoding from the start")
     except DecodeError as error:
@@ -161,9 +167,9 @@ def _check_middle(path: str | Path, index: int, middle_s: float, thorough: bool)
         raise _UnusableError(f"does not decode at the middle: {reason}") from error
 
 
-def _picture_at(path: str | Path, index: int, time_s: float, *, seeks: bool) -> np.ndarray:
+def _picture_at(path: str | Path, place: int, time_s: float, *, seeks: bool) -> np.ndarray:
     with open_media(path) as container:
-        reader = PictureReader(container, container.streams[index], path, seeks=seeks)
+        reader = PictureReader(container, container.streams.video[place], path, seeks=seeks)
         reader.move_to(time_s)
         return to_rgb(reader.nearest(time_s).frame, reader.pixel_aspect, None).astype(np.int16)
 
@@ -177,7 +183,7 @@ def _claimed_end_s(container: av.container.InputContainer, stream: av.stream.Str
     return None
 
 
-def _frame_rate_hz(stream: av.video.VideoStream, times_s: list[float]) -> float | None:
+def _frame_rate_hz(stream: av.VideoStream, times_s: list[float]) -> float | None:
     """Return the header's rate unless the first pictures contradict it by more than a factor of 2."""
     claimed = float(stream.average_rate) if stream.average_rate else None
     steps_s = np.diff(times_s)
@@ -187,39 +193,38 @@ def _frame_rate_hz(stream: av.video.VideoStream, times_s: list[float]) -> float 
     return claimed if claimed and 0.5 <= claimed / measured <= 2 else measured
 
 
-def _probe_audio(path: str | Path, thorough: bool) -> dict[str, object]:
-    del thorough  # sound is always decoded whole
-    first = last = None
+def _probe_audio(found: Probe, path: str | Path) -> Probe:
+    end_s: float | None = None
     with open_media(path) as container:
         stream = choose_stream(container, path, "audio")
         if stream is None:
             raise _UnusableError("no audio stream")
-        index, may_hold_nan = stream.index, stream.codec_context.name.startswith("pcm_f")
+        place = container.streams.audio.index(stream)
+        may_hold_nan = stream.codec_context.name.startswith("pcm_f")
         try:
             for chunk in chunks(container, stream, path):
-                if chunk.lost:
-                    raise _UnusableError(f"the sound does not decode after {_end_s(last):.2f} s: {chunk.lost}")
-                if may_hold_nan and not np.isfinite(mono(chunk.frame)).all():
+                frame = chunk.frame
+                if frame is None or chunk.lost:
+                    raise _UnusableError(f"the sound does not decode after {end_s or 0:.2f} s: {chunk.lost}")
+                if may_hold_nan and not np.isfinite(mono(frame)).all():
                     raise _UnusableError("the sound holds values that are not finite")
-                first, last = first or chunk, chunk
+                if end_s is None:
+                    found = replace(
+                        found,
+                        audio_start_s=chunk.first / frame.sample_rate,
+                        audio_rate_hz=frame.sample_rate,
+                        audio_channels=frame.layout.nb_channels,
+                    )
+                end_s = chunk.end / frame.sample_rate
         except DecodeError as error:
             raise _UnusableError(error.reason) from error
-    if first is None:
-        raise _UnusableError(_why_nothing(path, index, "the audio stream holds no samples"))
-    return {
-        "audio_start_s": first.first / first.frame.sample_rate,
-        "audio_end_s": _end_s(last),
-        "audio_rate_hz": first.frame.sample_rate,
-        "audio_channels": first.frame.layout.nb_channels,
-    }
+    if end_s is None:
+        raise _UnusableError(_why_nothing(path, "audio", place, "the audio stream holds no samples"))
+    return replace(found, audio_end_s=end_s)
 
 
-def _end_s(chunk: Chunk | None) -> float:
-    return (chunk.first + chunk.num_samples) / chunk.frame.sample_rate if chunk else 0.0
-
-
-def _why_nothing(path: str | Path, index: int, otherwise: str) -> str:
+def _why_nothing(path: str | Path, kind: Kind, place: int, otherwise: str) -> str:
     with open_media(path) as container:
-        stream = container.streams[index]
+        stream = (container.streams.video if kind == "video" else container.streams.audio)[place]
         frames = [frame for frame, _ in islice(decoded_frames(container, stream), 1) if frame is not None]
     return "no timestamps" if frames else otherwise

@@ -14,7 +14,7 @@ class DataSettings(Settings):
     """Which clips. Keys that only one kind of source has are optional."""
 
     name: str
-    kind: Literal["toy", "folder", *DATASETS]
+    kind: Literal["toy", "folder", *DATASETS]  # type: ignore[valid-type]  # pydantic reads it at run time
     root: str | None
     train_split: str
     test_split: str

@@ -200,8 +200,14 @@ def _visible_files(root: Path, target: Path) -> Iterator[str]:
 
 
 def _stamped(root: Path, files: Sequence[str]) -> list[tuple[str, Stamp]]:
-    stamped = [(path, stamp_of(root, path)) for path in files]
-    missing = [path for path, stamp in stamped if stamp is None]
+    stamped: list[tuple[str, Stamp]] = []
+    missing: list[str] = []
+    for path in files:
+        stamp = stamp_of(root, path)
+        if stamp is None:
+            missing.append(path)
+        else:
+            stamped.append((path, stamp))
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} files to pack are not under {root}, such as {missing[0]}: put them back"
@@ -260,7 +266,9 @@ def _pack_one(root: Path, shard: Path, files: list[tuple[str, Stamp]]) -> dict[s
     """Write one shard and return what is to be known of it."""
     with shard.open("wb") as raw:
         output = _Hashing(raw)
-        with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
+        with tarfile.open(  # type: ignore[call-overload]  # what streams is only written to
+            fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8"
+        ) as tar:
             for path, stamp in files:
                 member = tarfile.TarInfo(path)
                 member.size, member.mode = stamp[0], 0o644

@@ -78,7 +78,12 @@ class Source:
             annotations: where those lists are; None means under the root.
             allow_missing: whether much of what they name may be missing.
         """
-        if root is None and csv is None:
+        list_path = None if csv is None else Path(csv).absolute()
+        if root is not None:
+            folder = Path(root).absolute()
+        elif list_path is not None:
+            folder = list_path.parent
+        else:
             raise ValueError(
                 "neither root nor csv is given: give the folder of the clips, a CSV that lists them, or both"
             )
@@ -86,8 +91,6 @@ class Source:
             raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction}: 0.3 makes 3 clips in 10 the test")
         if isinstance(require, str) or not require or not set(require) <= set(STREAMS):
             raise ValueError(f"require must name some of {STREAMS}, got {require!r}")
-        list_path = None if csv is None else Path(csv).absolute()
-        folder = list_path.parent if root is None else Path(root).absolute()
         if not folder.is_dir():
             raise FileNotFoundError(f"the data folder {folder} does not exist: give the folder that holds the clips")
         columns = (file_column, label_column, split_column)

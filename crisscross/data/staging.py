@@ -82,11 +82,11 @@ def staged(
         ValueError: the folder cannot be used, or a clip is not what the manifest says.
         OSError: there is not enough room, or the disk refuses.
     """
-    is_asked_for = settings.stage not in (None, "off")
-    disk = local_disk(settings.stage) if is_asked_for else None
+    if settings.stage is None or settings.stage == "off":
+        return manifest
+    disk = local_disk(settings.stage)
     if disk is None:
-        if is_asked_for:
-            logger.warning("data.stage=auto: no $SLURM_TMPDIR here, clips are read from %s", manifest.root)
+        logger.warning("data.stage=auto: no $SLURM_TMPDIR here, clips are read from %s", manifest.root)
         return manifest
     started = time.monotonic()
     try:
@@ -211,12 +211,16 @@ def _from_shards(shards: Path, incoming: Path, folder: Path, clips: list[_Clip],
             with tarfile.open(index.target / shard["name"], "r:") as tar:
                 for member in tar:
                     clip = current.get(member.name)
-                    if clip is not None and member.isfile() and member.size == clip.num_bytes:
-                        with tar.extractfile(member) as source, (incoming / "clip").open("wb") as partial:
-                            shutil.copyfileobj(source, partial, 2**20)
-                        _put(incoming / "clip", folder, clip)
-                        del wanted[clip.path]
-                        progress.add(clip)
+                    if clip is None or member.size != clip.num_bytes:
+                        continue
+                    content = tar.extractfile(member) if member.isfile() else None
+                    if content is None:
+                        continue
+                    with content, (incoming / "clip").open("wb") as partial:
+                        shutil.copyfileobj(content, partial, 2**20)
+                    _put(incoming / "clip", folder, clip)
+                    del wanted[clip.path]
+                    progress.add(clip)
         except (tarfile.TarError, FileNotFoundError, ValueError) as error:
             logger.warning("%s is passed over (%s): its clips are copied one by one", shard["name"], error)
     return list(wanted.values())

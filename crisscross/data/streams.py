@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Literal, overload
 
 import av
 from av.stream import Discard, Disposition
@@ -21,6 +23,8 @@ from av.stream import Discard, Disposition
 # Containers in which pictures keep their times after a seek. In MPEG program streams they move by a frame, silently,
 # and transport streams find nothing; these and the rare ones are decoded from the start: slower and always right.
 SEEKABLE_FORMATS = ("mov", "matroska", "avi")
+
+Kind = Literal["video", "audio"]
 
 _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
@@ -73,13 +77,24 @@ def describe(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
-def candidate_streams(container: av.container.InputContainer, kind: str) -> list[av.stream.Stream]:
-    """Return the real streams of a kind, ``"video"`` or ``"audio"``: cover pictures and unknown codecs left out."""
+def candidate_streams(container: av.container.InputContainer, kind: Kind) -> list[av.VideoStream | av.AudioStream]:
+    """Return the real streams of a kind: cover pictures and unknown codecs left out."""
+    streams: Sequence[av.VideoStream | av.AudioStream]
     streams = container.streams.video if kind == "video" else container.streams.audio
     return [s for s in streams if s.codec_context is not None and not s.disposition & _NOT_VIDEO]
 
 
-def choose_stream(container: av.container.InputContainer, path: str | Path, kind: str) -> av.stream.Stream | None:
+@overload
+def choose_stream(
+    container: av.container.InputContainer, path: str | Path, kind: Literal["video"]
+) -> av.VideoStream | None: ...
+@overload
+def choose_stream(
+    container: av.container.InputContainer, path: str | Path, kind: Literal["audio"]
+) -> av.AudioStream | None: ...
+def choose_stream(
+    container: av.container.InputContainer, path: str | Path, kind: Kind
+) -> av.VideoStream | av.AudioStream | None:
     """Return the stream to use: the first real one that gives a frame with a timestamp; None when there is none.
 
     With one candidate it is returned unseen. With several, each is tried on a second opening of the file, so that
@@ -88,9 +103,9 @@ def choose_stream(container: av.container.InputContainer, path: str | Path, kind
     candidates = candidate_streams(container, kind)
     if len(candidates) < 2:
         return candidates[0] if candidates else None
-    for candidate in candidates:
+    for place, candidate in enumerate(candidates):
         with open_media(path) as second:
-            frames = decoded_frames(second, second.streams[candidate.index])
+            frames = decoded_frames(second, candidate_streams(second, kind)[place])
             if any(frame is not None and frame.pts is not None for frame, _ in frames):
                 return candidate
     return candidates[0]
@@ -103,9 +118,17 @@ class Skim:
     until_s: float = -math.inf
 
 
+@overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.stream.Stream, skim: Skim | None = None
-) -> Iterator[tuple[av.frame.Frame | None, str]]:
+    container: av.container.InputContainer, stream: av.VideoStream, skim: Skim | None = None
+) -> Iterator[tuple[av.VideoFrame | None, str]]: ...
+@overload
+def decoded_frames(
+    container: av.container.InputContainer, stream: av.AudioStream, skim: Skim | None = None
+) -> Iterator[tuple[av.AudioFrame | None, str]]: ...
+def decoded_frames(
+    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, skim: Skim | None = None
+) -> Iterator[tuple[av.VideoFrame | av.AudioFrame | None, str]]:
     """Yield each frame in decode order as ``(frame, "")``, and ``(None, reason)`` where one is lost."""
     for other in container.streams:  # the demuxer need not even read what nobody decodes
         other.discard = Discard.default if other.index == stream.index else Discard.all
@@ -120,17 +143,24 @@ def decoded_frames(
         if packet is None:
             return
         if skim is not None:
-            skims = packet.pts is not None and packet.pts * stream.time_base < skim.until_s
+            skims = packet.pts is not None and packet.pts * packet.time_base < skim.until_s
             if skims != skimming:
                 stream.codec_context.skip_frame = "NONREF" if skims else "DEFAULT"
                 skimming = skims
         try:
-            frames = packet.decode()
+            frames = stream.decode(packet)
         except av.FFmpegError as error:
             yield None, describe(error)
             continue
         for frame in frames:
             yield frame, ""
+
+
+def tick_of(stream: av.stream.Stream) -> Fraction:
+    """Return how many seconds a tick of a stream's clock lasts."""
+    tick = stream.time_base
+    assert tick is not None  # FFmpeg gives every stream that it opens a clock
+    return tick
 
 
 def is_seekable(container: av.container.InputContainer) -> bool:
@@ -141,6 +171,6 @@ def is_seekable(container: av.container.InputContainer) -> bool:
 def seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: float) -> None:
     """Seek to the key frame at or before a time. Where it lands is for the caller to check."""
     try:
-        container.seek(math.floor(time_s / stream.time_base), stream=stream)
+        container.seek(math.floor(time_s / tick_of(stream)), stream=stream)
     except av.FFmpegError as error:
         raise SeekError(describe(error)) from error

@@ -20,7 +20,7 @@ from crisscross.data.toy import CLASSES
 
 SAMPLE_RATE_HZ = 16_000  # the paper's rate, so that nothing is resampled
 TEMPO_HZ = (2.0, 2.8)  # a beat fits into a video segment of 0.5 s, several into an audio segment of 2 s
-_PITCH_HZ = (300.0, 1200.0)
+_LOWEST, _HIGHEST = np.log((300.0, 1200.0))  # pitches in Hz, as logarithms
 _CHANGE_SECONDS = 1.5  # from one background, colour or pitch to the next
 _NUM_ACTORS = 3  # the same for all classes; "meet" needs two or more
 
@@ -46,6 +46,17 @@ class Pose:
     scale: np.ndarray
     angle: np.ndarray
     opacity: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What an actor's motion is made from."""
+
+    beats: np.ndarray
+    reach: float
+    handedness: float
+    axis: float
+    rng: np.random.Generator
 
 
 def draw_clock(rng: np.random.Generator) -> Clock:
@@ -93,7 +104,7 @@ def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Ge
     """
     times_s = np.arange(num_samples) / SAMPLE_RATE_HZ
     octaves, envelope = _sound_pattern(kind, clock.beats(times_s), times_s, clock, rng)
-    pitch_hz = np.exp(_wandering(times_s, *np.log(_PITCH_HZ), rng)[0])
+    pitch_hz = np.exp(_wandering(times_s, _LOWEST, _HIGHEST, rng)[0])
     sound = envelope * _voice(times_s, pitch_hz * 2.0**octaves, rng)
     sound /= np.abs(sound).max()
     sound += 10 ** (-rng.uniform(16, 36) / 20) * _drone(times_s, rng)
@@ -112,14 +123,14 @@ def _actor_poses(
     reach = rng.uniform(0.22, 0.32)
     handedness = rng.choice([-1.0, 1.0])
     axis = rng.uniform(0, 2 * np.pi)
-    poses = []
+    poses: list[Pose] = []
     for actor in range(_NUM_ACTORS):
         pose = _still_pose(times_s, drift, rng)
         if kind == "meet" and actor > 0:
             pose.x, pose.y = poses[0].x.copy(), poses[0].y.copy()
         poses.append(pose)
     for actor, pose in enumerate(poses):
-        _MOTIONS[kind](pose, beats, reach, handedness, axis + 2 * np.pi * actor / _NUM_ACTORS, rng)
+        _MOTIONS[kind](pose, _Steps(beats, reach, handedness, axis + 2 * np.pi * actor / _NUM_ACTORS, rng))
     return poses
 
 
@@ -135,56 +146,56 @@ def _still_pose(times_s: np.ndarray, drift: np.ndarray, rng: np.random.Generator
     )
 
 
-def _orbit(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.x += reach * np.cos(2 * np.pi * beats)
-    pose.y += handedness * reach * np.sin(2 * np.pi * beats)
+def _orbit(pose: Pose, steps: _Steps) -> None:
+    pose.x += steps.reach * np.cos(2 * np.pi * steps.beats)
+    pose.y += steps.handedness * steps.reach * np.sin(2 * np.pi * steps.beats)
 
 
-def _slide(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.x += handedness * reach * np.cos(2 * np.pi * beats)
+def _slide(pose: Pose, steps: _Steps) -> None:
+    pose.x += steps.handedness * steps.reach * np.cos(2 * np.pi * steps.beats)
 
 
-def _bounce(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    part = beats % 1  # a parabola from contact to contact
-    pose.y += reach * (1 - 8 * part * (1 - part))
+def _bounce(pose: Pose, steps: _Steps) -> None:
+    part = steps.beats % 1  # a parabola from contact to contact
+    pose.y += steps.reach * (1 - 8 * part * (1 - part))
 
 
-def _pulse(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.scale *= 1 + 0.6 * np.cos(2 * np.pi * beats)
+def _pulse(pose: Pose, steps: _Steps) -> None:
+    pose.scale *= 1 + 0.6 * np.cos(2 * np.pi * steps.beats)
 
 
-def _spin(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.angle += handedness * np.pi * beats
+def _spin(pose: Pose, steps: _Steps) -> None:
+    pose.angle += steps.handedness * np.pi * steps.beats
 
 
-def _zigzag(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.y += reach * _triangle(beats)
-    pose.x = 0.5 + 0.35 * _triangle(handedness * beats / 4 + axis)
+def _zigzag(pose: Pose, steps: _Steps) -> None:
+    pose.y += steps.reach * _triangle(steps.beats)
+    pose.x = 0.5 + 0.35 * _triangle(steps.handedness * steps.beats / 4 + steps.axis)
 
 
-def _blink(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    pose.opacity *= (beats % 1) < 0.5
+def _blink(pose: Pose, steps: _Steps) -> None:
+    pose.opacity *= (steps.beats % 1) < 0.5
 
 
-def _meet(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    apart = 0.06 + 0.7 * reach * (1 - np.cos(2 * np.pi * beats))
-    pose.x += apart * np.cos(axis)
-    pose.y += apart * np.sin(axis)
+def _meet(pose: Pose, steps: _Steps) -> None:
+    apart = 0.06 + 0.7 * steps.reach * (1 - np.cos(2 * np.pi * steps.beats))
+    pose.x += apart * np.cos(steps.axis)
+    pose.y += apart * np.sin(steps.axis)
 
 
-def _shake(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    force = 0.3 * reach * (1 + 0.4 * np.cos(2 * np.pi * beats))
-    pose.x += force * rng.standard_normal(len(beats))
-    pose.y += force * rng.standard_normal(len(beats))
+def _shake(pose: Pose, steps: _Steps) -> None:
+    force = 0.3 * steps.reach * (1 + 0.4 * np.cos(2 * np.pi * steps.beats))
+    pose.x += force * steps.rng.standard_normal(len(steps.beats))
+    pose.y += force * steps.rng.standard_normal(len(steps.beats))
 
 
-def _fall(pose: Pose, beats, reach, handedness, axis, rng) -> None:
-    drop = np.floor(beats).astype(int)  # each drop falls from a new place
-    pose.x += rng.uniform(-0.25, 0.25, drop.max() + 1)[drop]
-    pose.y += 2.5 * reach * (beats % 1 - 0.5)
+def _fall(pose: Pose, steps: _Steps) -> None:
+    drop = np.floor(steps.beats).astype(int)  # each drop falls from a new place
+    pose.x += steps.rng.uniform(-0.25, 0.25, drop.max() + 1)[drop]
+    pose.y += 2.5 * steps.reach * (steps.beats % 1 - 0.5)
 
 
-_MOTIONS: dict[str, Callable[..., None]] = {
+_MOTIONS: dict[str, Callable[[Pose, _Steps], None]] = {
     "orbit": _orbit,
     "slide": _slide,
     "bounce": _bounce,
@@ -330,7 +341,7 @@ def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) 
 
 def _drone(times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One to three slow tones that have nothing to do with the picture, in [-1, 1]."""
-    pitches_hz = np.exp(_wandering(times_s, *np.log(_PITCH_HZ), rng, num=rng.integers(1, 4)))
+    pitches_hz = np.exp(_wandering(times_s, _LOWEST, _HIGHEST, rng, num=int(rng.integers(1, 4))))
     turns = np.cumsum(pitches_hz, axis=1) / SAMPLE_RATE_HZ
     return np.sin(2 * np.pi * (turns + rng.uniform(size=(len(turns), 1)))).mean(axis=0)
 

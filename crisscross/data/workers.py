@@ -41,6 +41,7 @@ def worker_pool(jobs: int) -> ProcessPoolExecutor:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a pool's process has one
 
     def watch() -> None:
         parent.join()

@@ -97,9 +97,8 @@ class LARC:
             with torch.enable_grad():
                 loss = closure()
         for group in self._adapted_groups():
-            with_gradients = [parameter for parameter in group["params"] if parameter.grad is not None]
             rescale_gradients(
-                with_gradients,
+                group["params"],
                 learning_rate=group["lr"],
                 weight_decay=group.get("weight_decay", 0.0),
                 trust=self.trust,
@@ -136,17 +135,18 @@ def rescale_gradients(
     """Apply LARC's rule to the gradients in place, without waiting for the device.
 
     Args:
-        parameters: tensors of one device, each with a dense ``grad``.
+        parameters: tensors of one device, each with a dense ``grad``; those without one are left alone.
         learning_rate: the group's; 0 (the first step of a warm-up) leaves the gradients unclipped.
         weight_decay: the group's.
         trust: the trust coefficient.
         eps: added to the denominator.
     """
-    if not parameters:
+    pairs = [(parameter, gradient) for parameter in parameters if (gradient := parameter.grad) is not None]
+    if not pairs:
         return
-    gradients = [parameter.grad for parameter in parameters]
+    weights, gradients = [weight for weight, _ in pairs], [gradient for _, gradient in pairs]
     factors = _factors(
-        torch.stack(torch._foreach_norm(parameters)),
+        torch.stack(torch._foreach_norm(weights)),
         torch.stack(torch._foreach_norm(gradients)),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -154,8 +154,8 @@ def rescale_gradients(
         eps=eps,
     )
     if weight_decay != 0:
-        torch._foreach_add_(gradients, parameters, alpha=weight_decay)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
+        torch._foreach_add_(gradients, weights, alpha=weight_decay)
+    torch._foreach_mul_(gradients, factors.unbind())
 
 
 def _factors(

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 import torch
-import torchaudio
+import torchaudio  # type: ignore[import-untyped]
 from torch import Tensor
 
 from crisscross.randomness import uniforms
@@ -219,13 +219,12 @@ def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor
     Returns:
         Spectrograms of the same shape.
     """
-    rows, columns = (
-        box_matrices(*_rows(boxes[:, [axis, axis + 2]], x).unbind(1), canvas[axis], size, filter="bicubic")
-        for axis, size in enumerate(x.shape[-2:])
-    )
+    top, left, height, width = _rows(boxes, x).unbind(1)
+    rows = box_matrices(top, height, canvas[0], x.shape[-2], filter="bicubic")
+    columns = box_matrices(left, width, canvas[1], x.shape[-1], filter="bicubic")
     # Columns of the matrices that read the canvas' zeros can go: what is left reads the spectrogram itself.
-    top, left = ((room - size) // 2 for room, size in zip(canvas, x.shape[-2:], strict=True))
-    rows, columns = rows[:, :, top : top + x.shape[-2]], columns[:, :, left : left + x.shape[-1]]
+    above, before = ((room - size) // 2 for room, size in zip(canvas, x.shape[-2:], strict=True))
+    rows, columns = rows[:, :, above : above + x.shape[-2]], columns[:, :, before : before + x.shape[-1]]
     return apply_matrices(x, rows.contiguous(), columns.contiguous())
 
 

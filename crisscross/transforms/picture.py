@@ -75,17 +75,17 @@ def cut_out_(x: Tensor, cutouts_px: Tensor) -> Tensor:
     frames. On normalised colours 0 is the data's mean. The paper gives the largest side alone; the rest is
     chosen by us.
     """
-    keep = [
+    outside = [
         (places < start[:, None]) | (places >= (start + cutouts_px[:, 2])[:, None])
         for places, start in (
             (torch.arange(x.shape[-2], device=x.device), cutouts_px[:, 0]),
             (torch.arange(x.shape[-1], device=x.device), cutouts_px[:, 1]),
         )
     ]
-    keep = keep[0][:, :, None] | keep[1][:, None, :]
+    keep = outside[0][:, :, None] | outside[1][:, None, :]
     return x.mul_(keep[:, None, None].to(x.dtype))
 
 
 def _luma(x: Tensor) -> Tensor:
-    red, green, blue = x.split(1, dim=1)
+    red, green, blue = x.chunk(3, dim=1)
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])

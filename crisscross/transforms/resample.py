@@ -7,6 +7,8 @@ products of the same shape, so that a clip's result does not depend on what else
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -71,9 +73,9 @@ def resample(
         )
     height, width = x.shape[2:]
     boxes = boxes.to(x.device, x.dtype)
-    options = {"filter": filter, "antialias": antialias, "beyond_box": beyond_box}
-    rows = box_matrices(boxes[:, 0], boxes[:, 2], height, size[0], **options)
-    columns = box_matrices(boxes[:, 1], boxes[:, 3], width, size[1], flip=flip, **options)
+    matrices = partial(box_matrices, filter=filter, antialias=antialias, beyond_box=beyond_box)
+    rows = matrices(boxes[:, 0], boxes[:, 2], height, size[0])
+    columns = matrices(boxes[:, 1], boxes[:, 3], width, size[1], flip=flip)
     return apply_matrices(x, rows, columns)
 
 
@@ -200,13 +202,17 @@ def gaussian_matrices(sigmas: np.ndarray, length: int, kernel: int, device: torc
     taps = np.exp(-(offsets**2) / (2.0 * np.asarray(sigmas, dtype=np.float64)[:, None] ** 2))
     taps /= taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdims=True)
     # Out-of-reach places look up the last column, a zero.
-    taps = torch.from_numpy(np.pad(taps, ((0, 0), (0, 1))).astype(np.float32)).to(device)
+    by_distance = torch.from_numpy(np.pad(taps, ((0, 0), (0, 1))).astype(np.float32)).to(device)
     places = torch.arange(length, device=device)
     out, source = places[:, None], places[None, :]
     direct = (source - out).abs()
     before = torch.where(source > 0, source + out, length)
     after = torch.where(source < length - 1, 2 * (length - 1) - source - out, length)
-    return sum(taps[:, reach.clamp(max=radius + 1)] for reach in (direct, before, after))
+
+    def taps_at(reach: Tensor) -> Tensor:
+        return by_distance[:, reach.clamp(max=radius + 1)]
+
+    return taps_at(direct) + taps_at(before) + taps_at(after)
 
 
 def _cubic(distance: Tensor) -> Tensor:

@@ -240,9 +240,9 @@ def _crop(
     num_clips, num_frames, height, width, _ = video.shape
     planes = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     boxes_px = torch.from_numpy((boxes * [height, width, height, width]).astype(np.float32)).to(video.device)
-    flip = None if flip is None else torch.from_numpy(flip).to(video.device)
+    mirrored = None if flip is None else torch.from_numpy(flip).to(video.device)
     size = (settings.crop_px, settings.crop_px)
-    crop = resample(planes.flatten(1, 2), boxes_px, size, flip=flip, beyond_box=beyond_box)
+    crop = resample(planes.flatten(1, 2), boxes_px, size, flip=mirrored, beyond_box=beyond_box)
     return crop.div_(255.0).view(num_clips, 3, num_frames, *size)
 
 

@@ -63,6 +63,10 @@ def test_objective_and_scores_are_those_of_scikit_learn(
     x = scaler.transform(flat)
     expected_scores = np.zeros((len(test), num_classes))
     table = model.start.reshape(-1, num_classes)  # of standardised features
+    longest = np.sqrt(
+        1 + max((scaler.transform(test[:, segment]) ** 2).sum(axis=1).max() for segment in range(test.shape[1]))
+    )
+    allowed = np.zeros(num_classes)
     for label in range(num_classes):
         signs = np.where(repeated == label, 1, -1)
         with warnings.catch_warnings():
@@ -71,11 +75,15 @@ def test_objective_and_scores_are_those_of_scikit_learn(
         least = _objective(reference.coef_[0], reference.intercept_[0], x, signs, c)
         found = _objective(table[:-1, label], table[-1, label], x, signs, c)
         assert found <= least * (1 + 1e-4)
+        # The objective is 1-strongly convex: weights are at most this far from the best, and scores that times a row.
+        allowed[label] = np.sqrt(2 * max(0.0, found - least)) * longest
         for segment in range(test.shape[1]):
             expected_scores[:, label] += reference.decision_function(scaler.transform(test[:, segment]))
     expected_scores /= test.shape[1]
     scores = model.scores(rows_of(test, np.zeros(len(test), int)))
-    assert np.abs(scores - expected_scores).max() < 5e-3 * max(1.0, np.abs(expected_scores).max())
+    # How close to the best single precision comes depends on the machine's matrix products.
+    allowed = np.maximum(allowed, 5e-3 * max(1.0, np.abs(expected_scores).max()))
+    assert (np.abs(scores - expected_scores) < allowed).all()
 
 
 def test_rows_in_blocks_give_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crisscross.data.listing import Listed
 from crisscross.data.official.place import Place, Wanted, lines, match, table
-from crisscross.data.official.youtube import video_id, wrong_time
+from crisscross.data.official.youtube import video_id, wrong_part
 
 LABELS = "class_labels_indices.csv"
 SIDES = {
@@ -50,11 +50,7 @@ def read(place: Place) -> list[Listed]:
                 file = f"{path.stem}/{key}_{start_s:06.0f}_{end_s:06.0f}.mp4"
                 wanted.append(Wanted(key, file, names[mids[0]], split))
     listed = match(wanted, place.files(), video_id)
-    return [row if row.problem else replace(row, problem=_wrong_time(row, starts_s)) for row in listed]
-
-
-def _wrong_time(row: Listed, starts_s: dict[str, float]) -> str:
-    return wrong_time(row.path, starts_s[video_id(row.path)])
+    return [row if row.problem else replace(row, problem=wrong_part(row.path, starts_s)) for row in listed]
 
 
 def _segments(path: Path) -> Iterator[tuple[str, str, float, float, list[str]]]:

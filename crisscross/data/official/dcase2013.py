@@ -51,7 +51,8 @@ def _from_lists(place: Place) -> list[Wanted]:
 
 def _from_names(place: Place, files: list[str]) -> list[Wanted]:
     """Take what is there as the list, and as many more as each class lacks to its ten."""
-    wanted, counts = [], Counter()
+    wanted: list[Wanted] = []
+    counts: Counter[tuple[str, str]] = Counter()
     for file in files:
         found, folder = NAME.fullmatch(PurePosixPath(file).stem), PurePosixPath(file).parent.name
         if found and folder in SIDES:

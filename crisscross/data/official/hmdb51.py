@@ -15,7 +15,7 @@ from crisscross.data.official.place import Place, Wanted, add_side, folder_and_s
 FOLDS = (1, 2, 3)
 SIDES = {"0": None, "1": "train", "2": "test"}
 SOURCE = re.compile(r"(?:.*/)?(.+)_[fuhl]_(?:nm|cm)_np\d+_(?:fr|ri|le|ba)_(?:goo|med|bad)_\d+")
-LIST = re.compile(r"(.+)_test_split([123])\.txt")
+LIST = r".+_test_split[123]\.txt"
 USUAL = (
     "testTrainMulti_7030_splits",
     "test_train_splits/testTrainMulti_7030_splits",
@@ -43,9 +43,9 @@ def read(place: Place) -> list[Listed]:
         FileNotFoundError: a class lacks a list.
         ValueError: a list or a class folder names no class of HMDB51, or a line cannot be read.
     """
-    found = {path.name: path for path in place.find_lists(LIST.pattern, USUAL)}
+    found = {path.name: path for path in place.find_lists(LIST, USUAL)}
     files = place.files()
-    labels = [place.check_label(LIST.fullmatch(name)[1], str(path)) for name, path in found.items()]
+    labels = [place.check_label(name.rpartition("_test_split")[0], str(path)) for name, path in found.items()]
     place.check_folders(files, labels)
     wanted = []
     for label in sorted({*labels, *filter(None, map(place.class_of, files))}):  # whose lists may be missing

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from crisscross.data.listing import Listed
 from crisscross.data.official.place import Place, Wanted, match, read_classes, table
-from crisscross.data.official.youtube import video_id, wrong_time
+from crisscross.data.official.youtube import video_id, wrong_part
 
 SIDES = {"train": r"(?:.*[_-])?train\.csv", "val": r"(?:.*[_-])?val(?:id|idate|idation)?\.csv"}
 USUAL = ("annotations", ".", "kinetics400", "lists", "..", "../annotations")
@@ -70,4 +70,4 @@ def _checked(row: Listed, everything: Place, starts_s: dict[str, float]) -> List
         return row
     if folder not in (None, row.label):
         return replace(row, problem=f"lies in the folder of {folder!r}")
-    return replace(row, problem=wrong_time(row.path, starts_s[video_id(row.path)]))
+    return replace(row, problem=wrong_part(row.path, starts_s))

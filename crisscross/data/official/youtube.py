@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 NAME = re.compile(r"(?:Y(?=[\w-]{11}(?:_\d|$)))?([\w-]{11})(?:_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?))?")
@@ -27,3 +28,9 @@ def wrong_time(file: str, start_s: float) -> str:
     if min(abs(named_s - start_s), abs(named_s / 1000 - start_s)) <= SAME_TIME_S:
         return ""
     return f"starts at {named_s:g} s by its name, at {start_s:g} s by the list"
+
+
+def wrong_part(file: str, starts_s: Mapping[str, float]) -> str:
+    """Return the same by the list's start of each video; "" as well for a name that is no such name."""
+    key = video_id(file)
+    return "" if key is None else wrong_time(file, starts_s[key])
