@@ -19,7 +19,7 @@ from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
 from analysis.keeper import Keeper
 from analysis.options import add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES
-from crisscross.files import write_atomically, write_text
+from crisscross.files import write_bytes, write_text
 from crisscross.tracking import DEFAULT_EXPERIMENT
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class _Pen:
     """Draws figures of one store, one after the other; what goes wrong with one is one line on stderr."""
 
     def __init__(self, uri: str, *, experiment: str, fingerprint: str | None, out: Path, wanted: Wanted) -> None:
-        self._place = {"uri": uri, "experiment": experiment, "fingerprint": fingerprint}
+        self._uri, self._experiment, self._fingerprint = uri, experiment, fingerprint
         self._out, self._wanted = out, wanted
         self._studies: dict[str, StudyRuns] = {}
         self.drawn: dict[str, dict[str, Path]] = {}
@@ -99,7 +99,9 @@ class _Pen:
         from analysis.runs import read_or_explain
 
         if study not in self._studies:
-            self._studies[study] = read_or_explain(study=study, **self._place)
+            self._studies[study] = read_or_explain(
+                self._uri, experiment=self._experiment, study=study, fingerprint=self._fingerprint
+            )
         return self._studies[study]
 
 
@@ -119,7 +121,7 @@ def write(drawing: Drawing, runs: StudyRuns, folder: Path) -> dict[str, Path]:
     files = {}
     for extension, content in as_bytes(drawing.figure).items():
         path = files[f"{stem}.{extension}"] = folder / f"{stem}.{extension}"
-        write_atomically(path, lambda file, content=content: file.write(content))
+        write_bytes(path, content)
     path = files[f"{stem}.md"] = folder / f"{stem}.md"
     write_text(path, caption_text(drawing, runs))
     return files

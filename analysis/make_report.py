@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from analysis.keeper import Keeper
 from analysis.make_figures import FIGURES, draw_figures
 from analysis.make_tables import PAGE, print_tables, studies_in
-from analysis.options import add_place_options, bring_up_to_date, keeper_of
+from analysis.options import Place, add_place_options, bring_up_to_date, keeper_of
 
 if TYPE_CHECKING:
     from analysis.sections import Section
@@ -47,14 +47,15 @@ def make_report(
         The exit code: 0 when everything was made that the runs have something for, 1 when not; what was not is told in
         one line each.
     """
-    place = {"uri": uri, "experiment": experiment, "keeper": keeper or Keeper(uri, experiment)}
+    place: Place = {"uri": uri, "experiment": experiment}
+    keeper = keeper or Keeper(**place)
     tables = Path(out) / "tables"
     page: list[Section] = []
     codes = [
-        print_tables(**place, study=study, fingerprint=variant, out=tables, page=page)
+        print_tables(**place, study=study, fingerprint=variant, out=tables, page=page, keeper=keeper)
         for study, variant in studies.items()
     ]
-    codes.append(_illustrate(page, runs_root=runs_root, out=Path(out), redraw=studies, ui=ui, **place))
+    codes.append(_illustrate(page, runs_root=runs_root, out=Path(out), redraw=studies, ui=ui, keeper=keeper, **place))
     return max(codes)
 
 
@@ -77,14 +78,12 @@ def add_to_report(
     from analysis.runs import NoRunsError
     from analysis.sections import section_of
 
-    place = {"uri": uri, "experiment": experiment}
+    place: Place = {"uri": uri, "experiment": experiment}
     page: list[Section] = []
     for name, variant in studies.items():
         with contextlib.suppress(NoRunsError):  # it says so itself, in its own last job
             page.append(section_of(**place, study=name, fingerprint=variant))
-    return _illustrate(
-        page, runs_root=runs_root, out=Path(out), redraw={study}, keeper=Keeper(uri, experiment), **place
-    )
+    return _illustrate(page, runs_root=runs_root, out=Path(out), redraw={study}, keeper=Keeper(**place), **place)
 
 
 def _illustrate(
@@ -101,7 +100,7 @@ def _illustrate(
     """Draw the figures of a page, those of the studies in ``redraw`` and those that are missing, and make it."""
     from analysis.page import make_page
 
-    place = {"uri": uri, "experiment": experiment, "keeper": keeper}
+    place: Place = {"uri": uri, "experiment": experiment}
     figures = out / "figures"
     codes = []
     for section in page:
@@ -109,10 +108,19 @@ def _illustrate(
         names = [name for name, known in FIGURES.items() if known.study == study]
         if study in redraw or len(section.figures(figures)) < len(names):
             codes.append(
-                draw_figures(names, **place, fingerprint=variant, runs_root=runs_root, out=figures, strict=False)
+                draw_figures(
+                    names,
+                    **place,
+                    fingerprint=variant,
+                    runs_root=runs_root,
+                    out=figures,
+                    keeper=keeper,
+                    strict=False,
+                )
             )
     if page:
-        codes.append(0 if make_page(page, out / "tables" / PAGE, figures=figures, ui=ui, **place) else 1)
+        is_made = make_page(page, out / "tables" / PAGE, figures=figures, ui=ui, keeper=keeper, **place)
+        codes.append(0 if is_made else 1)
     return max(codes, default=1)
 
 
@@ -132,8 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     place = bring_up_to_date(options)
     studies = dict.fromkeys(studies_in(**place))
-    wanted = {"studies": studies, "runs_root": options.runs_root, "out": options.out, "ui": options.ui}
-    return make_report(**place, **wanted, keeper=keeper_of(options))
+    return make_report(
+        **place,
+        studies=studies,
+        runs_root=options.runs_root,
+        out=options.out,
+        ui=options.ui,
+        keeper=keeper_of(options),
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.keeper import Keeper
-from analysis.options import add_store_options, bring_up_to_date, keeper_of
+from analysis.options import Place, add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES, TABLES
 from crisscross.record import mask_passwords
 from crisscross.store_address import absolute
@@ -139,7 +139,8 @@ def print_all(
     """
     from analysis.page import make_page
 
-    place = {"uri": uri, "experiment": experiment, "keeper": keeper or Keeper(uri, experiment)}
+    place: Place = {"uri": uri, "experiment": experiment}
+    keeper = keeper or Keeper(**place)
     page: list[Section] = []
     codes = [
         print_tables(
@@ -150,12 +151,13 @@ def print_all(
             out=out,
             formats=formats,
             page=page,
+            keeper=keeper,
         )
         for study, fingerprint in studies.items()
     ]
     if "html" in formats and page and Path(out).is_dir():
         path = Path(out) / name
-        codes.append(0 if make_page(page, path, figures=Path(figures), ui=ui, **place) else 1)
+        codes.append(0 if make_page(page, path, figures=Path(figures), ui=ui, keeper=keeper, **place) else 1)
     return max(codes, default=1)
 
 

@@ -7,10 +7,23 @@ import contextlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 from analysis.keeper import Keeper
 from crisscross.catch_up import catch_up, runs_behind
 from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI
+
+
+class Place(TypedDict):
+    """Where runs are recorded, as keyword arguments.
+
+    Attributes:
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+    """
+
+    uri: str
+    experiment: str
 
 
 def add_store_options(parser: argparse.ArgumentParser, *, studies: Iterable[str], what: str, runs_root: str) -> None:
@@ -40,9 +53,9 @@ def add_place_options(parser: argparse.ArgumentParser, *, runs_root: str) -> Non
     )
 
 
-def bring_up_to_date(options: argparse.Namespace) -> dict[str, str]:
+def bring_up_to_date(options: argparse.Namespace) -> Place:
     """Bring MLflow up to date with the run directories, and return its place as keyword arguments."""
-    place = {"uri": options.uri, "experiment": options.experiment}
+    place: Place = {"uri": options.uri, "experiment": options.experiment}
     if options.read_only:
         return place
     with contextlib.suppress(ValueError):  # an address that is none: told when it is opened

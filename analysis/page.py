@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -159,7 +159,7 @@ def _head(sections: Sequence[Section], *, uri: str, experiment: str, links: _Lin
     )
 
 
-def _texts(frames: Iterable, column: str) -> list[str]:
+def _texts(frames: Iterable[Mapping[str, Iterable[str]]], column: str) -> list[str]:
     return sorted({text for frame in frames for text in frame[column]} - {""})
 
 

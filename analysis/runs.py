@@ -224,9 +224,10 @@ def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[st
         evaluation: the row of the evaluation, None when there is none.
         pretraining: the row of its pretraining, None when there is none or it needs none.
     """
-    status = evaluation["status"] if evaluation is not None else None
+    known = evaluation if evaluation is not None else {}
+    status = known.get("status")
     if status == "RUNNING":
-        return f"running {evaluation['progress']}".strip(), ""
+        return f"running {known['progress']}".strip(), ""
     if status == "FINISHED":
         return "not measured", ""
     if pretraining is not None:
@@ -237,8 +238,8 @@ def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[st
         if pretraining["status"] == "RUNNING":
             return f"pretraining {pretraining['progress'] or 'running'}", ""
     if status == "FAILED":
-        return "failed", evaluation["error"]
+        return "failed", known["error"]
     if status == "KILLED":
-        return evaluation["state"] or "interrupted", ""
+        return known["state"] or "interrupted", ""
     waits = status == "SCHEDULED" or (pretraining is not None and pretraining["status"] == "SCHEDULED")
     return ("queued" if waits else "not run"), ""

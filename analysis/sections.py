@@ -59,8 +59,8 @@ def section_of(
             f"the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet;"
             f" `{STUDIES[study].command}` runs what is missing"
         )
-    made = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
-    made = [table for table in made if table is not None]
+    built = [STUDIES[study].build(runs, name) for name in tables or STUDIES[study].tables]
+    made = [table for table in built if table is not None]
     if not made:
         raise NoRunsError(f"nothing that the study {study} has evaluated belongs into one")
     return Section(runs, made)

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from typing import IO, TypedDict
 
 from crisscross.record import STALE_SECONDS
 from crisscross.run_directory import RunDirectory
@@ -27,6 +28,15 @@ logger = logging.getLogger(__name__)
 
 LEAVING_SECONDS = 30.0
 """How long the last delivery waits for jobs to leave whose launcher has died (chosen by us: a checkpoint's time)."""
+
+
+class Order(TypedDict):
+    """What the process is to do: whose folders are delivered, where to, and how often."""
+
+    runs: list[str]
+    uri: str
+    experiment: str
+    interval_s: float
 
 
 class Courier:
@@ -61,7 +71,7 @@ class Courier:
         """
         absolute(uri)
         self._runs = list(runs)
-        self._order = {
+        self._order: Order = {
             "runs": [str(run.path) for run in self._runs],
             "uri": uri,
             "experiment": experiment,
@@ -85,8 +95,9 @@ class Courier:
             except OSError as error:
                 logger.warning("no delivery to MLflow during this run (%s): its run directory keeps everything", error)
                 return self
-            self._process.stdin.write(json.dumps(self._order).encode() + b"\n")
-            self._process.stdin.flush()
+            pipe = _pipe_to(self._process)
+            pipe.write(json.dumps(self._order).encode() + b"\n")
+            pipe.flush()
         return self
 
     def __exit__(
@@ -108,8 +119,9 @@ class Courier:
         if self._process is not None:
             with contextlib.suppress(BrokenPipeError):
                 # A word, not only the end of the pipe: processes forked by the job hold its other end open.
-                self._process.stdin.write(b"close\n")
-                self._process.stdin.close()
+                pipe = _pipe_to(self._process)
+                pipe.write(b"close\n")
+                pipe.close()
             try:
                 self._process.wait(timeout_s)
             except subprocess.TimeoutExpired:
@@ -133,11 +145,17 @@ class Courier:
         return lines
 
 
+def _pipe_to(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    """Return what the process reads."""
+    assert process.stdin is not None  # it was started with a pipe
+    return process.stdin
+
+
 def serve() -> None:
     """Be the courier: read the order from standard input, deliver until the job says so or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the job; this process goes when the job has gone
-    order = json.loads(sys.stdin.buffer.readline())
+    order: Order = json.loads(sys.stdin.buffer.readline())
     os.nice(5)
     from crisscross.tracking import deliver_all
 

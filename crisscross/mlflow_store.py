@@ -227,7 +227,7 @@ def make_tables(file: Path) -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "mlruns").as_uri())
+        SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

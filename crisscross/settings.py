@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from crisscross.data.sampling import RELAXATIONS
 from crisscross.data.settings import DataSettings
-from crisscross.evaluation.settings import FinetuneSettings, Protocol, streams_of
+from crisscross.evaluation.settings import FinetuneSettings, FrozenProtocol, Protocol, streams_of
 from crisscross.identity import plain_copy
 from crisscross.methods import available_methods
 from crisscross.methods.settings import check_modalities, modalities_of, settings_of
@@ -184,6 +184,28 @@ class DownstreamSettings(ExperimentSettings):
 
     downstream: Protocol
     weights: WeightsSettings
+
+    @property
+    def frozen(self) -> FrozenProtocol:
+        """The protocol of an evaluation of frozen features.
+
+        Raises:
+            ValueError: it is a fine-tuning.
+        """
+        if isinstance(self.downstream, FinetuneSettings):
+            raise ValueError("downstream.name=finetune has no frozen features: choose another protocol")
+        return self.downstream
+
+    @property
+    def finetuning(self) -> FinetuneSettings:
+        """The protocol of a fine-tuning.
+
+        Raises:
+            ValueError: it is an evaluation of frozen features.
+        """
+        if not isinstance(self.downstream, FinetuneSettings):
+            raise ValueError(f"downstream.name={self.downstream.name} trains no network: choose finetune")
+        return self.downstream
 
     @model_validator(mode="after")
     def _has_weights_of_what_it_uses(self) -> DownstreamSettings:

@@ -126,10 +126,12 @@ def _shown(value: Any) -> str:
 
 def _path(loc: Sequence[int | str], config: Mapping[str, Any]) -> list[str]:
     """Return where in the config a finding lies: pydantic also names which of several classes was tried there."""
-    path, node = [], config
+    path: list[str] = []
+    node: Any = config
     for part in loc[:-1]:
         if isinstance(node, Mapping) and part not in node:
             continue
         path.append(str(part))
-        node = node[part] if isinstance(node, (Mapping, list, tuple)) else None
+        holds_more = isinstance(node, (Mapping, list, tuple))
+        node = node[part] if holds_more else None
     return [*path, *(str(part) for part in loc[-1:])]

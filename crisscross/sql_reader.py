@@ -105,7 +105,7 @@ def read_runs(uri: str, experiment: str, *, having: str, wanted: Wanted) -> list
 
     def answer(connection: Connection) -> list[dict[str, Any]] | None:
         found = _experiment(connection, experiment)
-        return found and _runs(connection, found.experiment_id, having=having, wanted=wanted)
+        return None if found is None else _runs(connection, found.experiment_id, having=having, wanted=wanted)
 
     return _ask(uri, answer)
 
@@ -167,7 +167,7 @@ def _experiment(connection: Connection, name: str) -> ExperimentRecord | None:
         return None
     (number,) = (row["experiment_id"] for row in found)
     query = select(tags.c.key, tags.c.value).where(tags.c.experiment_id == number)
-    return ExperimentRecord(str(number), dict(map(tuple, connection.execute(query))))
+    return ExperimentRecord(str(number), {row.key: row.value for row in connection.execute(query)})
 
 
 def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: Wanted) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ goes on where it stopped, or shows the result.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +21,8 @@ from launch.single import run_entry_point, run_here
 @hydra.main(version_base="1.3", config_path="conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Run what the config says."""
-    run_here("pretrain", OmegaConf.to_container(config, resolve=True))
+    plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # which a DictConfig becomes
+    run_here("pretrain", plain)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,17 @@ class Array:
     job_id: str | None = None
 
     @property
+    def submitted_id(self) -> str:
+        """Slurm's number.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if self.job_id is None:
+            raise RuntimeError(f"an array of {self.kind} jobs has no number yet")
+        return self.job_id
+
+    @property
     def indices(self) -> str:
         """The indices as Slurm writes them, such as ``0-3,7``."""
         return compressed(sorted(self.tasks))
@@ -48,7 +59,7 @@ class Task:
     @property
     def job_id(self) -> str:
         """As Slurm calls it."""
-        return f"{self.array.job_id}_{self.index}"
+        return f"{self.array.submitted_id}_{self.index}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class After:
     def text(self) -> str:
         """In the words of ``sbatch --dependency``."""
         if self.by_index is not None:
-            return f"aftercorr:{self.by_index.job_id}"
+            return f"aftercorr:{self.by_index.submitted_id}"
         return ":".join(["afterok", *(task.job_id for task in self.tasks)])
 
 

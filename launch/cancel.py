@@ -101,7 +101,7 @@ def with_dependents(record: Mapping[str, Any], label: str) -> list[Mapping[str, 
 def running(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Mapping[str, Any]]]:
     """Return name and holder (``pid``, ``host``) of the processes that work on it here, the launcher first."""
     launcher = study_holder(runs_root, target.name) if target.is_whole else None
-    found = [(f"launcher of {target.name}", launcher)] if launcher else []
+    found: list[tuple[str, Mapping[str, Any]]] = [(f"launcher of {target.name}", launcher)] if launcher else []
     for member in target.members:
         path = runs_root / member["path"]
         if path in view.claims and view.task(view.claims[path]) is not None:  # Slurm's to stop
@@ -135,8 +135,7 @@ def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str
     for member in target.members:
         path = runs_root / member["path"]
         claim = view.claims.get(path)
-        task = view.task(claim) if claim is not None else None
-        if task is not None:
+        if claim is not None and (task := view.task(claim)) is not None:
             found.append((member["label"], claim_path(path), claim, task))
     return found
 
@@ -159,10 +158,10 @@ def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
             what = "writes a checkpoint and leaves" if task.is_running else "will not start"
             lines.append(f"{label}: cancelled job {jobs[-1]}: it {what}")
         table = table_claim(runs_root, target.record) if target.is_whole else None
-        task = view.task(table) if table is not None else None
-        if task is not None:
-            jobs.append(task.job_id)
-            lines.append(f"the table: cancelled job {task.job_id}")
+        table_task = view.task(table) if table is not None else None
+        if table_task is not None:
+            jobs.append(table_task.job_id)
+            lines.append(f"the table: cancelled job {table_task.job_id}")
         if jobs:
             slurm("scancel", *jobs)
         for _, path, claim, _ in found:

@@ -23,7 +23,7 @@ from crisscross.files import read_json, write_json
 from crisscross.locks import file_lock
 from crisscross.run_directory import RunDirectory
 from launch.records import claim_path
-from launch.slurm_queue import Queue, read_queue
+from launch.slurm_queue import Queue, QueuedTask, read_queue
 
 LOCK_TIMEOUT_S = 300.0
 """How long a launch waits for another one to submit (chosen by us: thousands of experiments take seconds)."""
@@ -128,6 +128,11 @@ class Claim:
     index: int | None
     cancelled: float = 0.0
 
+    def task_in(self, queue: Queue) -> QueuedTask | None:
+        """Return the job, None when it is not in the queue (any more)."""
+        job_id = self.batch.job_from(queue)
+        return None if job_id is None else queue.find(job_id, self.index)
+
 
 def slurm_folder(runs_root: Path) -> Path:
     """Return the folder of the batches."""
@@ -167,7 +172,8 @@ def queue_of(claims: Iterable[Claim]) -> Queue:
     Raises:
         SlurmError: when there is no Slurm, or it does not answer.
     """
-    others = {claim.batch.about.get("user") for claim in claims} - {None, user_name()}
+    users = {user for claim in claims if (user := claim.batch.about.get("user")) is not None}
+    others = users - {user_name()}
     return read_queue({*others, user_name()} if others else ())
 
 

@@ -76,7 +76,7 @@ def _require_gpu(device: str) -> None:
     if torch.cuda.is_available():
         return
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         reason = "it sees none"
     except (RuntimeError, AssertionError) as error:  # the latter where it was built without CUDA
         reason = str(error).split(". ")[0].rstrip(".")

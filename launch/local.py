@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from crisscross.run_directory import RunDirectory
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE
@@ -61,10 +62,21 @@ class Job:
     ended: float | None = None
 
     @property
-    def progress(self) -> Mapping[str, object]:
+    def progress(self) -> Mapping[str, Any]:
         """What the job said of itself since it was started; empty before its first word."""
         progress = self.run.progress or {}
         return progress if self.started is None or progress.get("time", 0) >= self.started else {}
+
+    @property
+    def child(self) -> subprocess.Popen[bytes]:
+        """The process of a job that runs as our child.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        if self.process is None:
+            raise RuntimeError(f"{self.experiment.label}: {self.state}, but no child of ours")
+        return self.process
 
 
 def job_command(run_directory: Path) -> list[str]:
@@ -125,7 +137,7 @@ class LocalRunner:
                     time.sleep(self.poll_s)
             finally:
                 for job in self._running():  # only after an error of our own: tell them to save and leave
-                    job.process.terminate()
+                    job.child.terminate()
         return list(self.jobs.values())
 
     def _step(self) -> bool:
@@ -214,7 +226,7 @@ class LocalRunner:
         return tuple(sorted(self.capacity.gpus, key=used.count)[:count])
 
     def _reap(self, job: Job) -> None:
-        code = job.process.poll()
+        code = job.child.poll()
         if code is None:
             return
         if job.run.result is not None:
@@ -254,7 +266,7 @@ class LocalRunner:
         if self._stop_deadline is None:
             self._stop_deadline = time.monotonic() + self.stop_seconds
             for job in running:
-                job.process.terminate()  # the job alone: its loader workers are needed to finish the step
+                job.child.terminate()  # the job alone: its loader workers are needed to finish the step
             if running:
                 self.display.say(
                     f"stopping: {len(running)} experiment(s) write a checkpoint, up to"
@@ -263,8 +275,8 @@ class LocalRunner:
         elif self._kill_asked or time.monotonic() > self._stop_deadline:
             for job in running:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(job.process.pid, signal.SIGKILL)
-                job.process.wait()
+                    os.killpg(job.child.pid, signal.SIGKILL)
+                job.child.wait()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -25,20 +25,31 @@ def print_table(plan: Plan, console: Console) -> bool:
     """Print the table of a study; return whether there is the one that was asked for."""
     from analysis.make_tables import print_tables
 
-    study = {"study": plan.launch.study.name, "fingerprint": plan.fingerprint}
-    return _from_mlflow([plan], console, lambda **place: print_tables(**place, **study, out="tables"))
+    def make(uri: str, experiment: str) -> int:
+        study, variant = plan.launch.study.name, plan.fingerprint
+        return print_tables(uri, experiment=experiment, study=study, fingerprint=variant, out="tables")
+
+    return _from_mlflow([plan], console, make)
 
 
 def print_report(plans: Sequence[Plan], console: Console) -> bool:
     """Print the tables of studies, draw their figures, make one page of all; return whether all of it is there."""
     from analysis.make_report import make_report
 
-    wanted = {"studies": variants(plans), "runs_root": plans[0].runs_root}
-    return _from_mlflow(plans, console, lambda **place: make_report(**place, **wanted))
+    def make(uri: str, experiment: str) -> int:
+        return make_report(uri, experiment=experiment, studies=variants(plans), runs_root=plans[0].runs_root)
+
+    return _from_mlflow(plans, console, make)
 
 
-def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[..., int]) -> bool:
-    """Make something of what MLflow has of some studies, which are its latest now; return whether that worked."""
+def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, str], int]) -> bool:
+    """Make something of what MLflow has of some studies, which are its latest now; return whether that worked.
+
+    Args:
+        plans: the studies.
+        console: where to.
+        make: URI of the store, name of the MLflow experiment -> exit code.
+    """
     tracking = plans[0].config["tracking"]
     if tracking["delivery"] == "off":
         say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
@@ -46,7 +57,7 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[..., in
     for plan in plans:
         note_latest(plan.launch.study.name, plan.fingerprint, tracking=tracking, say=lambda text: say(console, text))
     try:
-        return make(uri=tracking["uri"], experiment=tracking["experiment"]) == 0
+        return make(tracking["uri"], tracking["experiment"]) == 0
     except (TrackingError, ValueError, OSError) as error:
         say(console, f"no table: {mask_passwords(str(error))}", style="red")
         return False

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crisscross.identity import plain_copy
@@ -70,7 +70,13 @@ def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 @cache
 def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Compose: a tenth of a second each time, and a study asks for the same config while it checks overrides."""
-    return OmegaConf.to_container(compose(name, list(overrides)), resolve=True, throw_on_missing=True)
+    return _plain(compose(name, list(overrides)), throw_on_missing=True)
+
+
+def _plain(config: DictConfig, *, throw_on_missing: bool = False) -> dict[str, Any]:
+    """Resolve a config to plain dicts, lists and scalars."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)
+    return cast(dict[str, Any], plain)  # which a DictConfig becomes
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -152,7 +158,7 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
     overrides = parse_overrides(arguments)
     first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
     return [
-        item.input_line if value is None else f"{item.input_line.split('=')[0]}={value}"
+        _typed(item) if value is None else f"{_typed(item).split('=')[0]}={value}"
         for item, value in zip(overrides, first, strict=True)
     ]
 
@@ -175,6 +181,12 @@ def has_key(config: Mapping[str, Any], dotted: str) -> bool:
     return True
 
 
+def _typed(item: Override) -> str:
+    """Return an override as it was typed."""
+    assert item.input_line is not None  # the parser notes it
+    return item.input_line
+
+
 def _belongs_to_launch(item: Override) -> bool:
     name = item.key_or_group
     if name == "seed":
@@ -184,7 +196,7 @@ def _belongs_to_launch(item: Override) -> bool:
 
 
 def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:
-    texts = [_as_list(item) if item.key_or_group == "seeds" else item.input_line for item in overrides]
+    texts = [_as_list(item) if item.key_or_group == "seeds" else _typed(item) for item in overrides]
     for item in overrides:
         if item.key_or_group == "study":
             raise ValueError(f"{item.input_line}: this script launches study={study}, others have their own")
@@ -192,7 +204,7 @@ def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str
         config = compose("launch", [f"study={study}", *texts], return_hydra_config=True)
         launcher = str(config.hydra.runtime.choices["hydra/launcher"])
         plain = {str(key): config[key] for key in config if key != "hydra"}
-        return OmegaConf.to_container(OmegaConf.create(plain), resolve=True), launcher
+        return _plain(OmegaConf.create(plain)), launcher
     except (HydraException, OmegaConfBaseException) as error:
         launchers = {str(item.value()) for item in overrides if item.key_or_group == "hydra/launcher"} - {"local"}
         lonely = [item.input_line for item in overrides if item.key_or_group.startswith("cluster.") and not launchers]
@@ -212,8 +224,8 @@ def _cluster_keys() -> list[str]:
 
 def _as_list(item: Override) -> str:
     """Write `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
-    value = item.input_line.split("=", 1)[1].strip()
-    return item.input_line if value.startswith("[") else f"{item.key_or_group}=[{value}]"
+    value = _typed(item).split("=", 1)[1].strip()
+    return _typed(item) if value.startswith("[") else f"{item.key_or_group}=[{value}]"
 
 
 def _axis_values(item: Override) -> list[Any]:
@@ -245,7 +257,7 @@ def _route_to_kinds(
         ]
         for _, item in choices:
             _check_choice(item)
-        chosen = compose_config(kind, [item.input_line for _, item in choices])
+        chosen = compose_config(kind, [_typed(item) for _, item in choices])
         candidates += [*groups_of(kind), *_keys(chosen)]
         for index, item in enumerate(overrides):
             key = item.key_or_group
@@ -259,7 +271,7 @@ def _route_to_kinds(
                     raise ValueError(f"{item.input_line}: {item.key_or_group} is a setting of {other} experiments only")
             raise ValueError(_unknown(item, candidates))
     return {
-        kind: tuple(item.input_line for index, item in enumerate(overrides) if kind in goes_to[index]) for kind in kinds
+        kind: tuple(_typed(item) for index, item in enumerate(overrides) if kind in goes_to[index]) for kind in kinds
     }
 
 

@@ -48,12 +48,13 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         ValueError, OSError: one line, when the machine cannot do what is asked.
     """
     first = plans[0]
-    if first.launch.cluster is not None:
+    cluster = first.launch.cluster
+    if cluster is not None:
         from launch import slurm_launch  # which builds on this module
 
         # Each finds in the queue what it shares with those before.
         together = variants(plans)
-        codes = [slurm_launch.launch(plan, console=console, together=together) for plan in plans]
+        codes = [slurm_launch.launch(plan, cluster, console=console, together=together) for plan in plans]
         if together and not first.launch.dry_run and all(slurm_launch.is_done(plan) for plan in plans):
             codes.append(0 if print_report(plans, console) else 1)  # no job is there to make it
             say_next(first, console)
@@ -130,16 +131,17 @@ def _require_none_on_slurm(plan: Plan) -> None:
     from launch.claims import queue_of, read_claim
     from launch.sbatch import NoSlurmError
 
-    claims = {item.label: read_claim(claim_path(item.path), plan.runs_root) for item in claimed}
+    found = {item.label: read_claim(claim_path(item.path), plan.runs_root) for item in claimed}
+    claims = {label: claim for label, claim in found.items() if claim is not None}
     try:
         queue = queue_of(claims.values())
     except NoSlurmError:  # a copy of somebody's runs, on another machine
         return
     for label, claim in claims.items():
-        job_id = claim.batch.job_from(queue)
-        if job_id is not None and queue.find(job_id, claim.index) is not None:
+        task = claim.task_in(queue)
+        if task is not None:
             raise StudyRunningError(
-                f"{label} has been given to Slurm (job {job_id}_{claim.index}): uv run launch/status.py shows how"
+                f"{label} has been given to Slurm (job {task.job_id}_{claim.index}): uv run launch/status.py shows how"
                 " it stands, uv run launch/cancel.py takes it back"
             )
 

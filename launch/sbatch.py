@@ -82,7 +82,7 @@ def script_text(
         setup=setup_lines(cluster, resources, code),
         stderr_to_stdout=True,
         map_count=None if array is None else 1,
-        wckey=None,
+        wckey=None,  # type: ignore[arg-type]  # leaves the option out, as with all the others
         teardown=None if afterwards is None else _teardown(f"{python} {shlex.join(afterwards)}"),
         srun_args=["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it: none waits for it for ever
         additional_parameters=more,

@@ -25,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from crisscross.evaluation.completion import complete
-from crisscross.identity import weights_fingerprint
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS, check_epoch_number, check_pretraining, ignored
+from crisscross.identity import identity, weights_fingerprint
+from crisscross.run_directory import RunDirectory, label_of, path_of
+from crisscross.settings import KINDS, DownstreamSettings, check_epoch_number, check_pretraining, ignored
 from crisscross.settings_base import parse
 from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
 from launch import inside_slurm
@@ -37,7 +37,6 @@ from launch.delivery import delivering, resolve
 from launch.display import HEARTBEAT_S, describe
 from launch.environment import UnusableEnvironmentError, check_environment, import_libraries
 from launch.folds import require_one_job_a_fold, run_folds
-from launch.graph import Experiment
 from launch.job import run_ranks
 from launch.overrides import check_overrides, compose_config, first_of_sweep, hydra_configs
 from launch.run_log import LogReader, Warnings, handler_for
@@ -179,10 +178,12 @@ def _run_and_show(kind: str, config: dict[str, Any]) -> tuple[int, Mapping[str, 
         _say(console, "interrupted: what was computed is kept; the same command goes on")
     if code or not inside_slurm.is_first_rank():  # another process writes the result
         return code, {}
-    for name, value in sorted(run.result["metrics"].items(), key=_by_number):
+    result = run.result
+    assert result is not None  # which code 0 says
+    for name, value in sorted(result["metrics"].items(), key=_by_number):
         _say(console, f"  {name:<28} {value:.4g}")
     _say(console, f"result: {where}/result.json")
-    return 0, run.result["metrics"]
+    return 0, result["metrics"]
 
 
 def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
@@ -203,12 +204,19 @@ def _make_run(kind: str, config: dict[str, Any]) -> RunDirectory:
         for line in ignored(settings):
             print(f"warning: {line}", file=sys.stderr)
     config = {**config, "data": prepare(config["data"])}  # last: it may take a while
-    if kind == "downstream" and not Experiment(kind, config, tuple(parents)).path.exists():
+    if isinstance(settings, DownstreamSettings) and not _place_of(kind, config, parents).exists():
         import_libraries([kind])
         from crisscross.evaluation.weights import check_files
 
         check_files(settings)  # a file that does not fit must not leave a failed experiment behind
     return RunDirectory.create(kind, config, parents=parents)
+
+
+def _place_of(kind: str, config: Mapping[str, Any], parents: Sequence[RunDirectory]) -> Path:
+    """Return where ``RunDirectory.create`` finds or makes an experiment's folder."""
+    run_identity = identity(kind, config, parents=[parent.identity for parent in parents])
+    label = label_of(kind, config, parents=[parent.label for parent in parents])
+    return path_of(kind, config, label=label, run_identity=run_identity)
 
 
 def _parents_of(weights: Mapping[str, Any]) -> list[RunDirectory]:

@@ -118,8 +118,8 @@ class Submitter:
         told = False
         while True:
             queue = queue_of(claims)
-            jobs = [(claim.batch.job_from(queue), claim.index) for claim in claims]
-            ending = [task for job in jobs if (task := queue.find(*job)) and task.state == "COMPLETING"]
+            tasks = [claim.task_in(queue) for claim in claims]
+            ending = [task for task in tasks if task is not None and task.state == "COMPLETING"]
             if not ending or time.monotonic() > deadline:
                 return queue
             if not told:
@@ -168,15 +168,17 @@ class Submitter:
             if run.result is not None:
                 continue
             claim = read_claim(claim_path(run.path), self.runs_root)
-            job_id = claim.batch.job_from(queue) if claim else None
-            if claim is None or job_id is None or queue.find(job_id, claim.index) is None:
+            task = claim.task_in(queue) if claim else None
+            if claim is None or task is None:
                 waits = any(parent.identity in elsewhere for parent in experiment.parents)
                 (elsewhere if waits or run.is_running else missing)[experiment.identity] = experiment
             elif any(parent.identity in missing for parent in experiment.parents):
-                orphans.append(f"{job_id}_{claim.index}")  # it waits for a job that is gone
+                orphans.append(f"{task.job_id}_{claim.index}")  # it waits for a job that is gone
                 missing[experiment.identity] = experiment
             else:
-                array = arrays.setdefault(job_id, Array(claim.batch.about.get("kind", ""), {}, job_id=job_id))
+                assert claim.index is not None  # a table's job alone is in no array
+                kind = claim.batch.about.get("kind", "")
+                array = arrays.setdefault(task.job_id, Array(kind, {}, job_id=task.job_id))
                 found.kept[experiment.identity] = Task(array, claim.index)
         if orphans:
             slurm("scancel", *orphans)
@@ -232,14 +234,14 @@ class Submitter:
         """Submit the table behind everything else, in the place of one that knows only a part of it."""
         path = table_claim_path(record)
         old = read_claim(path, self.runs_root)
-        old_job = old.batch.job_from(queue) if old else None
-        waits = old_job is not None and queue.find(old_job, None) is not None
-        if not done.arrays and (waits or not done.kept):
-            done.table_job = old_job if waits else None
+        waiting = old.task_in(queue) if old else None
+        if not done.arrays and (waiting or not done.kept):
+            done.table_job = waiting.job_id if waiting else None
             return
-        if waits:
-            slurm("scancel", old_job)
-        after = sorted({task.array.job_id for task in done.kept.values()} | {array.job_id for array in done.arrays})
+        if waiting:
+            slurm("scancel", waiting.job_id)
+        arrays = [*(task.array for task in done.kept.values()), *done.arrays]
+        after = sorted({array.submitted_id for array in arrays})
         batch = Batch.create(self.runs_root, kind="table", runs={}, dependency=":".join(["afterany", *after]))
         write_text(batch.script, self.table_script(record, batch.folder, after=after))
         write_claim(path, Claim(batch, None))
@@ -259,8 +261,9 @@ def _submit(batch: Batch) -> str:
     try:
         job_id = submit(batch.script)
     except SlurmSilentError:
-        job_id = queue_of([]).job_of(str(batch.script))
-        if job_id is None:
+        found = queue_of([]).job_of(str(batch.script))
+        if found is None:
             raise
+        job_id = found
     batch.note_job(job_id)
     return job_id

@@ -12,10 +12,10 @@ from crisscross.catch_up import catch_up
 from crisscross.data.catalogue import clip_facts
 from crisscross.models.sizes import checkpoints_bytes
 from crisscross.run_directory import RunDirectory
-from crisscross.settings import KINDS, trains
+from crisscross.settings import DownstreamSettings, PretrainSettings, trains
 from crisscross.settings_base import parse
 from launch.arrays import Array, Planner
-from launch.cluster import resource_kind
+from launch.cluster import ClusterSettings, resource_kind
 from launch.delivery import refill
 from launch.display import say
 from launch.graph import Experiment
@@ -32,11 +32,12 @@ SHOWN = 5
 """Experiments named in a sentence about many (chosen by us)."""
 
 
-def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None = None) -> int:
+def launch(plan: Plan, cluster: ClusterSettings, *, console: Console, together: Mapping[str, str] | None = None) -> int:
     """Submit what a plan lacks and return.
 
     Args:
         plan: the study.
+        cluster: the cluster.
         console: where to.
         together: see ``launch.report.register``.
 
@@ -52,8 +53,8 @@ def launch(plan: Plan, *, console: Console, together: Mapping[str, str] | None =
     check_space(plan)
     if plan.launch.dry_run:
         code = Snapshot(plan.runs_root.resolve() / "code" / "SNAPSHOT", "", None, False)
-        return _dry_run(plan, _submitter(plan, code, console), console)
-    submitter = _submitter(plan, take_snapshot(plan.runs_root), console)
+        return _dry_run(plan, _submitter(plan, cluster, code, console), console)
+    submitter = _submitter(plan, cluster, take_snapshot(plan.runs_root), console)
     missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
     submitter.check_all(resource_kind(item) for item in missing)
     check_imports(
@@ -86,10 +87,10 @@ def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_rep
     return 0 if has_table else 1
 
 
-def _submitter(plan: Plan, code: Snapshot, console: Console) -> Submitter:
+def _submitter(plan: Plan, cluster: ClusterSettings, code: Snapshot, console: Console) -> Submitter:
     return Submitter(
         study=plan.name,
-        cluster=plan.launch.cluster,
+        cluster=cluster,
         runs_root=plan.runs_root,
         code=snapshot_environment(code),
         say=lambda text: say(console, text),
@@ -113,8 +114,9 @@ def check_space(plan: Plan) -> None:
 
 
 def _checkpoints_bytes(item: Experiment) -> int:
-    clips = clip_facts(item.config["data"]) if item.kind == "pretrain" else None
-    return checkpoints_bytes(parse(KINDS[item.kind], item.config), clips)
+    if item.kind == "pretrain":
+        return checkpoints_bytes(parse(PretrainSettings, item.config), clip_facts(item.config["data"]))
+    return checkpoints_bytes(parse(DownstreamSettings, item.config), None)
 
 
 def _bytes_in(folder: Path) -> int:
@@ -135,7 +137,8 @@ def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
         _print_script(_describe(array), submitter.script_of(array, folder), console)
     if arrays:
         record = record_path(plan.runs_root, plan.name)
-        _print_script("the table", submitter.table_script(record, folder, after=[a.job_id for a in arrays]), console)
+        after = [array.submitted_id for array in arrays]
+        _print_script("the table", submitter.table_script(record, folder, after=after), console)
     code = 0
     if has_slurm:
         for line in checked(submitter, arrays):

@@ -82,8 +82,10 @@ class SlurmView:
 
     def task(self, claim: Claim) -> QueuedTask | None:
         """Return the job of a claim, None when it is not in the queue."""
-        job_id = claim.batch.job_from(self.queue) if self.queue is not None else None
-        return None if job_id is None else self.queue.find(job_id, claim.index)
+        return None if self.queue is None else claim.task_in(self.queue)
+
+
+_NOT_ASKED = SlurmView()
 
 
 def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmView:
@@ -123,20 +125,20 @@ def _paths(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Pa
             yield runs_root / member["path"]
 
 
-def standing_of(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView | None = None) -> Standing:
+def standing_of(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView = _NOT_ASKED) -> Standing:
     """Tell how an experiment stands.
 
     Args:
         path: its run directory, which may not exist yet.
         parents: those of the experiments that it needs.
-        slurm: what Slurm says; None = nothing was asked.
+        slurm: what Slurm says; by default nothing was asked.
     """
     progress = RunDirectory(path).progress or {}
     launches = read_json(path / "launches.json") or []
     restarts = max(0, len(launches) - 1)
     if (path / "result.json").is_file():
         return Standing("done", progress, restarts)
-    claim = slurm.claims.get(path) if slurm is not None and slurm.queue is not None else None
+    claim = slurm.claims.get(path) if slurm.queue is not None else None
     if claim is not None:
         standing = _on_slurm(claim, slurm, path, parents, progress, restarts)
         left = [launch.get("left") for launch in launches if launch.get("slurm_job") == standing.job]
@@ -147,7 +149,7 @@ def standing_of(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView | 
 
 
 def _here(
-    path: Path, parents: Sequence[Path], progress: Mapping[str, Any], restarts: int, slurm: SlurmView | None
+    path: Path, parents: Sequence[Path], progress: Mapping[str, Any], restarts: int, slurm: SlurmView
 ) -> Standing:
     """Tell from the run directory alone."""
     said = progress.get("state", "queued")
@@ -160,7 +162,7 @@ def _here(
     return Standing("waiting" if waits else "not started", progress)
 
 
-def _blocked_by(parents: Sequence[Path], slurm: SlurmView | None) -> str:
+def _blocked_by(parents: Sequence[Path], slurm: SlurmView) -> str:
     """Return ``parent failed`` or ``parent cancelled`` where a parent has ended without a result, else nothing."""
     states = {_BLOCKED.get(standing_of(parent, slurm=slurm).state, "") for parent in parents}
     return max(states, default="")  # a failure before a cancellation
@@ -206,13 +208,15 @@ def _how_it_ended(
         return "failed", str(progress.get("error") or "")
     was_started = bool(read_json(path / "launches.json"))
     blocked = _blocked_by(parents, slurm)
-    word = slurm.ended.get((claim.batch.job_id, claim.index), "").split(" ")[0]
+    job_id = claim.batch.job_id
+    word = "" if job_id is None else slurm.ended.get((job_id, claim.index), "").split(" ")[0]
     if blocked and word in ("", "CANCELLED"):
         return blocked, ""
     if word == "CANCELLED":
         return "cancelled", "by scancel"
-    if word in _ENDED_FOR_GOOD and not (word == "FAILED" and progress.get("state") == "interrupted"):
-        lines = last_lines(claim.batch.log_path(claim.batch.job_id, claim.index), num_lines=1)
+    for_good = word in _ENDED_FOR_GOOD and not (word == "FAILED" and progress.get("state") == "interrupted")
+    if job_id is not None and for_good:
+        lines = last_lines(claim.batch.log_path(job_id, claim.index), num_lines=1)
         return "failed", _ENDED_FOR_GOOD[word] or (
             lines[0] if lines else "its log says why" if was_started else _NO_WORD
         )

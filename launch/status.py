@@ -167,7 +167,7 @@ def _show_members(
             for parent in member["parents"]
             if parent not in standings or standings[parent].state != "done"
         ]
-        cells = {
+        cells: dict[str, str | Text] = {
             "experiment": member["label"],
             "state": Text(standing.state, style=_COLOURS.get(standing.state, "")),
             "progress": _detail(standing, waits_for=waits_for, log=log),
@@ -176,7 +176,8 @@ def _show_members(
             "node": standing.nodes,
             "log": os.path.relpath(log) if log.is_file() else "",
         }
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in map(cells.get, columns)))
+        shown = [cells[column] for column in columns]
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in shown))
     console.print(table)
 
 

@@ -102,9 +102,9 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         if not launch.fair:
             launch = launch.model_copy(update={"study": launch.study.with_authors()})
         roots = known_roots(launch.roots, routed.kinds["pretrain"])
-        study, left_out = without_unknown(launch.study, roots)
-        launch = launch.model_copy(update={"study": study})
-        composer = Composer(routed, study, roots=roots, cluster=launch.cluster, fair=launch.fair)
+        known, left_out = without_unknown(launch.study, roots)
+        launch = launch.model_copy(update={"study": known})
+        composer = Composer(routed, known, roots=roots, cluster=launch.cluster, fair=launch.fair)
         checked = [parse(SETTINGS[kind], config) for kind, config in composer.all_configs(launch.seeds)]
         whole = _families_of_whole(routed, launch)
     composer.prepare_data(prepare or _prepare)

@@ -105,7 +105,14 @@ def _scatter(axes: Axes, places: np.ndarray, labels: np.ndarray, classes: list[s
         ours = places[labels == name]
         look = look_of(number)
         axes.scatter(
-            *ours.T, s=15, c=look["color"], marker=look["marker"], linewidths=0.25, edgecolors="#555555", label=name
+            ours[:, 0],
+            ours[:, 1],
+            s=15,
+            c=look["color"],
+            marker=look["marker"],
+            linewidths=0.25,
+            edgecolors="#555555",
+            label=name,
         )
     bare(axes)
     for spine in axes.spines.values():

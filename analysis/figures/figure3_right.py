@@ -51,8 +51,8 @@ class Panel:
             return None
         name = f"eval/top1_{self.modality}"
         names = [name] if self.folds in ((), row["folds"]) else [f"{name}_fold{fold}" for fold in self.folds]
-        values = [row.get(name) for name in names]
-        return None if any(value is None or value != value for value in values) else statistics.mean(values)
+        values = [value for name in names if (value := row.get(name)) is not None and value == value]
+        return statistics.mean(values) if len(values) == len(names) else None
 
 
 def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
@@ -139,8 +139,15 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
     look = look_of(number + (number > 0))  # blue, then green: far apart in grey as well
     for after, values in points:
         if len(values) > 1:  # of one seed there is no spread, and a bar of no length would say that it is sure
-            bar = {"yerr": statistics.stdev(values), "ecolor": look["color"], "elinewidth": 1, "capsize": 2.5}
-            axes.errorbar(after, statistics.mean(values), fmt="none", **bar)
+            axes.errorbar(
+                after,
+                statistics.mean(values),
+                yerr=statistics.stdev(values),
+                fmt="none",
+                ecolor=look["color"],
+                elinewidth=1,
+                capsize=2.5,
+            )
     axes.plot(
         [after for after, _ in points],
         [statistics.mean(values) for _, values in points],

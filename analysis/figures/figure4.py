@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -9,6 +11,9 @@ from analysis.figures.base import Drawing, NotThereError, Wanted, pair, plain
 from analysis.figures.places import run_directory
 from analysis.figures.style import bare, evenly, new_figure, styled
 from analysis.runs import StudyRuns
+
+if TYPE_CHECKING:
+    from crisscross.evaluation.held_out import HeldOut
 
 NUM_CLIPS, NUM_FRAMES = 6, 4
 """Clips, and frames of each, that are shown (chosen by us)."""
@@ -37,6 +42,8 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     paths = list(wanted.clips) or first_of_classes(some, NUM_CLIPS)
     clips = some.rows(paths)
     shown = some.middle(clips, "v")
+    assert shown.video is not None  # what was asked for is there
+    assert shown.frames is not None
     torch.set_num_threads(1)  # sums over threads have no fixed order
     maps = {arm: smooth(saliency(model.networks()["v"], shown.video).numpy()) for arm, model in models.items()}
     with styled():
@@ -67,7 +74,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     )
 
 
-def first_of_classes(held_out: object, num: int) -> list[str]:
+def first_of_classes(held_out: HeldOut, num: int) -> list[str]:
     """Return the first held-out clip of evenly spaced classes: a choice that looks at no result.
 
     Raises:

@@ -82,10 +82,10 @@ def _block(runs: StudyRuns, stream: str, wanted: Wanted) -> Block:
         raise NotThereError(f"the study {runs.study} has no evaluation of a pretraining by {stream}")
     done = frame_of[frame_of["status"] == "FINISHED"].sort_values(["downstream_data", "seed", "identity"]).head(1)
     if done.empty:
-        row = first(frame_of)
+        row = frame_of.iloc[0].to_dict()
         above = runs.pretrainings[runs.pretrainings["identity"] == row["parent_identity"]]
         raise NotThereError(f"its evaluation: {': '.join(filter(None, reason_missing(row, first(above))))}")
-    held_out = HeldOut(run_directory(first(done), wanted.runs_root))
+    held_out = HeldOut(run_directory(done.iloc[0].to_dict(), wanted.runs_root))
     found = _neighbours(held_out, stream)
     paths = [path for path in wanted.clips if path in set(found["query"])]
     groups = dict(list(found.groupby("query", sort=False)))
@@ -131,7 +131,9 @@ def _pictures(block: Block, stream: str) -> dict[str, np.ndarray]:
     paths = [*dict.fromkeys(path for query in block.queries for path in (query["query"].iloc[0], *query["neighbour"]))]
     shown = block.held_out.middle(block.held_out.rows(paths), stream)
     if stream == "v":
+        assert shown.frames is not None  # what was asked for is there
         return dict(zip(paths, shown.frames[:, shown.frames.shape[1] // 2], strict=True))
+    assert shown.audio is not None
     return dict(zip(paths, shown.audio[:, 0].numpy(), strict=True))
 
 
@@ -151,6 +153,7 @@ def _caption(blocks: dict[str, Block], wanted: Wanted) -> str:
         ranks = [query["neighbour_label"] == query["query_label"] for query in block.queries]
         right, num = sum(int(rank.sum()) for rank in ranks), sum(len(rank) for rank in ranks)
         protocol = block.held_out.settings.downstream
+        assert protocol.name == "retrieval"  # as _block has chosen
         recall = block.row.iloc[0].get(f"eval/recall_at_1_{stream}")
         known = f"; R@1 over all queries {100 * recall:.1f} %" if recall is not None and not np.isnan(recall) else ""
         parts.append(

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from analysis.figures.base import Drawing, NotThereError, Wanted
-from analysis.figures.style import FLOOR, look_of, new_figure, styled
+from analysis.figures.style import FLOOR, Look, look_of, new_figure, styled
 from analysis.runs import StudyRuns
 from analysis.tables.paper import table3
 
@@ -80,8 +80,15 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], *, title: str) -> No
         )
         for place, one in there:
             if one["std"]:  # of one seed there is none, and a bar of no length would say that it is sure
-                bar = {"yerr": 100 * float(one["std"]), "ecolor": look["color"], "elinewidth": 1, "capsize": 2.5}
-                axes.errorbar(place, 100 * float(one["mean"]), fmt="none", **bar)
+                axes.errorbar(
+                    place,
+                    100 * float(one["mean"]),
+                    yerr=100 * float(one["std"]),
+                    fmt="none",
+                    ecolor=look["color"],
+                    elinewidth=1,
+                    capsize=2.5,
+                )
         for one in ours:
             if one["is_floor"] == "true" and one["mean"]:
                 _floor(axes, 100 * float(one["mean"]), right=len(rows) - 0.45, look=look)
@@ -95,7 +102,7 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], *, title: str) -> No
         axes.set_title(title, color=FLOOR)
 
 
-def _floor(axes: Axes, height: float, *, right: float, look: Mapping[str, str]) -> None:
+def _floor(axes: Axes, height: float, *, right: float, look: Look) -> None:
     """Draw the line of a modality's floor, which ends in the modality's marker, hollow."""
     axes.axhline(height, color=look["color"], linestyle=FLOOR_LINE, linewidth=0.9)
     axes.plot(right, height, fillstyle="none", clip_on=False, markersize=3.5, **look)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
 """Okabe and Ito's, which people with any kind of colour vision tell apart; those that print best come first."""
@@ -23,7 +24,7 @@ WIDTH_IN = 6.7
 DOTS_PER_INCH = 200
 SIZE_PT = 8.0
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
     "font.size": SIZE_PT,
     "axes.titlesize": SIZE_PT,
@@ -48,12 +49,19 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class Look(TypedDict):
+    """How one of several things is drawn, as keyword arguments."""
+
+    color: str
+    marker: str
+
+
 def styled() -> Any:
     """Return the context in which figures are made and written; what a user has configured has no say."""
     return rc_context({**_defaults(), **SETTINGS})
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> dict[RcKeyType, Any]:
     from matplotlib import rcParamsDefault
 
     return {key: value for key, value in rcParamsDefault.items() if key != "backend"}
@@ -77,7 +85,7 @@ def as_bytes(figure: Figure) -> dict[str, bytes]:
         return files
 
 
-def look_of(number: int) -> dict[str, str]:
+def look_of(number: int) -> Look:
     """Return colour and marker of the n-th of several things; no two of the first 24 have both in common."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 

@@ -34,7 +34,7 @@ class Spec:
         columns: their order.
         published: printed numbers in percent, by place; they are shown where the scale is the paper's.
         best: whether the best of each ``column``, of each ``row``, or nothing is set in bold; floors never are.
-        compare: headings of two columns whose difference is shown: the second less the first.
+        compare: headings of two columns whose difference is shown: the second less the first; empty for none.
         over_floor: whether columns show how far everything is above untrained backbones.
         remark: last sentence of the caption.
     """
@@ -48,7 +48,7 @@ class Spec:
     columns: Sequence[Heading] = ()
     published: Mapping[Place, float] = field(default_factory=dict)
     best: str = ""
-    compare: tuple[Heading, Heading] | None = None
+    compare: tuple[Heading, ...] = ()
     over_floor: bool = False
     remark: str = ""
 
@@ -101,12 +101,12 @@ class _Grid:
         compare = self._spec.compare
         printed = [column for column in self._columns if any(column == other for _, other in self._published)]
         shown = [("measured", column) for column in self._columns]
-        if compare is not None and set(compare) <= set(self._columns):
+        if compare and set(compare) <= set(self._columns):
             shown.append(("difference", compare[1]))
         if self._spec.over_floor and self._placed.floors:
             shown += [("over floor", column) for column in self._columns]
         shown += [("published", column) for column in printed]
-        if compare is not None and set(compare) <= set(printed):
+        if compare and set(compare) <= set(printed):
             shown.append(("published difference", compare[1]))
         return [*shown, *(("less paper", column) for column in printed)]
 
@@ -213,8 +213,7 @@ def _less(series: Series | None, other: Series | None) -> Difference | None:
 
 
 def _difference(series: Series | None, other: Series | None) -> Cell:
-    found = _less(series, other)
-    if found is None:
+    if series is None or other is None or (found := _less(series, other)) is None:
         return NEEDS_BOTH
     return Cell(found.text, run_ids=(*other.result.run_ids, *series.result.run_ids))
 

@@ -89,17 +89,16 @@ def place_all(series: Sequence[Series], rules: Rules) -> Placed:
     trained = [(place, one) for one in series if not one.is_floor and (place := rules.place(one)) is not None]
     trained = _apart_from_other_protocols(trained, rules)
     trained = _apart_from_each_other(trained, rules, ("point", *PRETRAINED), ("pretrain_family", "family"))
-    floors = [one for one in series if one.is_floor and rules.place(one) is not None]
-    found = _floors_of([one for _, one in trained], floors, rules.families)
+    floors = [(place, one) for one in series if one.is_floor and (place := rules.place(one)) is not None]
+    found = _floors_of([one for _, one in trained], [one for _, one in floors], rules.families)
     standing = []
-    for floor in floors:
-        place = rules.place(floor)
+    for place, floor in floors:
         hosts = [host for (host, _), ours in zip(trained, found, strict=True) if id(floor) in _ids([ours])]
         sides = list(dict.fromkeys(_evaluations_side(host, rules) for host in hosts))
         alone = _evaluations_side(place, rules)
         if any(_evaluations_side(host, rules) == alone for host, _ in trained):
             alone = _renamed(alone, f" [{floor.facts['family']}]")
-        standing += [(_with_side(place, side, rules), floor) for side in sides or [alone]]
+        standing += [(_with_side(place, side), floor) for side in sides or [alone]]
     standing = _apart_from_each_other(standing, rules, ("backbone",), ("family",))
     beside = {place: ours[0] for (place, _), ours in zip(trained, found, strict=True) if len(ours) == 1}
     return Placed({**dict(trained), **dict(standing)}, beside)
@@ -147,7 +146,7 @@ def _apart_from_other_protocols(placed: list[tuple[Place, Series]], rules: Rules
         text = f" ({', '.join(words)})" if words else ""
         if len({other.of(rules.families) for other in same}) > 1:
             text += f" [{'/'.join(filter(None, one.of(rules.families)))}]"
-        told.append((_with_side(place, _renamed(_evaluations_side(place, rules), text), rules), one))
+        told.append((_with_side(place, _renamed(_evaluations_side(place, rules), text)), one))
     return told
 
 
@@ -167,7 +166,7 @@ def _apart_from_each_other(
         text = f" ({', '.join(words)})" if words else ""
         if sum(_words(other, varying) == words for other in by_place[place]) > 1:
             text += f" [{'/'.join(filter(None, one.of(digits)))}]"
-        told.append((_with_other_side(place, _relabelled(side, text), rules), one))
+        told.append((_with_side(place, _relabelled(side, text)), one))
     return told
 
 
@@ -199,12 +198,9 @@ def _other_side(place: Place, rules: Rules) -> str | Heading:
     return place[1] if rules.rows else place[0]
 
 
-def _with_side(place: Place, side: str | Heading, rules: Rules) -> Place:
-    return (side, place[1]) if rules.rows else (place[0], side)
-
-
-def _with_other_side(place: Place, side: str | Heading, rules: Rules) -> Place:
-    return (place[0], side) if rules.rows else (side, place[1])
+def _with_side(place: Place, side: str | Heading) -> Place:
+    """Return a place in another row, or in another column."""
+    return (side, place[1]) if isinstance(side, str) else (place[0], side)
 
 
 def _renamed(side: str | Heading, text: str) -> str | Heading:

@@ -57,8 +57,14 @@ def terminal(table: Table, *, width: int = TERMINAL_WIDTH) -> str:
     notes = [_one_line(note) for note in table.notes]
     parts += [""] if notes else []
     for note in notes:
-        options = {"initial_indent": "- ", "subsequent_indent": "  ", "break_long_words": False}
-        parts += textwrap.wrap(note, width, break_on_hyphens=False, **options)
+        parts += textwrap.wrap(
+            note,
+            width,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(parts) + "\n"
 
 

@@ -105,9 +105,10 @@ class Result:
     @property
     def std(self) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
-        if len(self.values) < 2:
+        mean = self.mean
+        if mean is None or len(self.values) < 2:
             return None
-        squares = sum((value - self.mean) ** 2 for value in self.values.values())
+        squares = sum((value - mean) ** 2 for value in self.values.values())
         return (squares / (len(self.values) - 1)) ** 0.5
 
     @property

@@ -61,7 +61,7 @@ class _Evaluation:
     """One evaluation of frozen features."""
 
     def __init__(self, run: RunDirectory, settings: DownstreamSettings) -> None:
-        self._run, self._settings, self._protocol = run, settings, settings.downstream
+        self._run, self._settings, self._protocol = run, settings, settings.frozen
         self._device = choose_device(settings.execution.device)
         self._manifest: Manifest = staged(
             open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase

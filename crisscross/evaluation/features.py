@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +32,13 @@ BATCH_BYTES = 2**28
 """Bytes of decoded segments in one pass, at most, unless one clip has more: every loader worker holds two of these."""
 
 Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Done(TypedDict):
+    """``done.json``: how many clips have their features, and how many numbers each is, by modality."""
+
+    clips: int
+    dims: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class FeatureStore:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Mapping[str, np.ndarray]], None]]:
         """Give a function that appends features of the next clips, (B, V, D) by modality; all is durable at the end."""
-        files: dict[str, object] = {}
+        files: dict[str, BinaryIO] = {}
         state = self._known()
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -90,7 +98,7 @@ class FeatureStore:
             for file in files.values():
                 file.close()
 
-    def _open(self, modality: str, clips: int, dim: int) -> object:
+    def _open(self, modality: str, clips: int, dim: int) -> BinaryIO:
         """Open a file behind the rows that count."""
         file = self._path(modality).open("ab")
         file.truncate(clips * self.num_segments * dim * 4)
@@ -99,13 +107,13 @@ class FeatureStore:
     def _path(self, modality: str) -> Path:
         return self.folder / f"{modality}.f32"
 
-    def _known(self) -> dict:
-        known = read_json(self.folder / "done.json") or {"clips": 0, "dims": {}}
+    def _known(self) -> _Done:
+        known: _Done = read_json(self.folder / "done.json") or _Done(clips=0, dims={})
         for modality, dim in known["dims"].items():
             path, expected = self._path(modality), known["clips"] * self.num_segments * dim * 4
             if not path.is_file() or path.stat().st_size < expected:
                 logger.warning("%s is shorter than it should be: extracting the features again", path)
-                return {"clips": 0, "dims": {}}
+                return _Done(clips=0, dims={})
         return known
 
 
@@ -206,5 +214,5 @@ def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterato
             yield {
                 modality: network(x).float().cpu().numpy().reshape(len(batch.labels), store.num_segments, -1)
                 for modality, x in zip("va", inputs, strict=True)
-                if (network := extraction.networks.get(modality)) is not None
+                if x is not None and (network := extraction.networks.get(modality)) is not None
             }

@@ -72,7 +72,7 @@ class Finetuning(Trainable):
         frozen = views.epoch < self.freeze_backbone_epochs
         self.video_backbone.train(not frozen)
         with torch.set_grad_enabled(not frozen):
-            features = self.video_backbone(views.video[0])
+            features = self.video_backbone(views.of("video")[0])
         logits = self.head(features).float()
         hits = logits.detach().argmax(dim=1) == views.labels
         return F.cross_entropy(logits, views.labels), {"train/top1": hits.float().mean()}
@@ -80,7 +80,7 @@ class Finetuning(Trainable):
 
 def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_classes: int) -> Finetuning:
     """Return the network before its first step: a backbone as it is and a head drawn from the seed."""
-    chosen = settings.downstream.head
+    chosen = settings.finetuning.head
     backbone.pool = chosen.pool
     head = classifier(
         backbone.feature_dim,
@@ -90,7 +90,7 @@ def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_c
         dropout=chosen.dropout,
     )
     initialise(head, seed_key=derive_key(settings.seed, "head"))
-    return Finetuning(backbone, head, freeze_backbone_epochs=settings.downstream.freeze_backbone_epochs)
+    return Finetuning(backbone, head, freeze_backbone_epochs=settings.finetuning.freeze_backbone_epochs)
 
 
 def finetune(run: RunDirectory) -> bool:
@@ -136,8 +136,8 @@ def finetune(run: RunDirectory) -> bool:
     return True
 
 
-def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_classes: int) -> Task:
-    protocol = settings.downstream
+def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_classes: int) -> Task[Finetuning]:
+    protocol = settings.finetuning
     backbone = backbones_of(run, settings).video_backbone
     return Task(
         phase="fine-tuning",
@@ -193,4 +193,4 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
 def _logits(network: Finetuning, frames: torch.Tensor) -> torch.Tensor:
     """Map frames (B, 3, T, H, W) to logits (B, K), some segments at a time: at 224 px all would fill a small GPU."""
     at_a_time = max(1, PIXELS_PER_PASS // frames[0, 0].numel())
-    return torch.cat([network.head(network.video_backbone(part)) for part in frames.split(at_a_time)])
+    return torch.cat([network.head(network.video_backbone(part)) for part in torch.split(frames, at_a_time)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import torch
 
 from crisscross.data.loader import Clips, SegmentDataset
@@ -45,7 +46,7 @@ class FoldFeatures:
         """
         self._run, self._settings, self._networks, self._device = run, settings, networks, device
         self._manifest = manifest
-        self._draws = settings.downstream.features.train_draws
+        self._draws = settings.frozen.features.train_draws
         train = np.unique(np.concatenate([fold.train["clip_id"] for fold in folds]))
         test = np.unique(np.concatenate([fold.test["clip_id"] for fold in folds]))
         if self._draws:
@@ -56,14 +57,7 @@ class FoldFeatures:
 
     def of(self, fold: Fold, modality: str) -> tuple[Rows, Rows]:
         """Return the training and the test rows of a fold."""
-        return tuple(
-            Rows.of(
-                tuple(store.array(stream) for stream in ("v", "a") if stream in modality),
-                np.searchsorted(clip_ids, frame["clip_id"]),
-                frame["label_id"].to_numpy(),
-            )
-            for (store, clip_ids), frame in ((self._train, fold.train), (self._test, fold.test))
-        )
+        return _rows(*self._train, fold.train, modality), _rows(*self._test, fold.test, modality)
 
     def _extract(self, name: str, clip_ids: np.ndarray, *, draws: int) -> tuple[FeatureStore, np.ndarray]:
         settings, manifest = self._settings, self._manifest
@@ -88,3 +82,12 @@ class FoldFeatures:
         report = reporter(self._run, phase=f"features of {name}", num_clips=len(frame))
         extract(store, extraction, report=report)
         return store, clip_ids
+
+
+def _rows(store: FeatureStore, clip_ids: np.ndarray, frame: pd.DataFrame, modality: str) -> Rows:
+    """Return the rows of some clips from a store that has those of the clips ``clip_ids``, ascending."""
+    return Rows.of(
+        tuple(store.array(stream) for stream in ("v", "a") if stream in modality),
+        np.searchsorted(clip_ids, frame["clip_id"]),
+        frame["label_id"].to_numpy(),
+    )

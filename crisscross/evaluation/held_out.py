@@ -81,9 +81,9 @@ class HeldOut:
         Raises:
             DecodeError, ValueError, FileNotFoundError: they are gone, and so is what they could be made from.
         """
-        drawn = self.settings.downstream.features.train_draws > 0  # then test clips have a store of their own
-        ids = [frame["clip_id"] for fold in self._folds for frame in ([] if drawn else [fold.train]) + [fold.test]]
-        ids = np.unique(np.concatenate(ids))
+        drawn = self.settings.frozen.features.train_draws > 0  # then test clips have a store of their own
+        kept = [frame["clip_id"] for fold in self._folds for frame in ([] if drawn else [fold.train]) + [fold.test]]
+        ids = np.unique(np.concatenate(kept))
         folder = self.run.path / "features" / ("test" if drawn else "clips")
         store = FeatureStore(folder, len(ids), self.settings.views.evaluation_clips)
         if store.is_complete:
@@ -120,7 +120,7 @@ class HeldOut:
             FileNotFoundError, ValueError: their weights are gone or unfit, in one line.
         """
         backbones = backbones_of(self.run, self.settings).eval().requires_grad_(False)
-        return networks_of(backbones, self.settings.downstream)
+        return networks_of(backbones, self.settings.frozen)
 
     def rows(self, paths: Sequence[str]) -> pd.DataFrame:
         """Return the rows of the manifest of some clips, in that order.

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crisscross.evaluation.settings import FrozenSettings
-from crisscross.models.backbones import Backbones
+from crisscross.models.backbones import Backbone, Backbones
 
 MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
 
 
-def feature_of(backbone: nn.Module, layer: str, *, normalise: str) -> Callable[[Tensor], Tensor]:
+def feature_of(backbone: Backbone, layer: str, *, normalise: str) -> Callable[[Tensor], Tensor]:
     """Return a function from a backbone's input to features (B, D).
 
     Args:
@@ -46,7 +46,7 @@ def networks_of(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Cal
     }
 
 
-def _values(backbone: nn.Module, layer: str, x: Tensor) -> Tensor:
+def _values(backbone: Backbone, layer: str, x: Tensor) -> Tensor:
     if layer == "pooled":
         return backbone.feature_map(x).mean(dim=tuple(range(2, x.ndim)))
     if layer == "max":
@@ -62,7 +62,7 @@ def _values(backbone: nn.Module, layer: str, x: Tensor) -> Tensor:
     return _of_stage(backbone, layer, x).mean(dim=tuple(range(2, x.ndim)))
 
 
-def _of_stage(backbone: nn.Module, name: str, x: Tensor) -> Tensor:
+def _of_stage(backbone: Backbone, name: str, x: Tensor) -> Tensor:
     """Return what a stage puts out."""
     caught: list[Tensor] = []
 

@@ -67,15 +67,15 @@ def evaluate_linear(
             last_kept = time.monotonic()
         leave_if_asked()
         for step, rows in enumerate(_order(len(train), settings.batch_size, seed=seed, epoch=epoch)):
-            x, labels = train.at_rows(rows)
+            features, labels = train.at_rows(rows)
             torch.manual_seed(derive_key(seed, "linear/dropout", epoch, step))
-            x = (torch.from_numpy(x).to(device) - mean) / std
+            x = (torch.from_numpy(features).to(device) - mean) / std
             loss = F.cross_entropy(
                 layer(F.dropout(x, settings.dropout, training=settings.dropout > 0)),
                 torch.from_numpy(labels).to(device),
             )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     _keep(state_path, layer, optimizer, settings.epochs)  # the other folds and modalities may be interrupted
     return _probabilities(layer, test, mean, std)

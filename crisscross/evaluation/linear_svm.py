@@ -112,7 +112,8 @@ class _Objective:
     def __call__(self, unknowns: np.ndarray) -> tuple[float, np.ndarray]:
         leave_if_asked()
         weight, bias = (torch.from_numpy(x).float().to(self._device) for x in self.as_features_are(unknowns))
-        hinge, by_weight, by_bias = 0.0, np.zeros(self._mean.shape * np.array([1, self._num_classes])), 0.0
+        hinge, by_bias = 0.0, np.zeros(self._num_classes)
+        by_weight = np.zeros(self._mean.shape * np.array([1, self._num_classes]))
         for block, labels in self._rows.blocks():
             x = torch.from_numpy(block).to(self._device)
             signs = torch.full((len(x), self._num_classes), -1.0, device=self._device)
@@ -121,7 +122,7 @@ class _Objective:
             hinge += slack.double().square().sum().item()
             pull = signs * slack
             by_weight += (x.T @ pull).double().cpu().numpy()
-            by_bias = by_bias + pull.double().sum(dim=0).cpu().numpy()
+            by_bias += pull.double().sum(dim=0).cpu().numpy()
         by_weight = (by_weight - self._mean * by_bias) / self._std
         gradient = unknowns - 2 * self._c * np.concatenate([by_weight, by_bias[None]]).reshape(-1)
         return self._c * hinge + unknowns @ unknowns / 2, gradient

@@ -97,5 +97,8 @@ class FinetuneSettings(Settings):
     streams: ClassVar[str] = "v"
 
 
-Protocol = Annotated[SvmSettings | LinearSettings | RetrievalSettings | FinetuneSettings, Field(discriminator="name")]
+FrozenProtocol = SvmSettings | LinearSettings | RetrievalSettings
+"""Any of those on frozen features."""
+
+Protocol = Annotated[FrozenProtocol | FinetuneSettings, Field(discriminator="name")]
 """Any of them, told apart by ``name``."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
 from crisscross.evaluation.memo import Memo
@@ -151,6 +150,8 @@ def validation_splits(
     Raises:
         ValueError: no class has two of them.
     """
+    from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold  # a second, for a search alone
+
     clips = np.arange(len(labels))
     if sources is None and groups is not None and len(np.unique(groups)) > 1:
         return LeaveOneGroupOut().split(clips, labels, groups=groups)

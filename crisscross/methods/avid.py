@@ -26,16 +26,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import normalize, one_hot, softplus
 
-from crisscross.methods.base import BaseMethod, ClipFacts, Views
+from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
+from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import mlp
+from crisscross.models.settings import ModelSettings
 from crisscross.randomness import derive_key
-from crisscross.settings import ModelSettings
 from crisscross.training.distributed import gather_rows
 
 OTHER = {"video": "audio", "audio": "video"}
@@ -97,6 +98,7 @@ class Method(BaseMethod):
 
     num_views = 1
     own_state = ("video_memory", "audio_memory", "partition")
+    partition: torch.Tensor
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class Method(BaseMethod):
         memory_momentum: float,
         head_dims: Sequence[int],
         head_batch_norm: bool,
-        pool: str,
+        pool: Literal["avg", "max"],
     ) -> None:
         """Build backbones, heads and empty memories. What the numbers may be, ``AvidSettings`` says."""
         super().__init__(model)
@@ -122,7 +124,7 @@ class Method(BaseMethod):
         self.register_buffer("partition", torch.zeros(()))
         self._partition_is_known = False  # asking the buffer would make the host wait for the GPU in every pass
         self._seen: list[dict[str, torch.Tensor]] = []  # the passes of the step that is going on
-        self.register_load_state_dict_pre_hook(_check_memory)
+        self.register_load_state_dict_pre_hook(_check_memory)  # type: ignore[no-untyped-call]
 
     def initialise_state(self, *, seed: int) -> None:
         """Draw the memories: Gaussian, normalised."""
@@ -137,8 +139,8 @@ class Method(BaseMethod):
         A direction takes K vectors of the memory for each query: B x K x D numbers, 1 GB for 2048 x 1024 x 128.
         """
         embeddings = {
-            "video": normalize(self.video_head(self.video_backbone(views.video[0])).float(), dim=1),
-            "audio": normalize(self.audio_head(self.audio_backbone(views.audio[0])).float(), dim=1),
+            "video": normalize(self.video_head(self.video_backbone(views.of("video")[0])).float(), dim=1),
+            "audio": normalize(self.audio_head(self.audio_backbone(views.of("audio")[0])).float(), dim=1),
         }
         scores = {modality: self._scores(z, OTHER[modality], views.clip_ids) for modality, z in embeddings.items()}
         self._learn_partition([negatives for _, negatives in scores.values()])
@@ -146,7 +148,7 @@ class Method(BaseMethod):
         self._remember(views.clip_ids, embeddings)
         metrics = {f"loss/{modality}_to_{OTHER[modality]}": loss.detach() for modality, loss in losses.items()}
         metrics |= {f"collapse/{modality}_std": embedding_std(z) for modality, z in embeddings.items()}
-        return sum(losses.values()) / 2, metrics
+        return (losses["video"] + losses["audio"]) / 2, metrics
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -166,13 +168,14 @@ class Method(BaseMethod):
             negatives = torch.bmm(memory[negative_ids], queries[:, :, None])[:, :, 0]
         return positives / self.temperature, negatives / self.temperature
 
-    @torch.compiler.disable  # it would be compiled anew for every length of the list
+    # It would be compiled anew for every length of the list.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _remember(self, clip_ids: torch.Tensor, embeddings: Mapping[str, torch.Tensor]) -> None:
         """Keep what a pass has seen until the step is done."""
         if self.training:
             self._seen.append({"clip_ids": clip_ids, **{name: z.detach() for name, z in embeddings.items()}})
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _learn_partition(self, negatives: Sequence[torch.Tensor]) -> None:
         """Set Z from the first batch's s-, those of both directions and all processes; later batches change nothing."""

@@ -21,7 +21,7 @@ from crisscross.methods import available_methods
 from crisscross.methods.settings import ClipFacts, settings_of
 from crisscross.models.backbones import Backbones
 from crisscross.models.initialisation import initialise
-from crisscross.settings import ModelSettings
+from crisscross.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Views:
     labels: torch.Tensor
     epoch: int
     key: int = 0
+
+    def of(self, modality: str) -> torch.Tensor:
+        """Return the views of ``video`` or ``audio``, one of those that the network has among its ``modalities``."""
+        views = self.video if modality == "video" else self.audio
+        assert views is not None  # the network's modalities are decoded
+        return views
 
     def generator(self) -> torch.Generator:
         """Return a generator for draws that all processes make alike, on the device of the views."""

@@ -39,10 +39,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.modules.batchnorm import _NormBase
 
-from crisscross.methods.base import BaseMethod, ClipFacts, Views
+from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
+from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import projector
-from crisscross.settings import ModelSettings
+from crisscross.models.settings import ModelSettings
 from crisscross.training.distributed import gather_rows
 
 OTHER = {"video": "audio", "audio": "video"}
@@ -56,6 +57,9 @@ class KeyQueue(nn.Module):
         keys: (size, D), unit vectors.
         clips: (size,), rows of the training split; ``NO_CLIP`` in an empty place.
     """
+
+    keys: torch.Tensor
+    clips: torch.Tensor
 
     def __init__(self, size: int, dim: int) -> None:
         """Make an empty one."""
@@ -176,7 +180,7 @@ class Method(BaseMethod):
         super().__init__(model)
         self._temperature, self._encoder_momentum = temperature, encoder_momentum
         for modality in OTHER:
-            backbone = self.get_submodule(f"{modality}_backbone")
+            backbone = self.backbone(modality)
             head = projector(backbone.feature_dim, hidden_dim=hidden_dim, output_dim=embedding_dim, num_layers=2)
             self.add_module(f"{modality}_head", head)
             self.add_module(f"{modality}_momentum", _follower(nn.Sequential(backbone, head)))
@@ -201,7 +205,7 @@ class Method(BaseMethod):
 
         The loss is that of this process's queries among the keys of all processes.
         """
-        inputs = {"video": views.video[0], "audio": views.audio[0]}
+        inputs = {name: views.of(name)[0] for name in OTHER}
         queries = {name: self._embed(inputs[name], *self._online(name)) for name in OTHER}
         with torch.no_grad():
             keys = {name: gather_rows(self._embed(inputs[name], self._momentum(name))) for name in OTHER}
@@ -214,12 +218,13 @@ class Method(BaseMethod):
                 loss = self._loss(other, queries[name], keys[other], clips)
                 losses[f"loss/{name}_to_{other}"] = loss
         for name in OTHER:
-            self.get_submodule(f"pool_{name}").put(keys[name], clips)
+            self._queue("pool", name).put(keys[name], clips)
         metrics = {name: loss.detach() for name, loss in losses.items()}
         metrics |= {f"collapse/{name}_std": embedding_std(queries[name]) for name in OTHER}
-        return sum(losses.values()), metrics
+        return losses["loss/video_to_audio"] + losses["loss/audio_to_video"], metrics
 
-    @torch.compiler.disable  # a loop of as many turns as the batch has clips
+    # A loop of as many turns as the batch has clips.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _choose(
         self,
@@ -230,7 +235,7 @@ class Method(BaseMethod):
         generator: torch.Generator,
     ) -> None:
         """Move the keys of a modality that matter to all processes' queries from the pool to the dictionary: 1 to 4."""
-        pool, pool_clips = self.get_submodule(f"pool_{modality}").held()
+        pool, pool_clips = self._queue("pool", modality).held()
         scores = contrast(
             queries,
             torch.cat([keys, pool]),
@@ -241,11 +246,11 @@ class Method(BaseMethod):
         )
         points = gradient_embeddings(scores, queries, temperature=self._temperature)[len(keys) :]
         chosen = kmeans_seeds(points, min(len(clips), len(points)), generator)
-        self.get_submodule(f"dictionary_{modality}").put(pool[chosen], pool_clips[chosen])
+        self._queue("dictionary", modality).put(pool[chosen], pool_clips[chosen])
 
     def _loss(self, modality: str, queries: torch.Tensor, keys: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
         """Return InfoNCE of this process's queries over the batch's keys, of all processes, and the dictionary."""
-        negatives, negative_clips = self.get_submodule(f"dictionary_{modality}").held()
+        negatives, negative_clips = self._queue("dictionary", modality).held()
         first = len(queries) * (dist.get_rank() if dist.is_initialized() else 0)
         positives = torch.arange(first, first + len(queries), device=clips.device)
         scores = contrast(
@@ -270,6 +275,10 @@ class Method(BaseMethod):
 
     def _momentum(self, modality: str) -> nn.Module:
         return self.get_submodule(f"{modality}_momentum")
+
+    def _queue(self, kind: str, modality: str) -> KeyQueue:
+        """Return the ``pool`` or the ``dictionary`` of a modality's keys."""
+        return getattr(self, f"{kind}_{modality}")
 
     @torch.no_grad()
     def _follow(self, *, momentum: float) -> None:

@@ -8,13 +8,17 @@ each with the gradient stopped on the target's side:
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from crisscross.methods.base import BaseMethod, ClipFacts, Views
+from crisscross.methods.base import BaseMethod, Views
+from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import predictor, projector
-from crisscross.settings import ModelSettings
+from crisscross.models.settings import ModelSettings
 
 FAMILIES = {
     "v1v2": "video",
@@ -54,6 +58,9 @@ def embedding_std(z: torch.Tensor) -> torch.Tensor:
 
 class Method(BaseMethod):
     """CrissCross with a weight for each family of pair losses; a weight of 0 switches the family off."""
+
+    video_predictor: nn.Sequential
+    audio_predictor: nn.Sequential
 
     def __init__(
         self,
@@ -98,12 +105,13 @@ class Method(BaseMethod):
         z: dict[str, torch.Tensor] = {}
         p: dict[str, torch.Tensor] = {}
         for name in self._embeddings:
-            modality, inputs = ("video", views.video) if name[0] == "v" else ("audio", views.audio)
-            features = self.get_submodule(f"{modality}_backbone")(inputs[int(name[1]) - 1])
+            modality = "video" if name[0] == "v" else "audio"
+            features = self.backbone(modality)(views.of(modality)[int(name[1]) - 1])
             z[name] = self.get_submodule(f"{modality}_projector")(features)
             p[name] = self.get_submodule(f"{modality}_predictor")(z[name])
         losses = {pair: pair_loss(p[pair[:2]], z[pair[:2]], p[pair[2:]], z[pair[2:]]) for pair in self.pair_weights}
-        total = sum(self.pair_weights[pair] * loss for pair, loss in losses.items()) / len(losses)
+        weighted = (self.pair_weights[pair] * loss for pair, loss in losses.items())
+        total = functools.reduce(operator.add, weighted) / len(losses)
         metrics = {f"loss/{pair}": loss.detach() for pair, loss in losses.items()}
         for short, modality in (("v1", "video"), ("a1", "audio")):
             if short in z:

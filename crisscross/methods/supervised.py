@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crisscross.methods.base import BaseMethod, ClipFacts, Views
-from crisscross.settings import ModelSettings
+from crisscross.methods.base import BaseMethod, Views
+from crisscross.methods.settings import ClipFacts
+from crisscross.models.settings import ModelSettings
 
 
 class Method(BaseMethod):
@@ -23,6 +24,6 @@ class Method(BaseMethod):
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the cross-entropy of a batch, and its top-1."""
-        logits = self.head(self.video_backbone(views.video[0])).float()
+        logits = self.head(self.video_backbone(views.of("video")[0])).float()
         hits = logits.detach().argmax(dim=1) == views.labels
         return F.cross_entropy(logits, views.labels), {"train/top1": hits.float().mean()}

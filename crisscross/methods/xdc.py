@@ -29,10 +29,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from crisscross.methods.base import BaseMethod, ClipFacts, FeaturesOfAll, Views
+from crisscross.methods.base import BaseMethod, FeaturesOfAll, Views
 from crisscross.methods.crisscross import embedding_std
+from crisscross.methods.settings import ClipFacts
+from crisscross.models.settings import ModelSettings
 from crisscross.randomness import derive_key, generator
-from crisscross.settings import ModelSettings
 from crisscross.training.distributed import computed_once
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,9 @@ class Method(BaseMethod):
     begins_epochs = True
     picks_clips = True
     own_state = ("video_clusters", "audio_clusters", "clusters_epoch")
+    video_clusters: torch.Tensor
+    audio_clusters: torch.Tensor
+    clusters_epoch: torch.Tensor
 
     def __init__(
         self,
@@ -162,11 +166,8 @@ class Method(BaseMethod):
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the mean of the two cross-entropies, both of them, how often they are right, and collapse monitors."""
         total, metrics = torch.zeros((), device=views.clip_ids.device), {}
-        for modality, inputs, clusters in (
-            ("video", views.video, self.audio_clusters),
-            ("audio", views.audio, self.video_clusters),
-        ):
-            features = self.get_submodule(f"{modality}_backbone")(inputs[0])
+        for modality, clusters in (("video", self.audio_clusters), ("audio", self.video_clusters)):
+            features = self.backbone(modality)(views.of(modality)[0])
             logits, targets = self.get_submodule(f"{modality}_head")(features).float(), clusters[views.clip_ids]
             loss = cross_entropy(logits, targets)
             total = total + loss / 2
@@ -208,8 +209,7 @@ class Method(BaseMethod):
 
     @torch.no_grad()
     def _fresh_heads(self, seed: int) -> list[nn.Parameter]:
-        for name in ("video_head", "audio_head"):
-            head = self.get_submodule(name)
+        for name, head in (("video_head", self.video_head), ("audio_head", self.audio_head)):
             weights = torch.empty(head.weight.shape)  # on the CPU, so that all devices agree
             head.weight.copy_(weights.normal_(0.0, HEAD_STD, generator=_generator(seed, name)))
             head.bias.zero_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -15,6 +16,9 @@ from crisscross.models.settings import ModelSettings, PaperVideoSettings, Torchv
 from crisscross.models.torchvision_video import TorchvisionBackbone
 from crisscross.models.video import VideoNetwork
 
+Backbone = VideoNetwork | AudioBackbone
+Loaded = TypeVar("Loaded", bound=nn.Module)
+
 
 class Backbones(nn.Module):
     """A video and an audio backbone, or one of them.
@@ -24,6 +28,9 @@ class Backbones(nn.Module):
         audio_backbone: (B, 1, F, T) -> (B, D).
     """
 
+    video_backbone: VideoNetwork
+    audio_backbone: AudioBackbone
+
     def __init__(self, model: ModelSettings, *, modalities: str = "av") -> None:
         """Build them at the sizes of the config's ``model`` node: both, or that of ``v`` or ``a`` alone."""
         super().__init__()
@@ -31,6 +38,10 @@ class Backbones(nn.Module):
             self.video_backbone = build_video(model.video)
         if "a" in modalities:
             self.audio_backbone = AudioBackbone(layers=tuple(model.audio.layers), width=model.audio.width)
+
+    def backbone(self, modality: str) -> Backbone:
+        """Return the backbone of ``video`` or ``audio``."""
+        return self.video_backbone if modality == "video" else self.audio_backbone
 
 
 def build_video(video: PaperVideoSettings | TorchvisionVideoSettings) -> VideoNetwork:
@@ -67,7 +78,7 @@ def load_backbones(model: ModelSettings, *, video: Path | None, audio: Path | No
     return backbones
 
 
-def _of_expected_size(loaded: nn.Module, expected: nn.Module, path: Path) -> nn.Module:
+def _of_expected_size(loaded: Loaded, expected: nn.Module, path: Path) -> Loaded:
     if _shapes(loaded) != _shapes(expected):
         raise ValueError(
             f"{path} holds {loaded.extra_repr()}, the config's model node asks for {expected.extra_repr()}:"

@@ -6,15 +6,12 @@ The launch side asks before anything runs whether the disk has room. The tests c
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from crisscross.methods.settings import ClipFacts, MethodSettings, modalities_of, settings_of
 from crisscross.models.layers import FLOAT_BYTES, Layer, audio_layers, video_layers
-
-if TYPE_CHECKING:
-    from crisscross.models.settings import ModelSettings
-    from crisscross.settings import DownstreamSettings, PretrainSettings
-    from crisscross.training.settings import OptimSettings, TrainingSettings
+from crisscross.models.settings import ModelSettings
+from crisscross.settings import DownstreamSettings, PretrainSettings
+from crisscross.training.settings import OptimSettings, TrainingSettings
 
 CHECKPOINTS_BESIDE_THE_KEPT = 3
 """The last two (``CheckpointWriter``'s ``keep_last``) and the one that is being written."""
@@ -83,7 +80,7 @@ def checkpoints_bytes(settings: PretrainSettings | DownstreamSettings, clips: Cl
     layers, training, _ = _trained(settings, clips)
     kept = len({epoch for epoch in training.keep_epochs if 0 < epoch < training.epochs})
     num = kept + CHECKPOINTS_BESIDE_THE_KEPT if training.epochs else 1
-    if hasattr(settings, "downstream"):
+    if isinstance(settings, DownstreamSettings):
         exported = _file_bytes(_saved_bytes(layers))
     else:
         exported = backbones_bytes(settings.model, modalities_of(settings.method))
@@ -94,8 +91,9 @@ def _trained(
     settings: PretrainSettings | DownstreamSettings, clips: ClipFacts | None
 ) -> tuple[list[Layer], TrainingSettings, OptimSettings]:
     """Return what is trained, how long and by which optimiser."""
-    if hasattr(settings, "downstream"):
-        return video_layers(settings.model.video), settings.downstream.training, settings.downstream.optim
+    if isinstance(settings, DownstreamSettings):
+        return video_layers(settings.model.video), settings.finetuning.training, settings.finetuning.optim
+    assert clips is not None  # a pretraining learns from some
     return method_layers(settings, clips), settings.training, settings.optim
 
 

@@ -40,7 +40,7 @@ class TorchvisionBackbone(VideoNetwork):
             ValueError: there is no such pooling.
         """
         super().__init__(pool=pool)
-        from torchvision.models import video  # a second, for those who use it
+        from torchvision.models import video  # type: ignore[import-untyped]  # a second, for those who use it
 
         network = getattr(video, architecture)(num_classes=1)
         self.architecture = architecture

@@ -28,12 +28,17 @@ FROM_THE_START = {"step": 0, "history_step": 0, "metrics_bytes": 0}
 
 
 class Books:
-    """Checkpoints and history in a run directory."""
+    """Checkpoints and history in a run directory.
+
+    Attributes:
+        journal: the history, on rank 0, once the books are open.
+    """
+
+    journal: Journal
+    _writer: CheckpointWriter
 
     def __init__(self, run: RunDirectory, world: World) -> None:
         self.run, self.world = run, world
-        self.journal: Journal | None = None
-        self._writer: CheckpointWriter | None = None
 
     def newest(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Return the state in the newest valid checkpoint, None where there is none, and what is known of it.

@@ -174,7 +174,7 @@ def _to_host(value: Any) -> Any:
 def _save_hashed(state: dict[str, Any], file: BinaryIO, digest: Any) -> None:
     hashing = _HashingFile(file, digest)
     try:
-        torch.save(state, hashing)
+        torch.save(state, hashing)  # type: ignore[arg-type]  # all it asks for is `write` and `flush`
     except RuntimeError as error:
         raise hashing.error or error from None
 

@@ -183,7 +183,8 @@ def data_parallel(
     """
     on_gpu = world.device.type == "cuda"
     own = [name for name, _ in network.named_buffers() if name.removeprefix(COMPILED) in own_state]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # it has no public way
+    # It has no public way.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if on_gpu else None,

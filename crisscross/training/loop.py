@@ -12,12 +12,13 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from crisscross.data.decode import DecodeError
@@ -32,7 +33,7 @@ from crisscross.training.distributed import World, data_parallel, share_buffers
 from crisscross.training.interruption import INTERRUPTION, Interrupted
 from crisscross.training.machine_load import MachineLoad
 from crisscross.training.meter import Meter
-from crisscross.training.task import Task
+from crisscross.training.task import Task, Trained
 from crisscross.training.views import augmented_views
 from crisscross.training.whole_set import WholeSet, forget
 from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
@@ -46,10 +47,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss is not a number any more."""
 
 
-class Trainer:
+class Trainer(Generic[Trained]):
     """One process's part in a training."""
 
-    def __init__(self, run: RunDirectory, task: Task, world: World) -> None:
+    def __init__(self, run: RunDirectory, task: Task[Trained], world: World) -> None:
         """Build everything and take the newest valid checkpoint, if there is one.
 
         Args:
@@ -80,7 +81,7 @@ class Trainer:
         self.audio_transform = AudioTransformSettings(**task.views.audio.transform)
         self.network = task.network
         if world.device.type == "cuda" and world.size > 1:
-            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         elif world.size > 1:
             logger.warning("on CPUs each process normalises by its own share of the batch, unlike a single process")
         self.network.to(world.device).train()
@@ -90,7 +91,7 @@ class Trainer:
             self.schedules = build_schedules(
                 task.optim.groups, total_steps=self.total_steps, steps_per_epoch=self.plan.steps_per_epoch
             )
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=task.training.precision == "fp16")
+        self.scaler = GradScaler(world.device.type, enabled=task.training.precision == "fp16")
         self.step = 0
         self.books = Books(run, world)
         about = self._resume()
@@ -166,14 +167,14 @@ class Trainer:
             self._meter.waited(time.monotonic() - waiting)
             seen.append(batch)
             with self._synchronised_only_if(index == passes - 1):
-                metrics = self._one_pass(batch, index, passes)
-            for name, value in metrics.items():
+                found = self._one_pass(batch, index, passes)
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.float() / passes
         sums["optim/gradient_norm"] = self._gradient_norm()
         names, stacked = list(sums), torch.stack(list(sums.values())).tolist()  # one copy from the device
         metrics = dict(zip(names, stacked, strict=True))
         self._check_finite(metrics, seen)
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # LARC offers what a scaler uses
         self.scaler.update()
         self.network.after_step()
         fallback = sum(batch.fallback.float().mean().item() for batch in seen) / passes
@@ -200,7 +201,7 @@ class Trainer:
 
     def _gradient_norm(self) -> torch.Tensor:
         """Return the norm of the whole gradient; fp16's may overflow, and the scaler then skips the step."""
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # LARC offers what a scaler uses
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
@@ -224,7 +225,7 @@ class Trainer:
                 )
         self.world.raise_first(error)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batch of every pass from the current step on."""
         dataset = ViewDataset(
             self.task.clips,
@@ -296,7 +297,7 @@ class Trainer:
         network: nn.Module = self.network
         if self.task.training.compile:
             if self.world.device.type == "cuda":
-                network = torch.compile(network)
+                network = torch.compile(network)  # type: ignore[assignment]  # of a module it makes a module
             else:
                 logger.warning("%s.compile=true is for GPUs: ignored on %s", self.task.node, self.world.device)
         if self.world.size > 1:
@@ -308,7 +309,7 @@ class Trainer:
             )
         return network
 
-    def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager:
+    def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager[object]:
         if last_pass or not isinstance(self._loss_of, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._loss_of.no_sync()

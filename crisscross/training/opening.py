@@ -26,7 +26,7 @@ def open_clips(run: RunDirectory, data: DataSettings, world: World, *, splits: S
         Interrupted: a signal asked one of the processes to leave.
         FileNotFoundError, ValueError, OSError: the clips are gone, have changed, or cannot be brought.
     """
-    manifest = error = None
+    error: Exception | None = None
     try:
         manifest = open_manifest(data)
         manifest = staged(manifest, data, splits=splits, report=run.say_phase if world.is_main else None)

@@ -6,7 +6,8 @@ import torch
 
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
-from crisscross.methods.base import ClipFacts, build_method
+from crisscross.methods.base import BaseMethod, build_method
+from crisscross.methods.settings import ClipFacts
 from crisscross.models.released import export_backbone
 from crisscross.run_directory import RunDirectory
 from crisscross.settings import PretrainSettings
@@ -43,13 +44,13 @@ def pretrain(run: RunDirectory) -> bool:
             files = {}
             for modality in [{"v": "video", "a": "audio"}[letter] for letter in trainer.network.modalities]:
                 files[modality] = f"{modality}_backbone.pt"
-                export_backbone(trainer.network.get_submodule(f"{modality}_backbone"), run.path / files[modality])
+                export_backbone(trainer.network.backbone(modality), run.path / files[modality])
             run.write_result({**trainer.summary(), "backbones": files})
         world.barrier()
     return True
 
 
-def _task(settings: PretrainSettings, manifest: Manifest) -> Task:
+def _task(settings: PretrainSettings, manifest: Manifest) -> Task[BaseMethod]:
     clips = Clips(manifest.split(settings.data.train_split), manifest.root)
     facts = ClipFacts(num_clips=len(clips), num_classes=len(manifest.classes))
     network = build_method(settings.method, settings.model, facts, seed=settings.seed)

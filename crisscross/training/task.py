@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from crisscross.data.loader import Clips
 from crisscross.methods.base import Trainable
 from crisscross.settings import ExecutionSettings, TrackingSettings, ViewSettings
 from crisscross.training.settings import OptimSettings, TrainingSettings
 
+Trained = TypeVar("Trained", bound=Trainable, covariant=True)
+"""The kind of network."""
+
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[Trained]):
     """What is trained, on what, and how. What becomes of it afterwards is its owner's affair.
 
     Attributes:
@@ -30,7 +34,7 @@ class Task:
     """
 
     phase: str
-    network: Trainable
+    network: Trained
     clips: Clips
     views: ViewSettings
     relaxation: str

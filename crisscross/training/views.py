@@ -46,10 +46,10 @@ def augmented_views(
     if batch.video is not None:
         frames = batch.video.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
         aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
-        frames = augment_video(frames, aspect, keys("video"), video).unflatten(0, (num_views, len(ids)))
+        frames = torch.unflatten(augment_video(frames, aspect, keys("video"), video), 0, (num_views, len(ids)))
     if batch.audio is not None:
         waves = batch.audio.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-        waves = augment_audio(waves, keys("audio"), audio).unflatten(0, (num_views, len(ids)))
+        waves = torch.unflatten(augment_audio(waves, keys("audio"), audio), 0, (num_views, len(ids)))
     return Views(
         video=frames,
         audio=waves,
@@ -83,7 +83,7 @@ def segment_views(
     """
     num_segments, ids = _num_views(batch), batch.sample_ids.numpy()
 
-    def keys(modality: str) -> np.ndarray:
+    def keys(modality: str, seed: int) -> np.ndarray:
         draws = [sample_keys(seed, f"{modality}/segment", draw, ids) for draw in range(num_segments)]
         return np.stack(draws, axis=1).reshape(-1)
 
@@ -94,12 +94,12 @@ def segment_views(
         if seed is None:
             frames = evaluate_video(frames, aspect, video)
         else:
-            frames = augment_video(frames, aspect, keys("video"), video)
+            frames = augment_video(frames, aspect, keys("video", seed), video)
     if batch.audio is not None:
         waves = batch.audio.flatten(0, 1).to(device, non_blocking=True)
-        waves = evaluate_audio(waves, audio) if seed is None else augment_audio(waves, keys("audio"), audio)
+        waves = evaluate_audio(waves, audio) if seed is None else augment_audio(waves, keys("audio", seed), audio)
     return frames, waves
 
 
 def _num_views(batch: Batch) -> int:
-    return (batch.video if batch.video is not None else batch.audio).shape[1]
+    return next(decoded.shape[1] for decoded in (batch.video, batch.audio) if decoded is not None)

@@ -12,6 +12,7 @@ import numpy as np
 from crisscross.data.decode import DecodeError
 from crisscross.data.loader import SegmentDataset
 from crisscross.evaluation.features import Extraction, FeatureStore, Network, extract, reporter
+from crisscross.methods.base import Trainable
 from crisscross.run_directory import RunDirectory
 from crisscross.training.distributed import World
 from crisscross.training.interruption import INTERRUPTION, Interrupted
@@ -21,7 +22,7 @@ from crisscross.training.task import Task
 class WholeSet:
     """The training clips before an epoch, through the one feature extractor, shared out to all processes."""
 
-    def __init__(self, run: RunDirectory, task: Task, world: World, *, epoch: int, goes_on: bool) -> None:
+    def __init__(self, run: RunDirectory, task: Task[Trainable], world: World, *, epoch: int, goes_on: bool) -> None:
         """Describe the look.
 
         Args:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
+
+from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import search_runs
 from tests.slurm.cluster import SlurmCluster
@@ -26,6 +31,11 @@ ONE_CPU = [
     "cluster.resources.cpu.cpus_per_task=1",
     "cluster.signal_seconds=30",
 ]
+
+
+HELD = "+cluster.additional_parameters.hold=true"
+TIMEOUT_S = 900.0
+"""Tests wait for what they wait for; this is when a busy machine is given up on."""
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Study:
         found = [RunDirectory.open(path.parent) for path in (self.folder / "runs").glob("*/*/run.json")]
         return {run.label: run for run in found}
 
-    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = 180.0) -> None:
+    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
         """Wait, and tell all there is to know where it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not reached():
@@ -87,7 +97,7 @@ class Study:
                 raise TimeoutError(f"{what}: not within {timeout_s:.0f} s\n{self.explain()}")
             time.sleep(0.3)
 
-    def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = 180.0) -> None:
+    def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until a run says that it has done so many steps."""
         self.wait_until(
             lambda: (run.progress or {}).get("state") == "running" and (run.progress.get("step") or 0) >= step,
@@ -95,7 +105,12 @@ class Study:
             timeout_s=timeout_s,
         )
 
-    def wait_until_idle(self, *, timeout_s: float = 400.0) -> None:
+    def release(self) -> None:
+        """Let jobs go that were submitted with ``HELD``."""
+        for job in {row["array_job_id"] for row in self.cluster.squeue()}:
+            self.cluster.must("scontrol", "release", job)
+
+    def wait_until_idle(self, *, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until the queue is empty."""
         self.wait_until(lambda: not self.cluster.squeue(), what="an empty queue", timeout_s=timeout_s)
 
@@ -169,10 +184,11 @@ class Pace:
 
     @classmethod
     def of(cls, run: RunDirectory) -> Pace:
-        """Measure it, which takes two seconds."""
-        first = run.progress
-        time.sleep(2)
-        last = run.progress
+        """Measure it, which takes more than a second."""
+        first = last = run.progress
+        while last["time"] - first["time"] < 1:
+            time.sleep(0.05)
+            last = run.progress
         return cls(last["step"], (last["step"] - first["step"]) / (last["time"] - first["time"]))
 
 
@@ -191,3 +207,29 @@ def lost_steps(run: RunDirectory) -> list[int]:
         if found := re.search(r"going on from step (\d+)", line):
             lost.append(stopped - int(found[1]) if stopped else -1)
     return lost
+
+
+def stop(run: RunDirectory) -> psutil.Process:
+    """Stop the first process of a run where it is: however fast the machine, what strikes it next finds it there."""
+    process = psutil.Process(read_json(run.path / "holder.json")["pid"])
+    process.suspend()
+    return process
+
+
+def stop_until_told(study: Study, run: RunDirectory) -> None:
+    """Stop a run and let it go on once Slurm has sent it a signal; some of Slurm's signals do that by themselves."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has left between two questions
+        process = stop(run)
+        study.wait_until(
+            lambda: process.status() != psutil.STATUS_STOPPED or _is_told(process), what=f"a signal for {run.label}"
+        )
+        process.resume()
+
+
+def _is_told(process: psutil.Process) -> bool:
+    """Whether SIGTERM or SIGUSR2 waits for a stopped process."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        waiting = int(re.search(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)[1], 16)
+        return any(waiting >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGUSR2))
+    return True
