@@ -19,6 +19,7 @@ from launch.environment import ENVIRONMENT_EXIT_CODE, UnusableEnvironmentError
 from launch.graph import Experiment
 from launch.sbatch import clean_environment, setup_lines
 
+PASSED = "environment.json"
 TIMEOUT_S = 600.0
 """Importing from a slow shared disk, or starting a container, can take minutes (chosen by us)."""
 
@@ -52,7 +53,8 @@ def check_imports(
     asked += ["--cuda"] if any(item.gpus_per_node for item in resources) else []
     command = f"{cluster.python_command()} -m launch.environment {shlex.join(asked)}"
     script = "\n".join([*setup_lines(cluster, resources[0], code), command])
-    passed, key = runs_root / "slurm" / "environment.json", _key(script, cluster)
+    passed = runs_root / "slurm" / PASSED
+    key = _key(script.replace(str(runs_root.resolve()), ""), cluster)
     if (read_json(passed) or {}).get("key") == key:
         return
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from crisscross.mlflow_store import import_client, make_tables
 from tests.requirements import missing
+from tests.warm import WarmPython
 
 ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
 AT_WORK = (
@@ -20,6 +21,8 @@ AT_WORK = (
     *("launch/test_local.py", "training/test_loop.py", "tracking/test_history.py", "data/test_staging.py"),
     "launch/test_single.py",
 )
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start hundreds of processes, which would all compile again
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with & by a script: what tests start would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,6 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     order = {here / name: place for place, name in enumerate(first)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmPython]:
+    """An interpreter that has the libraries imported, for children that are many and small."""
+    with WarmPython() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,8 @@ import psutil
 from crisscross.files import read_json
 from crisscross.run_directory import RunDirectory
 from crisscross.tracking import search_runs
+from launch.capacity import thread_environment
+from launch.study import create_runs, make_plan
 from tests.slurm.cluster import SlurmCluster
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING, assert_same_state, final_state, full_history, history
 
@@ -46,21 +49,42 @@ class Study:
         folder: runs, clips, MLflow file and tables are in it.
         overrides: what is typed after the script's name.
         cluster: where it runs; None = here.
-        data_root: where all studies of a test run have their clips; set by conftest.py.
+        cold: whether its scripts and jobs have interpreters of their own, rather than forks of a warm one.
+        data_root: where all studies of a test run have their clips; set by conftest.py, as is the next.
+        warm_python: the command of the warm interpreter.
     """
 
     folder: Path
     overrides: tuple[str, ...]
     cluster: SlurmCluster | None = None
+    cold: bool = False
     data_root: ClassVar[Path]
+    warm_python: ClassVar[list[str]]
 
-    def launch(self, *more: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
+    @property
+    def python(self) -> list[str]:
+        """What runs its scripts and its jobs."""
+        return [sys.executable] if self.cold else self.warm_python
+
+    def launch(self, *more: str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Launch it; on the cluster this returns at once."""
         return self.script("launch/sweep_relaxation.py", *self.command(*more), timeout_s=timeout_s)
 
+    def compute_here(self) -> Study:
+        """Run its experiments one after another in this folder, as a reference; its table is made, where it has one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.chdir(self.folder):
+            plan = make_plan("relaxation", self.command())
+            for run in create_runs(plan, launched=time.time()).values():  # parents first
+                environment = {**os.environ, **thread_environment(run.config)}
+                subprocess.run([*self.warm_python, "-m", "launch.job", str(run.path)], env=environment, check=True)
+        self.launch()
+        return self
+
     def command(self, *more: str) -> list[str]:
         """Return the overrides of a launch."""
-        where = ONE_CPU if self.cluster is not None else []
+        python = ",".join(f"'{word}'" for word in self.python)
+        where = [*ONE_CPU, f"cluster.python=[{python}]"] if self.cluster is not None else []
         tiny = [*TINY, f"data.root={self.data_root}"]
         if any(override.startswith("data=") for override in self.overrides):  # other clips than the demo's
             tiny = [override for override in tiny if not override.startswith("data.")]
@@ -70,7 +94,7 @@ class Study:
         """Run one of the project's scripts in the study's folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return subprocess.run(
-            [sys.executable, str(REPOSITORY / name), *arguments],
+            [*self.python, str(REPOSITORY / name), *arguments],
             cwd=self.folder,
             env=None if self.cluster is None else self.cluster.full_environment(),
             capture_output=True,

@@ -10,7 +10,16 @@ import pytest
 
 from crisscross.files import read_json
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import ONE_CPU, REPOSITORY, TINY, Study, lost_steps
+from tests.slurm.study import (
+    ONE_CPU,
+    REPOSITORY,
+    TIMEOUT_S,
+    TINY,
+    Study,
+    lost_steps,
+    stop,
+    stop_until_told,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +30,7 @@ def test_a_sweep_whose_job_is_sent_away_and_comes_back(tmp_path: Path, idle_slur
     sweep = subprocess.Popen(
         [
             *(sys.executable, str(REPOSITORY / "experiments/pretrain.py"), "--multirun", *overrides),
-            *(f"data.root={Study.data_root}", "training.epochs=100", "seed=3,4"),
+            *(f"data.root={Study.data_root}", "training.epochs=40", "seed=3,4"),
         ],
         cwd=tmp_path,
         env=idle_slurm.full_environment(),
@@ -33,13 +42,15 @@ def test_a_sweep_whose_job_is_sent_away_and_comes_back(tmp_path: Path, idle_slur
     run = study.run("pretrain/crisscross-mild-demo-s3")
     study.wait_until_at_step(run, 20)
     array = next(row["array_job_id"] for row in idle_slurm.squeue())
+    stop(run)
     idle_slurm.must("scancel", "--signal=USR2", f"{array}_0")
-    printed, _ = sweep.communicate(timeout=400)
+    stop_until_told(study, run)
+    printed, _ = sweep.communicate(timeout=TIMEOUT_S)
     assert sweep.returncode == 0, printed + study.explain()
     assert len(read_json(run.path / "launches.json")) == 2
     assert lost_steps(run) == [0]
-    assert run.result["steps"] == 300
-    assert study.run("pretrain/crisscross-mild-demo-s4").result["steps"] == 300
+    assert run.result["steps"] == 120
+    assert study.run("pretrain/crisscross-mild-demo-s4").result["steps"] == 120
     assert run.config["tracking"]["delivery"] == "deferred"  # two jobs, one SQLite file
     assert "brought up to date for 2 run(s)" in study.script("launch/sync.py").stdout
 

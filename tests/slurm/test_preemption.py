@@ -33,13 +33,11 @@ WRITING_S = 1.5  # what a checkpoint of this size may take on a busy machine, a 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = Study(tmp_path_factory.mktemp("undisturbed"), ONE)
-    study.launch()  # without evaluations there is no table, which it says
-    return study
+    return Study(tmp_path_factory.mktemp("undisturbed"), ONE).compute_here()
 
 
-def _launched(folder: Path, cluster: SlurmCluster, *more: str) -> tuple[Study, RunDirectory]:
-    study = Study(folder, ONE, cluster)
+def _launched(folder: Path, cluster: SlurmCluster, *more: str, cold: bool = False) -> tuple[Study, RunDirectory]:
+    study = Study(folder, ONE, cluster, cold)
     done = study.launch(*more)
     assert done.returncode == 0, done.stdout + done.stderr
     run = study.run("pretrain/crisscross-none")
@@ -66,7 +64,7 @@ def test_preempted_by_a_higher_partition(
     tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study, user_signal: bool
 ) -> None:
     idle_slurm.reconfigure(preempt_user_signal=user_signal, grace_s=10)
-    study, run = _launched(tmp_path, idle_slurm)
+    study, run = _launched(tmp_path, idle_slurm, cold=not user_signal)
     times = 2 if user_signal else 1  # twice is any number; Slurm's own way takes longer
     for number in range(1, times + 1):
         study.wait_until_at_step(run, MARK * number)
@@ -108,7 +106,7 @@ def test_requeued_by_hand(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed:
 
 
 def test_process_killed(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
-    study, run = _launched(tmp_path, idle_slurm, OFTEN)
+    study, run = _launched(tmp_path, idle_slurm, OFTEN, cold=True)
     before, process = _stopped(study, run)
     process.kill()
     study.wait_until(lambda: (run.path / "kills.json").exists(), what="back in the queue")
@@ -117,7 +115,7 @@ def test_process_killed(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: S
 
 
 def test_node_down_and_back(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
-    study, run = _launched(tmp_path, idle_slurm, OFTEN)
+    study, run = _launched(tmp_path, idle_slurm, OFTEN, cold=True)
     node = next(row["nodes"] for row in idle_slurm.squeue() if row["state"] == "RUNNING")
     before, _ = _stopped(study, run)
     idle_slurm.kill_node(node)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import Study
+from tests.slurm.study import HELD, Study
 
 pytestmark = pytest.mark.slow
 
 SMALL = ("relaxation=[none,mild]", "study.floor=false")
+
+CONTAINER = """#!/bin/bash
+# Stands in for `apptainer exec --nv IMAGE COMMAND`: notes how it is called and runs the command.
+echo "${@:3}" >> "$0.calls"
+[ "$1 $2 $3" = "exec --nv my image.sif" ] && exec "${@:4}"
+"""
 
 
 @pytest.mark.parametrize(
@@ -36,10 +43,12 @@ def test_impossible_requests(tmp_path: Path, idle_slurm: SlurmCluster, override:
     assert complaint in lines[0]
     assert lines[0].endswith("; nothing was submitted")
     assert not idle_slurm.squeue()
+    if override != "cluster.partition=mars":
+        return
     dry = study.launch(override, "dry_run=true")
     assert dry.returncode == 1
     assert "Slurm about pretrain jobs: refused: " in dry.stdout
-    again = study.launch("+cluster.additional_parameters.hold=true")
+    again = study.launch(HELD)
     assert "submitted 4 experiments in 3 sbatch call(s)" in again.stdout
     idle_slurm.cancel_everything()
 
@@ -47,14 +56,14 @@ def test_impossible_requests(tmp_path: Path, idle_slurm: SlurmCluster, override:
 def test_refused_halfway(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, SMALL, idle_slurm)
     idle_slurm.limit_submissions(3)
-    done = study.launch("+cluster.additional_parameters.hold=true")
+    done = study.launch(HELD)
     assert done.returncode == 1
     assert "submitted 2 experiments in 1 sbatch call(s)" in done.stdout
     assert "Slurm refused: " in done.stdout
     names = "crisscross-none-demo-s0-svm-demo, crisscross-mild-demo-s0-svm-demo"
     assert f"not submitted: 2 experiments ({names}), nor the table" in done.stdout
     idle_slurm.limit_submissions(None)
-    again = study.launch("+cluster.additional_parameters.hold=true")
+    again = study.launch(HELD)
     assert "2 experiments are queued or running already" in again.stdout
     assert "submitted 2 experiments in 2 sbatch call(s)" in again.stdout
     assert len(idle_slurm.squeue()) == 5
@@ -83,33 +92,40 @@ def test_a_quota_hit(tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Calla
     """The job says so, fails, takes its evaluation along; with more space the same command goes on."""
     disk = small_disk("24m")
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", f"runs_root={disk}/runs"), idle_slurm)
-    study.launch("+cluster.additional_parameters.hold=true", "training.epochs=40")
+    study.launch(HELD, "training.epochs=10")
     used = disk / "ballast"
     free = os.statvfs(disk)
     used.write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - left)))
-    for job in {row["array_job_id"] for row in idle_slurm.squeue()}:
-        idle_slurm.must("scontrol", "release", job)
+    study.release()
     study.wait_until_idle()
     status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
     assert "No space left on device" in status, status
     assert "parent failed" in status
     used.unlink()
-    study.launch("training.epochs=40")
+    study.launch("training.epochs=10")
     study.wait_until_idle()
     status = study.script("launch/status.py", f"runs_root={disk}/runs").stdout
     assert "2 of 2 done" in status
 
 
-def test_a_home_that_cannot_be_written(
+def test_a_container_a_home_that_cannot_be_written_and_spaces(
     tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on compute nodes of many sites: no job needs anything below HOME."""
+    """``cluster.python`` is several words, as of a container; no job needs anything below HOME, as on many sites."""
+    container = tmp_path / "my container"
+    container.write_text(CONTAINER)
+    container.chmod(0o755)
+    command = f"cluster.python=['{container}',exec,--nv,'$IMAGE',{sys.executable}]"
     monkeypatch.setenv("HOME", "/proc/home")
-    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
-    study.launch()
+    study = Study(tmp_path / "my study", ("relaxation=[none]", "study.floor=false", command), idle_slurm, cold=True)
+    done = study.launch("+cluster.environment.IMAGE='my image.sif'")
+    assert done.returncode == 0, done.stderr
     study.wait_until_idle()
-    assert all(run.result is not None for run in study.runs().values())
+    assert all(run.result is not None for run in study.runs().values()), study.explain()
     assert study.table()
+    calls = (tmp_path / "my container.calls").read_text()
+    for module in ("launch.environment", "launch.job", "launch.table"):
+        assert f"my image.sif {sys.executable} -m {module}" in calls
 
 
 def test_no_slurm_here(tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,11 +142,3 @@ def test_no_slurm_here(tmp_path: Path, idle_slurm: SlurmCluster, monkeypatch: py
     dry = here.launch("dry_run=true")
     assert dry.returncode == 0
     assert "no Slurm on this machine: the scripts were not shown to it" in dry.stdout
-
-
-def test_sbatch_understands_a_folder_with_spaces(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
-    study = Study(tmp_path / "my study", ("relaxation=[none]", "study.floor=false"), idle_slurm)
-    study.launch()
-    study.wait_until_idle()
-    assert all(run.result is not None for run in study.runs().values())
-    assert study.table()

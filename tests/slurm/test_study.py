@@ -12,42 +12,40 @@ from crisscross.files import read_json, write_json
 from crisscross.run_directory import RunDirectory
 from launch.claims import Batch
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import REPOSITORY, Study, assert_same_results, assert_told_once
+from tests.slurm.study import HELD, REPOSITORY, Study, assert_same_results, assert_told_once, stop
 
 pytestmark = pytest.mark.slow
 
-SHORT = ("training.epochs=4",)
+SHORT = ("relaxation=[none,mild]", "training.epochs=4")
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = Study(tmp_path_factory.mktemp("local"), SHORT)
-    assert study.launch().returncode == 0
-    return study
+    return Study(tmp_path_factory.mktemp("local"), SHORT).compute_here()
 
 
 def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
     tmp_path: Path, idle_slurm: SlurmCluster, local: Study
 ) -> None:
     study = Study(tmp_path, SHORT, idle_slurm)
-    done = study.launch()
+    done = study.launch(HELD)
     assert done.returncode == 0, done.stderr
-    assert "submitted 11 experiments in 4 sbatch call(s)" in done.stdout
-    assert len(idle_slurm.squeue()) == 12  # and the table; none has ended yet
+    assert "submitted 5 experiments in 4 sbatch call(s)" in done.stdout
+    assert len(idle_slurm.squeue()) == 6  # and the table
     again = study.launch()
-    assert "11 experiments are queued or running already" in again.stdout
+    assert "5 experiments are queued or running already" in again.stdout
     assert "submitted 0 experiments in 0 sbatch call(s)" in again.stdout
     assert len(_batches(study)) == 4
     status = study.script("launch/status.py").stdout
-    assert "needs crisscross-none-demo-s0" in status
-    assert "table: job" in status
+    assert "on Slurm: 5 queued; table: job" in status
+    study.release()
     study.wait_until_idle()
     assert_same_results(study, local)
     assert study.table() == local.table()
     assert_told_once(study)
     last = study.launch()  # from the login node: nothing to submit, the table is printed
     assert last.returncode == 0
-    assert "11 done already" in last.stdout
+    assert "5 done already" in last.stdout
     assert "| untrained (floor) |" in last.stdout
 
 
@@ -56,7 +54,7 @@ def _batches(study: Study) -> list[Batch]:
 
 
 def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
-    study = Study(tmp_path, ("relaxation=[none,mild]",), idle_slurm)
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
     study.launch("dry_run=true")  # makes the clips
     launches = [
         subprocess.Popen(
@@ -69,7 +67,7 @@ def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluste
         for _ in range(3)
     ]
     printed = [launch.communicate(timeout=120)[0] for launch in launches]
-    assert sorted(text.count("submitted 5 experiments in 4 sbatch call(s)") for text in printed) == [0, 0, 1]
+    assert sorted(text.count("submitted 2 experiments in 3 sbatch call(s)") for text in printed) == [0, 0, 1]
     assert sum(text.count("submitted 0 experiments in 0 sbatch call(s)") for text in printed) == 2
     study.wait_until_idle()
     for run in study.runs().values():
@@ -79,7 +77,7 @@ def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluste
 
 def test_a_crash_between_sbatch_and_bookkeeping_is_healed(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
-    study.launch("+cluster.additional_parameters.hold=true")
+    study.launch(HELD)
     batches = {read_json(batch.folder / "batch.json")["kind"]: batch for batch in _batches(study)}
     known = batches["pretrain"].job_id
     for batch in batches.values():
@@ -93,16 +91,17 @@ def test_a_crash_between_sbatch_and_bookkeeping_is_healed(tmp_path: Path, idle_s
     for batch in batches.values():
         (batch.folder / "job.json").unlink()
         write_json(batch.folder / "batch.json", {**batch.about, "created": 0})
-    third = study.launch("+cluster.additional_parameters.hold=true")
+    third = study.launch(HELD)
     assert "submitted 2 experiments in 3 sbatch call(s)" in third.stdout
     idle_slurm.cancel_everything()
 
 
 def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
-    study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false", "training.epochs=150"), idle_slurm)
+    study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false", "training.epochs=40"), idle_slurm)
     study.launch()
     run = study.run("pretrain/crisscross-none")
     study.wait_until_at_step(run, 10)
+    stop(run)
     idle_slurm.run("scancel", study.jobs_of(run))
     study.wait_until_idle()
     rows = _states(study)
@@ -117,7 +116,7 @@ def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) ->
     assert set(_states(study).values()) == {"done"}
     assert_told_once(study)
     assert len(read_json(run.path / "launches.json")) == 2
-    assert run.result["steps"] == 450
+    assert run.result["steps"] == 120
 
 
 def _states(study: Study) -> dict[str, str]:
@@ -132,7 +131,7 @@ def _states(study: Study) -> dict[str, str]:
 
 def test_cancel_an_experiment_then_the_study(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), idle_slurm)
-    study.launch("+cluster.additional_parameters.hold=true")
+    study.launch(HELD)
     done = study.script("launch/cancel.py", "crisscross-none-demo-s0")
     assert done.returncode == 0, done.stderr
     assert "crisscross-none-demo-s0: cancelled job " in done.stdout
@@ -149,11 +148,10 @@ def test_cancel_an_experiment_then_the_study(tmp_path: Path, idle_slurm: SlurmCl
 
 def test_a_failed_pretraining_takes_its_evaluation_along(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), idle_slurm)
-    study.launch("+cluster.additional_parameters.hold=true")
+    study.launch(HELD)
     run = study.run("pretrain/crisscross-none")
     (run.path / "checkpoints").write_text("no folder")  # whatever goes wrong in a job
-    for row in {row["array_job_id"] for row in idle_slurm.squeue()}:
-        idle_slurm.must("scontrol", "release", row)
+    study.release()
     study.wait_until_idle()
     rows = _states(study)
     assert rows["crisscross-none-demo-s0"].startswith("failed")
@@ -165,8 +163,8 @@ def test_a_failed_pretraining_takes_its_evaluation_along(tmp_path: Path, idle_sl
 
 def test_a_local_launch_leaves_what_slurm_has_alone(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
-    study.launch("+cluster.additional_parameters.hold=true")
-    here = study.script("launch/sweep_relaxation.py", *Study(tmp_path, study.overrides).command())
+    study.launch(HELD)
+    here = Study(tmp_path, study.overrides).launch()
     assert here.returncode == 1
     assert "crisscross-none-demo-s0 has been given to Slurm (job " in here.stderr
     study.script("launch/cancel.py", "relaxation")
@@ -180,14 +178,13 @@ def test_jobs_run_the_code_of_their_submission(
     code = clone / "crisscross" / "experiment.py"
     code.write_text(code.read_text() + "\nUNCOMMITTED = 1\n")
     monkeypatch.setenv("PYTHONPATH", str(clone))
-    study = Study(tmp_path / "study", ("relaxation=[none]", "study.floor=false"), idle_slurm)
+    study = Study(tmp_path / "study", ("relaxation=[none]", "study.floor=false"), idle_slurm, cold=True)
     launch = str(clone / "launch" / "sweep_relaxation.py")
-    done = study.script(launch, *study.command("+cluster.additional_parameters.hold=true"))
+    done = study.script(launch, *study.command(HELD))
     assert done.returncode == 0, done.stderr
     code.write_text("raise RuntimeError('the working tree has moved on')\n")
     monkeypatch.delenv("PYTHONPATH")
-    for job in {row["array_job_id"] for row in idle_slurm.squeue()}:
-        idle_slurm.must("scontrol", "release", job)
+    study.release()
     study.wait_until_idle()
     run = study.run("pretrain/crisscross-none")
     assert run.result is not None
@@ -209,12 +206,11 @@ def test_a_cluster_without_accounting(tmp_path: Path, monkeypatch: pytest.Monkey
         for name, value in cluster.environment().items():
             monkeypatch.setenv(name, value)
         study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), cluster)
-        study.launch("+cluster.additional_parameters.hold=true")
+        study.launch(HELD)
         gone = study.run("pretrain/crisscross-none")
         cluster.must("scancel", study.jobs_of(gone))
         kept = study.run("pretrain/crisscross-mild")
-        for job in {row["array_job_id"] for row in cluster.squeue()}:
-            cluster.must("scontrol", "release", job)
+        study.release()
         study.wait_until_idle()
         rows = _states(study)
         assert rows["crisscross-none-demo-s0"].startswith("cancelled")

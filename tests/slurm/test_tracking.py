@@ -16,13 +16,13 @@ import pytest
 from crisscross.files import read_json
 from tests.mlflow_server import Server
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import Study, assert_same_results, assert_told_once
+from tests.slurm.study import Study, assert_same_results, assert_told_once, stop
 
 pytestmark = pytest.mark.slow
 
 SEED = 20261125
-CHAOS_SECONDS = 75.0
-CHAOS_STUDY = ("relaxation=[none,mild,medium,extreme]", "training.epochs=60")
+STRIKES = {"kill_a_process": 3, "requeue": 2, "lose_a_node": 1, "lose_server": 2}  # how often each, in any order
+CHAOS_STUDY = ("relaxation=[none,mild]", "training.epochs=40")
 
 
 @pytest.fixture
@@ -46,14 +46,16 @@ def test_jobs_tell_a_server_by_themselves(tmp_path: Path, idle_slurm: SlurmClust
 
 
 def test_deferred_runs_are_delivered_little_by_little(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
-    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", "training.epochs=100"), idle_slurm)
+    study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", "training.epochs=40"), idle_slurm)
     study.launch("execution.checkpoint_minutes=0.02")
     run = study.run("pretrain/crisscross-none")
-    study.wait_until_at_step(run, 100)
+    study.wait_until_at_step(run, 50)
+    process = stop(run)
     first = study.script("launch/sync.py").stdout
     assert "brought up to date for 2 run(s)" in first
     sent = _bytes_sent(run.path)
     assert sent > 0  # what a checkpoint covers is there while the job runs
+    process.resume()
     study.wait_until_idle()
     assert _bytes_sent(run.path) > sent
     assert_told_once(study)
@@ -69,9 +71,7 @@ def _bytes_sent(run_path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = Study(tmp_path_factory.mktemp("undisturbed"), CHAOS_STUDY)
-    assert study.launch().returncode == 0
-    return study
+    return Study(tmp_path_factory.mktemp("undisturbed"), CHAOS_STUDY).compute_here()
 
 
 class Chaos:
@@ -80,15 +80,14 @@ class Chaos:
     def __init__(self, study: Study, cluster: SlurmCluster, server: Server) -> None:
         self.study, self.cluster, self.server = study, cluster, server
         self.random = random.Random(SEED)
-        self.strikes: list[str] = []
+        self.strikes = [name for name, count in STRIKES.items() for _ in range(count)]
+        self.random.shuffle(self.strikes)
 
     def strike(self) -> None:
-        """Do one thing that happens on clusters."""
-        act = self.random.choice(
-            [self.kill_a_process, self.kill_a_process, self.requeue, self.lose_a_node, self.lose_server]
-        )
-        act()
-        self.strikes.append(act.__name__)
+        """Do what happens on clusters, one thing every few seconds."""
+        for name in self.strikes:
+            time.sleep(self.random.uniform(2, 6))
+            getattr(self, name)()
 
     def kill_a_process(self) -> None:
         """Kill any process of any job: a rank, a loader worker, a courier."""
@@ -131,15 +130,12 @@ class Chaos:
 def test_chaos(tmp_path: Path, idle_slurm: SlurmCluster, server: Server, undisturbed: Study) -> None:
     study = Study(tmp_path, (*CHAOS_STUDY, f"tracking.uri={server.uri}"), idle_slurm)
     done = study.launch("execution.checkpoint_minutes=0.02")
-    assert "submitted 9 experiments in 4 sbatch call(s)" in done.stdout  # and the table
+    assert "submitted 5 experiments in 4 sbatch call(s)" in done.stdout  # and the table
     chaos = Chaos(study, idle_slurm, server)
-    end = time.monotonic() + CHAOS_SECONDS
-    while time.monotonic() < end:
-        time.sleep(chaos.random.uniform(2, 6))
-        chaos.strike()
+    chaos.strike()
     print(f"seed {SEED}: {', '.join(chaos.strikes)}")
     for _ in range(4):  # launching again repairs what ended; without chaos one round is enough for each loss
-        study.wait_until_idle(timeout_s=400)
+        study.wait_until_idle()
         if all(run.result is not None for run in study.runs().values()):
             break
         study.launch("execution.checkpoint_minutes=0.02")
@@ -147,4 +143,4 @@ def test_chaos(tmp_path: Path, idle_slurm: SlurmCluster, server: Server, undistu
     assert_same_results(study, undisturbed)
     assert_told_once(study, uri=server.uri)
     assert study.table() == undisturbed.table()
-    assert sum(len(read_json(run.path / "launches.json")) for run in study.runs().values()) > 9
+    assert sum(len(read_json(run.path / "launches.json")) for run in study.runs().values()) > 5
