@@ -13,7 +13,7 @@ import pytest
 
 from crisscross.mlflow_store import import_client, make_tables
 from tests.requirements import missing
-from tests.warm import WarmPython
+from tests.warm import stop_warm_python
 
 ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
 AT_WORK = (
@@ -46,11 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[WarmPython]:
-    """An interpreter that has the libraries imported, for children that are many and small."""
-    with WarmPython() as python:
-        yield python
+def pytest_sessionfinish() -> None:
+    """Leave no process behind."""
+    stop_warm_python()
 
 
 @pytest.fixture(scope="session")

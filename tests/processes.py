@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +17,20 @@ def kill_when(command: Sequence[str], reached: Callable[[], bool], *, timeout_s:
         time.sleep(0.002)
     struck.kill()
     struck.wait()
+
+
+def run_ranks(command: Sequence[str], *, num: int, timeout_s: float = 300.0) -> list[tuple[int, str]]:
+    """Run a command as each of several ranks, as torchrun would; return exit codes and what went to stderr."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num)}
+    ranks = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(num)
+    ]
+    errors = [rank.communicate(timeout=timeout_s)[1] for rank in ranks]
+    return [(rank.returncode, text) for rank, text in zip(ranks, errors, strict=True)]
 
 
 def run_at_once(command: Sequence[str], *, num: int, timeout_s: float = 120.0) -> None:

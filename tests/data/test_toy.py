@@ -119,7 +119,8 @@ def test_picture_and_sound_keep_the_same_clock():
         assert np.abs(onsets_s - contact_s).min() < 0.02
     times_s = np.arange(0, 3, 0.02)
     pose = toy_scenes._still_pose(times_s, np.zeros(2), np.random.default_rng(0))
-    toy_scenes._bounce(pose, clock.beats(times_s), 0.2, 1.0, 0.0, np.random.default_rng(0))
+    steps = toy_scenes._Steps(clock.beats(times_s), 0.2, 1.0, 0.0, np.random.default_rng(0))
+    toy_scenes._bounce(pose, steps)
     lowest = pose.y > np.quantile(pose.y, 0.95)
     distance = np.abs(clock.beats(times_s) - np.round(clock.beats(times_s)))
     assert distance[lowest].max() < 0.1

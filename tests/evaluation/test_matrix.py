@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from crisscross.identity import weights_fingerprint
 from crisscross.run_directory import RunDirectory
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, TINY_OVERRIDES, TINY_PRETRAINING, history, tiny_config
+from tests.warm import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -76,7 +76,7 @@ def command(folder: Path) -> Callable[..., RunDirectory]:
     def run(program: str, *overrides: str) -> RunDirectory:
         sizes = [override for override in TINY_OVERRIDES if not override.startswith("data.")]
         done = subprocess.run(
-            [sys.executable, f"experiments/{program}.py", *sizes, f"runs_root={folder / 'commands'}", *overrides],
+            [*warm_python(), f"experiments/{program}.py", *sizes, f"runs_root={folder / 'commands'}", *overrides],
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "500"},
             capture_output=True,

@@ -16,6 +16,7 @@ from launch.capacity import Capacity
 from launch.display import Display
 from launch.graph import Experiment, Graph
 from launch.local import LocalRunner
+from tests.warm import warm_python
 
 FAKE_JOB = Path(__file__).with_name("fake_job.py")
 
@@ -54,20 +55,34 @@ def runs_of(graph: Graph) -> dict[str, RunDirectory]:
     return runs
 
 
-def fake_command(folder: Path, plan: Mapping[str, Mapping[str, Any]]) -> Callable[[Path], list[str]]:
-    """Return the command of fake jobs that behave as planned."""
+def fake_command(
+    folder: Path, plan: Mapping[str, Mapping[str, Any]], *, cold: bool = False
+) -> Callable[[Path], list[str]]:
+    """Return the command of fake jobs that behave as planned; cold ones see their launcher die."""
+    python = [sys.executable] if cold else warm_python()
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
-    return lambda run_path: [sys.executable, str(FAKE_JOB), str(path), str(run_path)]
+    return lambda run_path: [*python, str(FAKE_JOB), str(path), str(run_path)]
 
 
 def make_runner(
-    folder: Path, graph: Graph, plan: Mapping[str, Mapping[str, Any]], *, slots: int = 2, heartbeat_s: float = 10.0
+    folder: Path,
+    graph: Graph,
+    plan: Mapping[str, Mapping[str, Any]],
+    *,
+    slots: int = 2,
+    heartbeat_s: float = 10.0,
+    cold: bool = False,
 ) -> tuple[LocalRunner, io.StringIO]:
     """Return a runner of fake jobs, and what it will have printed."""
     printed = io.StringIO()
     display = Display(Console(file=printed, width=200), at_a_time=slots, heartbeat_s=heartbeat_s)
     runner = LocalRunner(
-        graph, runs_of(graph), Capacity(slots, "experiments"), display, fake_command(folder, plan), poll_s=0.02
+        graph,
+        runs_of(graph),
+        Capacity(slots, "experiments"),
+        display,
+        fake_command(folder, plan, cold=cold),
+        poll_s=0.02,
     )
     return runner, printed

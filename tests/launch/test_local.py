@@ -156,7 +156,7 @@ def test_a_job_that_cannot_be_started_is_one_failure(tmp_path: Path) -> None:
 
 def test_jobs_that_do_not_leave_are_killed_in_the_end(tmp_path: Path) -> None:
     one = pretraining(tmp_path)
-    runner, _ = make_runner(tmp_path, Graph([one]), {one.label: {"seconds": 30, "end": "stubborn"}})
+    runner, _ = make_runner(tmp_path, Graph([one]), {one.label: {"seconds": 30, "end": "stubborn"}}, cold=True)
     runner.stop_seconds = 0.3
     _interrupt_once_running(one.path)
     (job,) = runner.run()
@@ -188,7 +188,7 @@ def test_a_killed_launcher_takes_its_jobs_along(tmp_path: Path) -> None:
         "from launch.graph import Graph\n"
         "from tests.launch.support import make_runner, pretraining\n"
         "folder = Path(sys.argv[1]); one = pretraining(folder)\n"
-        "make_runner(folder, Graph([one]), {one.label: {'seconds': 60}})[0].run()\n"
+        "make_runner(folder, Graph([one]), {one.label: {'seconds': 60}}, cold=True)[0].run()\n"
     )
     launcher = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2])
     while not (one.path / "progress.json").exists():

@@ -22,13 +22,14 @@ from launch.run_log import LogReader, warnings_in
 from launch.single import _by_number, _log_to, _make_run, _watching
 from launch.study import make_plan
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
+from tests.warm import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def _script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / name), *arguments],
+        [*warm_python(), str(REPOSITORY / name), *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -11,14 +11,12 @@ from tests.requirements import missing
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.daemons import what_is_missing
 from tests.slurm.study import Study
-from tests.warm import WarmPython
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython) -> None:
-    """Let all studies share their clips and an interpreter."""
+def _clips(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let all studies share their clips."""
     Study.data_root = tmp_path_factory.mktemp("clips")
-    Study.warm_python = warm.command
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from launch.capacity import thread_environment
 from launch.study import create_runs, make_plan
 from tests.slurm.cluster import SlurmCluster
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING, assert_same_state, final_state, full_history, history
+from tests.warm import warm_python
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = [item for item in [*TINY_OVERRIDES, *TINY_PRETRAINING] if not item.startswith("tracking")]
@@ -50,8 +51,7 @@ class Study:
         overrides: what is typed after the script's name.
         cluster: where it runs; None = here.
         cold: whether its scripts and jobs have interpreters of their own, rather than forks of a warm one.
-        data_root: where all studies of a test run have their clips; set by conftest.py, as is the next.
-        warm_python: the command of the warm interpreter.
+        data_root: where all studies of a test run have their clips; set by conftest.py.
     """
 
     folder: Path
@@ -59,12 +59,11 @@ class Study:
     cluster: SlurmCluster | None = None
     cold: bool = False
     data_root: ClassVar[Path]
-    warm_python: ClassVar[list[str]]
 
     @property
     def python(self) -> list[str]:
         """What runs its scripts and its jobs."""
-        return [sys.executable] if self.cold else self.warm_python
+        return [sys.executable] if self.cold else warm_python()
 
     def launch(self, *more: str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Launch it; on the cluster this returns at once."""
@@ -77,7 +76,7 @@ class Study:
             plan = make_plan("relaxation", self.command())
             for run in create_runs(plan, launched=time.time()).values():  # parents first
                 environment = {**os.environ, **thread_environment(run.config)}
-                subprocess.run([*self.warm_python, "-m", "launch.job", str(run.path)], env=environment, check=True)
+                subprocess.run([*warm_python(), "-m", "launch.job", str(run.path)], env=environment, check=True)
         self.launch()
         return self
 
