@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -12,16 +14,23 @@ from pathlib import Path
 import pytest
 
 from crisscross.mlflow_store import import_client, make_tables
+from tests.leftovers import watched
 from tests.requirements import missing
 from tests.warm import stop_warm_python
 
-ON_SLURM = ("tracking", "preemption", "study", "refusals", "submission_speed", "outage", "multirun", "data", "cluster")
+ON_SLURM = (
+    *("tracking", "preemption", "study", "outage", "refusals", "cluster", "multirun", "report", "data"),
+    "submission_speed",
+)
 AT_WORK = (
+    "test_environment.py",
     *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_toy.py"),
     *("launch/test_local.py", "training/test_loop.py", "tracking/test_history.py", "data/test_staging.py"),
     "launch/test_single.py",
 )
 
+# Before PyTorch is imported: workers share the cores, and threads that wait for each other burn what they share.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start hundreds of processes, which would all compile again
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with & by a script: what tests start would ignore Ctrl-C
@@ -44,6 +53,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     order = {here / name: place for place, name in enumerate(first)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="session")
+def own_temporary_folder() -> Iterator[Path]:
+    """A folder of this worker for what is written by way of ``tempfile``; sockets in it have short paths."""
+    folder = Path(tempfile.mkdtemp(prefix="tests-", dir="/tmp"))
+    before = tempfile.tempdir, os.environ.get("TMPDIR")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    yield folder
+    tempfile.tempdir = before[0]
+    os.environ.pop("TMPDIR") if before[1] is None else os.environ.update(TMPDIR=before[1])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, own_temporary_folder: Path
+) -> Iterator[None]:
+    where = {"mounts_below": tmp_path_factory.getbasetemp(), "temporary": own_temporary_folder}
+    with watched(request.node.nodeid, **where) as left:
+        yield
+    if left:
+        pytest.fail("left behind: " + "; ".join(left))
 
 
 def pytest_sessionfinish() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 
-def kill_when(command: Sequence[str], reached: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+def kill_when(command: Sequence[str], reached: Callable[[], bool], *, timeout_s: float = 300.0) -> None:
     """Start a command and SIGKILL it as soon as it has come so far, or has taken too long."""
     struck = subprocess.Popen(command)
     deadline = time.monotonic() + timeout_s
@@ -33,7 +33,7 @@ def run_ranks(command: Sequence[str], *, num: int, timeout_s: float = 300.0) -> 
     return [(rank.returncode, text) for rank, text in zip(ranks, errors, strict=True)]
 
 
-def run_at_once(command: Sequence[str], *, num: int, timeout_s: float = 120.0) -> None:
+def run_at_once(command: Sequence[str], *, num: int, timeout_s: float = 600.0) -> None:
     """Run a command several times at once; each must succeed."""
     several = [subprocess.Popen(command) for _ in range(num)]
     assert [process.wait(timeout=timeout_s) for process in several] == [0] * num

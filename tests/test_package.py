@@ -70,7 +70,7 @@ def _python(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.CompletedP
         env={**os.environ, "PYTHONPATH": str(unpacked)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

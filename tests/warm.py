@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.leftovers import clean_environment
 
 SCRIPT = Path(__file__).with_name("warm_python.py")
 START_TIMEOUT_S = 300.0
@@ -20,7 +21,12 @@ class _Server:
         self.command = [sys.executable, "-I", "-S", str(SCRIPT), str(address)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(SCRIPT), "--serve", str(address)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"},
+            env={
+                **clean_environment(),
+                "OMP_NUM_THREADS": "1",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MPLBACKEND": "agg",
+            },
             cwd=self._folder.name,
         )
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -328,7 +328,7 @@ class TestProcesses:
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
         ]
         for process in builds:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)
             assert process.returncode == 0, err
             assert "12 clips of 3 classes (3 test, 9 train)" in out
         (directory,) = (tmp_path / "m").iterdir()

@@ -257,7 +257,7 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
         assert time.monotonic() - waited < 60
         time.sleep(0.05)
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "stopped: what was found is kept, the same command goes on" in err.splitlines()
     assert "Traceback" not in err
@@ -269,11 +269,11 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
 def test_shares_at_the_same_time(root: Path) -> None:
     processes = [_start(root, "--share", f"{k}/2", slowly_s=0, save_every_s=60) for k in (1, 2)]
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert "a call without --share gathers all shares" in out
     last = _start(root, slowly_s=0, save_every_s=60)
-    out, err = last.communicate(timeout=120)
+    out, err = last.communicate(timeout=600)
     assert last.returncode == 0, err
     assert "probed 0 files" in out
 

@@ -99,7 +99,7 @@ def test_two_at_once_after_a_kill(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(root), str(target)]
     kill_when(command, lambda: bool(list(target.glob("*.tar"))))
     assert list(target.glob("*.tar"))
-    run_at_once(command, num=2, timeout_s=60)
+    run_at_once(command, num=2, timeout_s=300)
     pack(root, tmp_path / "whole", shard_bytes=10**6, progress=False)
     assert files(target) == files(tmp_path / "whole")
     assert verify(target, progress=False) == []

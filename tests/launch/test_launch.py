@@ -52,9 +52,9 @@ def test_launch_then_launch_again(tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "5 experiments (2 pretrainings, 3 evaluations), 0 done already" in printed
     assert "(Table 3): How much temporal relaxation is best?" in printed
-    began = time.monotonic()
+    began = time.process_time()  # not by the clock: the machine may have other work
     assert _launch(tmp_path, {}) == 0
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     printed = capsys.readouterr().out
     assert "5 done already" in printed
     assert "started" not in printed

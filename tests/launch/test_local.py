@@ -196,7 +196,7 @@ def test_a_killed_launcher_takes_its_jobs_along(tmp_path: Path) -> None:
     (child,) = psutil.Process(launcher.pid).children()
     launcher.kill()
     launcher.wait()
-    psutil.wait_procs([child], timeout=10)
+    psutil.wait_procs([child], timeout=300)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert standing_of(one.path).state == "interrupted"
 

@@ -270,7 +270,7 @@ def test_processes_at_the_same_time_share_one_copy(checkout: Path, tmp_path: Pat
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60) for process in processes]
+    told = [process.communicate(timeout=300) for process in processes]
     (path,) = {out.strip() for out, _ in told}
     assert [process.returncode for process in processes] == [0] * 4
     assert {err for _, err in told} == {""}

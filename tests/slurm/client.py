@@ -6,7 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.leftovers import MARK as OF_A_TEST
 from tests.slurm.daemons import ClusterError, search_path, wait_for
+
+FOREIGN = ("SLURM", "SBATCH", "SQUEUE", "SRUN", "SACCT", OF_A_TEST)
+"""How variables begin that are another Slurm's, or of one test: daemons outlive it."""
 
 QUEUE_FIELDS = {
     "job_id": "%A",
@@ -38,7 +42,7 @@ class SlurmClient:
         """Return all that sbatch, squeue and a launcher need to talk to this cluster."""
         return {"SLURM_CONF": str(self.home / "slurm.conf")}
 
-    def run(self, *argv: str, timeout_s: float = 60.0, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, timeout_s: float = 300.0, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command against this cluster; its output is captured, its exit status not checked."""
         return subprocess.run(
             argv, env=self.full_environment(), text=True, capture_output=True, timeout=timeout_s, check=False, **options
@@ -69,7 +73,7 @@ class SlurmClient:
         rows = self.squeue("--states=all", f"--jobs={job_id}")
         return {_name(row): row["state"] for row in rows}
 
-    def wait_for_states(self, job_id: str, *states: str, timeout_s: float = 30.0) -> dict[str, str]:
+    def wait_for_states(self, job_id: str, *states: str, timeout_s: float = 300.0) -> dict[str, str]:
         """Wait until a job, or every task of an array, is in one of ``states``; return the states."""
 
         def reached() -> bool:
@@ -79,7 +83,7 @@ class SlurmClient:
         wait_for(reached, what=f"job {job_id} {' or '.join(states)}", timeout_s=timeout_s, log=self.explain)
         return self.job_states(job_id)
 
-    def cancel_everything(self, timeout_s: float = 40.0) -> None:
+    def cancel_everything(self, timeout_s: float = 300.0) -> None:
         """Cancel all jobs and wait until none is left, not even completing."""
         # As 7_1, not by the id that a pending task of array 7 has of its own: scancel may call that one invalid.
         if jobs := {_name(row) for row in self.squeue()}:
@@ -98,11 +102,11 @@ class SlurmClient:
             return any(word == wanted or (limit is not None and word.startswith(wanted)) for word in of_user)
 
         self._submissions_limited = limit is not None
-        wait_for(known, what=f"MaxSubmitJobs={value} in the controller", timeout_s=10, log=self.explain)
+        wait_for(known, what=f"MaxSubmitJobs={value} in the controller", timeout_s=300, log=self.explain)
 
     def full_environment(self, **more: str) -> dict[str, str]:
         """Return this process's environment without another Slurm's variables, with this cluster's."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SQUEUE", "SRUN", "SACCT"))}
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
         return {**kept, "PATH": search_path(), **self.environment(), **more}
 
     def explain(self) -> str:

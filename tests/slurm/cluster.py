@@ -136,7 +136,7 @@ class SlurmCluster(SlurmClient):
             slurmd = shutil.which("slurmd", path=search_path()) or "slurmd"
             self._start_daemon(name, "-c", SUBREAPER, slurmd, "-D", "-N", name, program=sys.executable)
 
-    def wait_until_up(self, timeout_s: float = 30.0) -> None:
+    def wait_until_up(self, timeout_s: float = 300.0) -> None:
         """Wait until the controller answers and every node can take jobs."""
         wait_for(self._all_nodes_up, what="all nodes up", timeout_s=timeout_s, log=self.explain)
 
@@ -202,7 +202,7 @@ class SlurmCluster(SlurmClient):
             argv += ["--auth-root-authentication-method=normal"]
             # Two at the same time, of two clusters, fail: one after the other.
             with file_lock(Path(tempfile.gettempdir()) / "crisscross-mariadb.lock", timeout_s=300):
-                subprocess.run(argv, stdout=log, stderr=log, check=True, timeout=120, env=self.full_environment())
+                subprocess.run(argv, stdout=log, stderr=log, check=True, timeout=600, env=self.full_environment())
         where = [f"--datadir={data}", f"--socket={data}/socket", "--bind-address=127.0.0.1", f"--port={port}"]
         self._start_daemon("mariadbd", *MARIADB_OPTIONS, *where, f"--pid-file={data}/pid")
         self._wait_for_port("mariadbd", port)
@@ -224,7 +224,7 @@ class SlurmCluster(SlurmClient):
                 return True
             return False
 
-        wait_for(answers, what=f"{name} on port {port}", timeout_s=60, log=self._daemons[name].tail)
+        wait_for(answers, what=f"{name} on port {port}", timeout_s=300, log=self._daemons[name].tail)
 
     def _nodes(self) -> dict[str, str]:
         rows = [line.split() for line in self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %T").stdout.splitlines()]

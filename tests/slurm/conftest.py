@@ -29,11 +29,12 @@ def slurm() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture
-def idle_slurm(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmCluster:
+def idle_slurm(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
     """The cluster with an empty queue, all nodes up and its first settings; SLURM_CONF points to it."""
     slurm.restore()
     for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
         monkeypatch.delenv(name)  # pytest itself may run inside a Slurm job
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
-    return slurm
+    yield slurm
+    slurm.cancel_everything()

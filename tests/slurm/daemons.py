@@ -208,7 +208,7 @@ def marked_processes(mark: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def kill_marked(mark: str, timeout_s: float = 10.0) -> None:
+def kill_marked(mark: str, timeout_s: float = 300.0) -> None:
     """SIGKILL the marked daemons with all their descendants, and wait until they are gone.
 
     Jobs are descendants too, because slurmd runs under :data:`SUBREAPER`.
@@ -241,7 +241,7 @@ def _freeze(root: psutil.Process) -> list[psutil.Process]:
 def prepare_host(node_names: list[str]) -> None:
     """Start munged unless it answers, and let the node names resolve; both once a host, under a lock."""
     LOCKS.mkdir(exist_ok=True)
-    with FileLock(LOCKS / "host.lock", timeout=60):
+    with FileLock(LOCKS / "host.lock", timeout=300):
         _let_names_resolve(node_names)
         if not _munge_answers():
             _start_munged()
@@ -270,4 +270,4 @@ def _start_munged() -> None:
         shutil.chown(folder, "munge", "munge")
     argv = ["runuser", "-u", "munge", "--", shutil.which("munged", path=search_path()) or "munged"]
     started = subprocess.run(argv, capture_output=True, text=True, check=False)
-    wait_for(_munge_answers, what="munged to answer", timeout_s=10, log=lambda: started.stderr)
+    wait_for(_munge_answers, what="munged to answer", timeout_s=300, log=lambda: started.stderr)

@@ -89,7 +89,7 @@ class Study:
             tiny = [override for override in tiny if not override.startswith("data.")]
         return [*where, *tiny, *self.overrides, *more]
 
-    def script(self, name: str, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def script(self, name: str, *arguments: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
         """Run one of the project's scripts in the study's folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return subprocess.run(

@@ -46,7 +46,7 @@ def _as_array(cluster: SlurmCluster, root: Path, *more: str) -> list[str]:
     command = [sys.executable, "-m", "crisscross.data.prepare", *_asked(root, "--share", "slurm", *more)]
     job = cluster.submit(" ".join(command), "--array=1-3", "--cpus-per-task=1", f"--chdir={REPOSITORY}")
     outputs = [cluster.home / "log" / f"job-{job}-{task}.out" for task in (1, 2, 3)]
-    states = cluster.wait_for_states(job, "COMPLETED", "FAILED", timeout_s=120)
+    states = cluster.wait_for_states(job, "COMPLETED", "FAILED", timeout_s=600)
     assert set(states.values()) == {"COMPLETED"}, "".join(path.read_text() for path in outputs)
     return [path.read_text().splitlines()[-1] for path in outputs]
 

@@ -66,7 +66,7 @@ def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluste
         )
         for _ in range(3)
     ]
-    printed = [launch.communicate(timeout=120)[0] for launch in launches]
+    printed = [launch.communicate(timeout=600)[0] for launch in launches]
     assert sorted(text.count("submitted 2 experiments in 3 sbatch call(s)") for text in printed) == [0, 0, 1]
     assert sum(text.count("submitted 0 experiments in 0 sbatch call(s)") for text in printed) == 2
     study.wait_until_idle()

@@ -50,7 +50,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
     started = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="crisscross.tracking"):
         failures = tracking.deliver_all(runs, uri=server.uri, experiment=EXPERIMENT)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # not MLflow's own patience, which is minutes
     assert [failure.run for failure in failures] == runs
     assert len(caplog.records) == 1
     assert "refused" in caplog.text
@@ -91,7 +91,7 @@ def test_the_courier_delivers_beside_the_job_and_once_more_at_its_end(tmp_path, 
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     started = time.monotonic()
-    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=60) as courier:
+    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=300) as courier:
         assert time.monotonic() - started < 1
         job.train(5)
         job.checkpoint()
@@ -124,7 +124,7 @@ def test_the_courier_survives_the_job_just_long_enough(uri, tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), run.path, uri]
-    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
     courier = int(done.stdout)
     for _ in range(400):

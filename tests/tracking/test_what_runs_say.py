@@ -133,7 +133,7 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
 def test_the_last_word_waits_for_no_grace(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
-    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=60) as courier:
+    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
         pass
     assert courier.close(1) == []
     assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"

@@ -68,7 +68,7 @@ def _exit_codes(run: RunDirectory, environments: list[dict], strike: str = "", a
         processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, variables)))
         processes[-1].start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)
         assert process.exitcode is not None, "the run did not end within 120 s"
     return [process.exitcode for process in processes]
 
