@@ -23,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -126,14 +127,17 @@ def run_ranks(
     """
     torchrun_command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     job = [f"--nproc-per-node={num_devices}", "-m", "launch.job", str(run.path)]
-    with subprocess.Popen(
-        [*torchrun_command, *job],
-        stdout=log,
-        stderr=log,
-        env=job_environment(run.config),
-        start_new_session=True,  # a Ctrl-C that reached torchrun would make it kill the ranks: we tell them ourselves
-        preexec_fn=follow_us,
-    ) as torchrun:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [*torchrun_command, f"--log-dir={folder}", *job],  # it would leave one behind
+            stdout=log,
+            stderr=log,
+            env=job_environment(run.config),
+            start_new_session=True,  # a Ctrl-C that reached torchrun would kill the ranks: we tell them ourselves
+            preexec_fn=follow_us,
+        ) as torchrun,
+    ):
         told = False
         while torchrun.poll() is None:
             if INTERRUPTION.requested and not told:

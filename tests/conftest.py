@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def own_temporary_folder() -> Iterator[Path]:
     yield folder
     tempfile.tempdir = before[0]
     os.environ.pop("TMPDIR") if before[1] is None else os.environ.update(TMPDIR=before[1])
-    shutil.rmtree(folder, ignore_errors=True)
+    # After multiprocessing has removed what it has there itself, with priority -100.
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,7 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
 @functools.cache
 def _clips(settings: ToySettings) -> tempfile.TemporaryDirectory:
     """Make the same clips once in a process; tests get copies, as some damage theirs."""
-    folder = tempfile.TemporaryDirectory()
+    folder = tempfile.TemporaryDirectory(prefix="shared-clips-")
     generate(folder.name, settings, jobs=1, progress=False)
     return folder
 

@@ -36,5 +36,7 @@ def idle_slurm(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.delenv(name)  # pytest itself may run inside a Slurm job
     for name, value in slurm.environment().items():
         monkeypatch.setenv(name, value)
+    path = os.environ["PATH"]
     yield slurm
+    monkeypatch.setenv("PATH", path)
     slurm.cancel_everything()

@@ -112,13 +112,15 @@ class Study:
         found = [RunDirectory.open(path.parent) for path in (self.folder / "runs").glob("*/*/run.json")]
         return {run.label: run for run in found}
 
-    def wait_until(self, reached: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S) -> None:
+    def wait_until(
+        self, reached: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S, poll_s: float = 0.3
+    ) -> None:
         """Wait, and tell all there is to know where it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not reached():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: not within {timeout_s:.0f} s\n{self.explain()}")
-            time.sleep(0.3)
+            time.sleep(poll_s)
 
     def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until a run says that it has done so many steps."""
@@ -135,7 +137,7 @@ class Study:
 
     def wait_until_idle(self, *, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until the queue is empty."""
-        self.wait_until(lambda: not self.cluster.squeue(), what="an empty queue", timeout_s=timeout_s)
+        self.wait_until(lambda: not self.cluster.squeue(), what="an empty queue", timeout_s=timeout_s, poll_s=0.7)
 
     def explain(self) -> str:
         """Return the queue and the ends of the logs."""

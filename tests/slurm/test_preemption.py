@@ -24,8 +24,8 @@ from tests.slurm.study import (
 
 pytestmark = pytest.mark.slow
 
-ONE = ("relaxation=[none]", "study.floor=false", "study.downstream=[]", "training.epochs=60")
-MARK = 15  # steps of 180 before something happens
+ONE = ("relaxation=[none]", "study.floor=false", "study.downstream=[]", "training.epochs=45")
+MARK = 15  # steps of 135 before something happens
 INTERVAL_S = 1.0
 OFTEN = f"execution.checkpoint_minutes={INTERVAL_S / 60}"
 WRITING_S = 1.5  # what a checkpoint of this size may take on a busy machine, a step included

@@ -10,6 +10,12 @@ from crisscross.run_directory import RunDirectory
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import STRIKES, in_process, strike_and_go_on
 
+WITH_WORKERS = (
+    *("SIGKILL in the middle of a step", "SIGKILL in the middle of a checkpoint write"),
+    *("SIGTERM", "SIGTERM to the whole group", "SIGINT", "SIGUSR2"),
+)
+"""Strikes that may find loader processes at work, or reach them as well."""
+
 TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
 
 
@@ -39,8 +45,10 @@ def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
     assert run.result["steps"] == TOTAL_STEPS
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("strike", STRIKES)
+@pytest.mark.parametrize(
+    ("strike", "num_workers"),
+    [(strike, 0) for strike in STRIKES] + [(strike, 2) for strike in WITH_WORKERS],
+)
 def test_struck_once(folder: Path, undisturbed: RunDirectory, strike: str, num_workers: int) -> None:
     run = _make(folder, f"{strike}-{num_workers}", f"execution.num_workers={num_workers}")
     strike_and_go_on(run, strike, at_step=4)
