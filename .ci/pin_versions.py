@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -195,7 +196,8 @@ def _compile(source: str, *options: str, folder: str) -> list[str]:
 
 
 def _uv(*command: str, folder: str | None = None) -> str:
-    done = subprocess.run(["uv", *command], cwd=folder, capture_output=True, text=True, check=False)
+    uv = os.environ.get("UV", "uv")  # `uv run` says where it is
+    done = subprocess.run([uv, *command], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ResolutionError(f"uv {' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import NoReturn
 
 import pytest
@@ -21,3 +22,8 @@ def missing(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"CI must not skip this test: {reason}")
     pytest.skip(reason)
+
+
+def uv_program() -> str:
+    """Return uv's path: ``uv run`` says it. Skip, or in CI fail, where there is none."""
+    return os.environ.get("UV") or shutil.which("uv") or missing("uv is not on the PATH")

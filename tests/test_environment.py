@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from types import ModuleType
 import pytest
 from packaging.requirements import Requirement
 
-from tests.requirements import missing
+from tests.requirements import missing, uv_program
 from tests.warm import warm_python
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +40,7 @@ def pin_versions() -> ModuleType:
 @pytest.fixture(scope="module")
 def resolved(pin_versions: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """What uv chooses with an empty cache and no lock file, for every Python and platform."""
-    if shutil.which("uv") is None:
-        missing("uv is not on the PATH")
+    uv_program()
     try:
         return pin_versions.resolve(PYPROJECT.read_text(), cache=tmp_path_factory.mktemp("uv-cache"))
     except pin_versions.ResolutionError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,7 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.requirements import missing
+from tests.requirements import missing, uv_program
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("crisscross", "experiments", "launch", "analysis")
@@ -42,10 +41,8 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the working tree."""
-    if shutil.which("uv") is None:
-        missing("uv is not on the PATH")
-    folder = tmp_path_factory.mktemp("wheel")
-    command = ["uv", "build", "--quiet", "--wheel", "--python", sys.executable, "--out-dir", str(folder), str(ROOT)]
+    uv, folder = uv_program(), tmp_path_factory.mktemp("wheel")
+    command = [uv, "build", "--quiet", "--wheel", "--python", sys.executable, "--out-dir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if re.search("Failed to fetch|error sending request|dns error", done.stderr):
         missing(f"no package registry can be reached: {done.stderr}")
