@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
-from librosa.filters import mel as librosa_mel
 from torchvision.transforms import InterpolationMode
 
 from crisscross.randomness import sample_keys
@@ -75,6 +74,8 @@ def power_spectrum(wave: np.ndarray, n_fft: int, hop_samples: int) -> np.ndarray
 
 
 def expected_log_mel(wave: np.ndarray, settings: AudioTransformSettings) -> np.ndarray:
+    from librosa.filters import mel as librosa_mel  # a second of every worker's start
+
     bands = librosa_mel(
         sr=settings.sample_rate_hz,
         n_fft=settings.n_fft,
