@@ -82,7 +82,6 @@ class Chaos:
         self.random = random.Random(SEED)
         self.strikes = [name for name, count in STRIKES.items() for _ in range(count)]
         self.random.shuffle(self.strikes)
-        self.strikes.insert(0, "requeue")  # while all run: one restart at least
 
     def strike(self) -> None:
         """Do what happens on clusters, one thing every few seconds."""
@@ -133,7 +132,11 @@ def test_chaos(tmp_path: Path, idle_slurm: SlurmCluster, server: Server, undistu
     done = study.launch("execution.checkpoint_minutes=0.02")
     assert "submitted 5 experiments in 4 sbatch call(s)" in done.stdout  # and the table
     chaos = Chaos(study, idle_slurm, server)
-    study.wait_until_at_step(study.run("pretrain/crisscross-none"), 5)
+    first = study.run("pretrain/crisscross-none")
+    study.wait_until_at_step(first, 5)
+    idle_slurm.must(
+        "scontrol", "requeue", read_json(first.path / "launches.json")[0]["slurm_job"]
+    )  # one restart at least
     chaos.strike()
     print(f"seed {SEED}: {', '.join(chaos.strikes)}")
     for _ in range(4):  # launching again repairs what ended; without chaos one round is enough for each loss
