@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SEED = 20261125
 STRIKES = {"kill_a_process": 3, "requeue": 1, "lose_a_node": 1, "lose_server": 2}  # how often each, in any order
-CHAOS_STUDY = ("relaxation=[none,mild]", "training.epochs=100")
+CHAOS_STUDY = ("relaxation=[none,mild]", "training.epochs=60")
 
 
 @pytest.fixture
