@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.cli import add_store_options, bring_up_to_date, keeper_of
 from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
-from analysis.keeper import Keeper
-from analysis.options import add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES
-from crisscross.files import write_bytes, write_text
-from crisscross.tracking import DEFAULT_EXPERIMENT
+from crisscross.tracking.artifacts import Keeper
+from crisscross.tracking.client import DEFAULT_EXPERIMENT
+from crisscross.utils.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from analysis.runs import StudyRuns
@@ -68,7 +68,7 @@ class _Pen:
     def draw(self, name: str) -> int:
         """Draw a figure and write its files, or say in one line why not; return what became of it."""
         from analysis.runs import NoRunsError
-        from crisscross.data.streams import DecodeError
+        from crisscross.data.media.streams import DecodeError
 
         study = FIGURES[name].study
         try:

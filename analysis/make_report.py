@@ -13,13 +13,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.keeper import Keeper
+from analysis.cli import Place, add_place_options, bring_up_to_date, keeper_of
 from analysis.make_figures import FIGURES, draw_figures
 from analysis.make_tables import PAGE, print_tables, studies_in
-from analysis.options import Place, add_place_options, bring_up_to_date, keeper_of
+from crisscross.tracking.artifacts import Keeper
 
 if TYPE_CHECKING:
-    from analysis.sections import Section
+    from analysis.study_tables import Section
 
 
 def make_report(
@@ -76,7 +76,7 @@ def add_to_report(
         The exit code: 0 when figures and page are there.
     """
     from analysis.runs import NoRunsError
-    from analysis.sections import section_of
+    from analysis.study_tables import section_of
 
     place: Place = {"uri": uri, "experiment": experiment}
     page: list[Section] = []
@@ -98,7 +98,7 @@ def _illustrate(
     ui: str | None = None,
 ) -> int:
     """Draw the figures of a page, those of the studies in ``redraw`` and those that are missing, and make it."""
-    from analysis.page import make_page
+    from analysis.html_report import make_page
 
     place: Place = {"uri": uri, "experiment": experiment}
     figures = out / "figures"

@@ -15,15 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.keeper import Keeper
-from analysis.options import Place, add_store_options, bring_up_to_date, keeper_of
+from analysis.cli import Place, add_store_options, bring_up_to_date, keeper_of
 from analysis.studies import STUDIES, TABLES
-from crisscross.record import mask_passwords
-from crisscross.store_address import absolute
-from crisscross.tracking import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError
+from crisscross.tracking.artifacts import Keeper
+from crisscross.tracking.client import DEFAULT_EXPERIMENT, DEFAULT_URI, TrackingError, absolute
+from crisscross.utils.redact import mask_passwords
 
 if TYPE_CHECKING:
-    from analysis.sections import Section
+    from analysis.study_tables import Section
 
 FORMATS = ("md", "csv", "tex", "html")
 PAGE = "report.html"
@@ -61,7 +60,7 @@ def print_tables(
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        study: this, ``fingerprint`` and ``tables`` as for ``analysis.sections.section_of``.
+        study: this, ``fingerprint`` and ``tables`` as for ``analysis.study_tables.section_of``.
         fingerprint: see there.
         tables: see there.
         out: folder of the files, made when it is not there.
@@ -74,7 +73,7 @@ def print_tables(
         changes nothing of it.
     """
     from analysis.runs import NoRunsError
-    from analysis.sections import section_of, write_tables
+    from analysis.study_tables import section_of, write_tables
     from analysis.tables import render
 
     try:
@@ -137,7 +136,7 @@ def print_all(
     Returns:
         The exit code: the worst of the studies'.
     """
-    from analysis.page import make_page
+    from analysis.html_report import make_page
 
     place: Place = {"uri": uri, "experiment": experiment}
     keeper = keeper or Keeper(**place)
@@ -171,7 +170,7 @@ def _formats(text: str) -> list[str]:
 def studies_in(uri: str, experiment: str, *, fingerprint: str | None = None) -> list[str]:
     """Return the studies that a store has runs, or that variant, of; that of Table 3 where it has none and says so."""
     from analysis.runs import variants_of
-    from crisscross.tracking import experiment_tags
+    from crisscross.tracking.query import experiment_tags
 
     with contextlib.suppress(TrackingError, ValueError):
         tags = experiment_tags(uri=uri, experiment=experiment)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.studies import STUDIES
-from crisscross.record import mask_passwords
-from crisscross.tracking import TrackingError, Wanted, experiment_tags, study_runs
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.query import Wanted, experiment_tags, study_runs
+from crisscross.utils.redact import mask_passwords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ COLUMNS_OF_TAGS = {
     "state": "crisscross.state",
     "progress": "crisscross.progress",
     "error": "crisscross.error",
-    "identity": "crisscross.identity",
+    "identity": "crisscross.run.identity",
     "parent_identity": "crisscross.parent_identity",
     "parent_run_id": "mlflow.parentRunId",
     "family": "crisscross.family",
@@ -49,7 +50,6 @@ METRICS = "eval/"
 
 BY_TEST = ", C by the test split"
 """What ``protocol`` of the frame ends in where ``downstream.select=test``."""
-
 
 BACKBONES = {
     "R(2+1)D-18 of width 64": "R(2+1)D-18, 15.4 M",
@@ -148,7 +148,7 @@ def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
     people did it), one is kept: a finished one before others, the newest of those.
 
     Args:
-        runs: as ``crisscross.tracking.study_runs`` returns them.
+        runs: as ``crisscross.tracking.query.study_runs`` returns them.
         study: ``<study>.<fingerprint>``, whose axes ``point`` is about.
 
     Returns:

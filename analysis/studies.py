@@ -1,14 +1,17 @@
-"""The studies that have tables: what launches them, and what is made of their runs. Nothing heavy is imported."""
+"""The studies that have tables: what launches them, and what is made of their runs.
+
+Read from ``experiments/conf/study``, without Hydra.
+"""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from analysis.runs import StudyRuns
-    from analysis.tables.base import Table
+import yaml
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "conf" / "study"
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class Study:
 
     Attributes:
         script: what launches it.
-        tables: by the name that ``--table`` knows, the function that makes it, as ``module:function``.
-        figures: what the files of its figures are called before the variant, in the paper's order.
+        tables: by the name that ``--table`` takes, the function of analysis/tables that makes it, ``module:function``.
+        figures: names of its figures' files before the variant, in the paper's order.
     """
 
     script: str
@@ -30,19 +33,22 @@ class Study:
         """The command line that launches it."""
         return f"uv run {self.script}"
 
-    def build(self, runs: StudyRuns, name: str) -> Table | None:
-        """Make one of its tables; None where the runs have nothing for it."""
-        module, function = self.tables[name].split(":")
-        return getattr(importlib.import_module(f"analysis.tables.{module}"), function)(runs)
+
+def read_studies(folder: Path = FOLDER) -> dict[str, Study]:
+    """Return the studies by name, in the order of the paper's tables; those without tables are left out."""
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))]
+    with_tables = [config for config in configs if config.get("tables")]
+    return {
+        config["name"]: Study(config["script"], dict(config["tables"]), tuple(config["figures"]))
+        for config in sorted(with_tables, key=_place)
+    }
 
 
-STUDIES = {
-    "async": Study("launch/sweep_async.py", {"1": "paper:table1"}, ("figure3-left", "figure3-right", "figure4")),
-    "dataset_size": Study("launch/sweep_dataset_size.py", {"2": "paper:table2"}),
-    "relaxation": Study("launch/sweep_relaxation.py", {"3": "paper:table3"}, ("relaxation",)),
-    "methods": Study("launch/compare_methods.py", {"4": "paper:table4", "5": "paper:table5", "frozen": "paper:frozen"}),
-    "retrieval": Study("launch/retrieve.py", {"retrieval": "paper:retrieval"}, ("figure5",)),
-}
+def _place(config: dict[str, Any]) -> str:
+    return min(config["tables"])
+
+
+STUDIES = read_studies()
 """By name, in the order of the paper's tables."""
 
 TABLES = {name: study for study, known in STUDIES.items() for name in known.tables}

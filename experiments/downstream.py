@@ -15,7 +15,7 @@ from typing import Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from launch.single import run_entry_point, run_here
+from launch.run_single import run_entry_point, run_here
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="downstream")

@@ -19,13 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
-from launch.claims import Claim, submitting, write_claim
-from launch.records import claim_path, read_records, split_arguments, study_holder
-from launch.sbatch import slurm
-from launch.slurm_queue import QueuedTask
-from launch.standing import SlurmView, read_slurm, settle, table_claim
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import read_json
+from launch.slurm.assignments import Claim, submitting, write_claim
+from launch.slurm.commands import QueuedTask, slurm
+from launch.slurm.job_status import SlurmView, read_slurm, settle, table_claim
+from launch.study.record import claim_path, read_records, split_arguments, study_holder
 
 
 @dataclass(frozen=True)

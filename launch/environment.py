@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.capacity import visible_gpus
+from launch.resources import visible_gpus
 
 ENVIRONMENT_EXIT_CODE = 78
 """EX_CONFIG of <sysexits.h>."""
@@ -58,7 +58,7 @@ def import_libraries(kinds: Sequence[str]) -> None:
     Raises:
         UnusableEnvironmentError: if that is impossible, whatever the reason.
     """
-    from crisscross.experiment import work_of
+    from crisscross.run_experiment import work_of
 
     for kind in kinds:
         try:

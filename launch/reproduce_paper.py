@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from launch.study import main
+from launch.main import main
 
 STUDIES = ("async", "dataset_size", "relaxation", "methods", "retrieval")
 

@@ -21,10 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crisscross.files import read_json
-from crisscross.record import mask_passwords, script_of
-from launch.display import clock, describe
-from launch.records import (
+from crisscross.tracking.metadata import script_of
+from crisscross.utils.files import read_json
+from crisscross.utils.redact import mask_passwords
+from launch.console import clock, describe
+from launch.slurm.commands import SlurmError
+from launch.slurm.job_status import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
+from launch.slurm.mlflow_sync import deliver_behind
+from launch.study.record import (
     last_lines,
     read_records,
     read_single_runs,
@@ -33,9 +37,6 @@ from launch.records import (
     study_holder,
     table_result_path,
 )
-from launch.sbatch import SlurmError
-from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
-from launch.sync import deliver_behind
 
 WATCH_SECONDS = 5.0
 SHOWN_FAILURES = 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from launch.study import main
+from launch.main import main
 
 if __name__ == "__main__":
     sys.exit(main("async"))

@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from crisscross.data import compact
-from crisscross.data.compact_settings import CompactSettings
-from crisscross.data.decode import decode_windows
-from crisscross.data.listing import media_files
+from crisscross.config.data import DataSettings
+from crisscross.data.file_list import media_files
 from crisscross.data.manifest import Manifest, build_manifest
-from crisscross.data.sampling import Extent, draw_view_starts
-from crisscross.data.settings import DataSettings
+from crisscross.data.media.decode import decode_windows
+from crisscross.data.prepare import compact
+from crisscross.data.prepare.compact_encode import CompactSettings
+from crisscross.data.relaxation import Extent, draw_view_starts
 from crisscross.data.shards import pack, verify
 from crisscross.data.staging import staged
-from crisscross.randomness import generator
+from crisscross.utils.rng import generator
 
 ROUNDS = 3
 PAPER_CANVAS = (256, 340)  # height, width

@@ -21,17 +21,17 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from sklearn.svm import LinearSVC
 
-from crisscross.data.catalogue import open_manifest, prepare
-from crisscross.data.listing import media_files
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.config.views import VideoTransformSettings
+from crisscross.data.catalog import open_manifest, prepare
+from crisscross.data.file_list import media_files
 from crisscross.data.loader import Clips, SegmentDataset
-from crisscross.data.sampling import even_starts
-from crisscross.evaluation.features import Extraction, FeatureStore, extract
+from crisscross.data.relaxation import even_starts
+from crisscross.evaluation.feature_matrix import Rows
 from crisscross.evaluation.linear_svm import fit_svm
-from crisscross.evaluation.rows import Rows
 from crisscross.models.backbones import untrained_backbones
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
-from crisscross.transforms.settings import VideoTransformSettings
+from crisscross.training.features import Extraction, FeatureStore, extract
 from crisscross.transforms.video import evaluate_video
 
 ROUNDS = 3

@@ -18,11 +18,11 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.methods import available_methods
+from crisscross.config.base import parse
+from crisscross.config.experiment import PretrainSettings
+from crisscross.config.method import method_names
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.optim.build import build_optimizer
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
 
 NUM_CLIPS = 4096
 """Clips that the methods believe to learn from: their memories and negatives have to come from somewhere."""
@@ -43,7 +43,7 @@ def main(scale: str = "demo", batch: str | None = None) -> None:
     heads = ("s/step", 8), ("beside CrissCross", 18), ("memory MB", 10), ("parameters M", 13), ("checkpoint MB", 14)
     print(f"{'method':<12} {'views':>5} " + " ".join(f"{text:>{width}}" for text, width in heads))
     found = {}
-    for name in sorted(available_methods(), key=lambda name: name != "crisscross"):
+    for name in sorted(method_names(), key=lambda name: name != "crisscross"):
         code = f"from tests.benchmark_methods import measure; measure({name!r}, {scale!r}, {size})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if done.returncode:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import av
 
-from crisscross.data.listing import media_files
-from crisscross.data.probe import NUM_START_FRAMES, TAIL_S
-from crisscross.data.probing import probe_one
+from crisscross.data.file_list import media_files
+from crisscross.data.media.probe import NUM_START_FRAMES, TAIL_S
+from crisscross.data.probe_files import probe_one
 
 ROUNDS = 3
 

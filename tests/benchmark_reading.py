@@ -135,10 +135,10 @@ def _ours(uri: str) -> Callable[[], int]:
 
 
 def _client(uri: str) -> Callable[[], int]:
-    from crisscross import tracking
+    from crisscross.tracking import query
 
     _mlflow(uri)
-    tracking.read_runs = tracking.read_experiment = lambda *arguments, **options: None
+    query.read_runs = query.read_experiment = lambda *arguments, **options: None
     return _ours(uri)
 
 
@@ -180,7 +180,7 @@ def _paged(uri: str) -> Callable[[], int]:
 
 
 def _mlflow(uri: str):
-    from crisscross.mlflow_store import import_client
+    from crisscross.tracking.client import import_client
 
     import_client()
     import mlflow

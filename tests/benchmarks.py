@@ -29,13 +29,13 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import open_manifest, prepare
+from crisscross.config.base import parse
+from crisscross.config.experiment import PretrainSettings
+from crisscross.config.views import AudioTransformSettings, VideoTransformSettings
+from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.loader import Clips, ViewDataset, collate
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
-from crisscross.training.views import augmented_views
-from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
+from crisscross.run.run_dir import RunDirectory
+from crisscross.training.augment import augmented_views
 from tests import benchmark_copies, benchmark_evaluation, benchmark_methods, benchmark_prepare, benchmark_reading
 from tests.support import full_history
 

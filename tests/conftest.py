@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.mlflow_store import import_client, make_tables
+from crisscross.tracking.client import import_client, make_tables
 from tests.leftovers import watched
 from tests.requirements import missing
 from tests.warm import stop_warm_python

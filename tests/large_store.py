@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crisscross import tracking
-from crisscross.files import write_json
-from crisscross.journal import Journal
-from crisscross.run_directory import RunDirectory
-from launch.study import create_runs, make_plan
+from crisscross.run.metrics_log import Journal
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.sync import deliver_all, mark_latest
+from crisscross.utils.files import write_json
+from launch.study.plan import create_runs, make_plan
 
 EXPERIMENT = "crisscross"
 TABLES = ("runs", "params", "tags", "latest_metrics", "metrics")
@@ -59,11 +59,11 @@ def deliver_template(folder: Path, studies: Iterable[str]) -> Template:
         runs |= create_runs(plan, launched=1e9)
     for run in runs.values():
         _finish(run)
-    failures = tracking.deliver_all(runs.values(), uri=uri, experiment=EXPERIMENT)
+    failures = deliver_all(runs.values(), uri=uri, experiment=EXPERIMENT)
     if failures:
         raise RuntimeError(failures[0].reason)
     for study, fingerprint in fingerprints.items():
-        tracking.mark_latest(study, fingerprint, uri=uri, experiment=EXPERIMENT)
+        mark_latest(study, fingerprint, uri=uri, experiment=EXPERIMENT)
     return Template(folder / "mlflow.db", fingerprints)
 
 
@@ -137,7 +137,7 @@ def _of_seed(rows: Iterable[Mapping[str, Any]], seed: int, variant: int) -> Iter
         key, value = row.get("key", ""), row.get("value")
         if key == "seed":
             changed["value"] = str(seed)
-        elif key in ("crisscross.identity", "crisscross.parent_identity", "crisscross.claim", "mlflow.parentRunId"):
+        elif key in ("crisscross.run.identity", "crisscross.parent_identity", "crisscross.claim", "mlflow.parentRunId"):
             changed["value"] = value and _other(value, seed)
         elif key == "mlflow.runName":
             changed["value"] = value.replace("-s0", f"-s{seed}")

@@ -13,13 +13,14 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import prepare, toy_root, toy_settings
-from crisscross.data.settings import DataSettings
-from crisscross.data.toy import ToySettings, generate
-from crisscross.evaluation.completion import complete
-from crisscross.journal import read_journal
-from crisscross.run_directory import RunDirectory
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.config.evaluation import complete
+from crisscross.data.catalog import prepare, toy_root, toy_settings
+from crisscross.data.synthetic.generate import generate
+from crisscross.data.synthetic.spec import ToySettings
+from crisscross.run.metrics_log import read_journal
+from crisscross.run.run_dir import RunDirectory
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 """Marks tests that a machine without a GPU, as CI's are, skips and names."""

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from crisscross.identity import family, identity, without
+from crisscross.run.identity import family, identity
+from crisscross.utils.plain import without
 
 CONFIG = {
     "relaxation": "mild",

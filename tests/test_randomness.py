@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import kstest
 
-from crisscross.randomness import derive_key, generator, sample_keys, uniforms
+from crisscross.utils.rng import derive_key, generator, sample_keys, uniforms
 
 
 def test_keys_are_the_same_on_every_machine() -> None:

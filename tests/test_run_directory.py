@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import code_version
-from crisscross.code_version import git_state
-from crisscross.files import write_atomically, write_json, write_text
-from crisscross.journal import Journal, read_journal
-from crisscross.run_directory import AlreadyRunningError, RunDirectory
+from crisscross.run.metrics_log import Journal, read_journal
+from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from crisscross.utils import git as code_version
+from crisscross.utils.files import write_atomically, write_json, write_text
+from crisscross.utils.git import git_state
 
 CONFIG = {
     "method": {"name": "crisscross"},

@@ -8,10 +8,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.evaluation.completion import complete
-from crisscross.settings import KINDS, ignored
-from crisscross.settings_base import parse
-from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
+from crisscross.config.base import parse
+from crisscross.config.evaluation import complete
+from crisscross.config.experiment import KINDS, ignored
+from crisscross.config.views import AudioTransformSettings, VideoTransformSettings
 
 
 def _compose(kind: str, *overrides: str) -> dict:

@@ -13,6 +13,7 @@ from analysis.runs import StudyRuns, reason_missing
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+from crisscross.run.run_dir import RunDirectory
 
 
 class NotThereError(LookupError):
@@ -161,3 +162,22 @@ def listed(things: Iterable[Any]) -> str:
     """Return things one after the other: ``a, b and c``."""
     texts = list(map(str, things))
     return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1]))) if texts else ""
+
+
+def run_directory(row: Mapping[str, Any], runs_root: Path) -> RunDirectory:
+    """Return the run directory of an experiment.
+
+    Args:
+        row: of the frame (``kind`` and ``identity``).
+        runs_root: folder of the run directories.
+
+    Raises:
+        NotThereError: it is not there.
+    """
+    identity = row["identity"]
+    for path in sorted((runs_root / row["kind"]).glob(f"*-{identity[:12]}")):
+        if (path / "run.json").is_file() and RunDirectory(path).identity == identity:
+            return RunDirectory.open(path)
+    raise NotThereError(
+        f"the run directory of {identity[:12]} is not below {runs_root}: say where it is with --runs-root"
+    )

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, listed, pair, plain
-from analysis.figures.places import run_directory
+from analysis.figures.base import Drawing, NotThereError, Wanted, listed, pair, plain, run_directory
 from analysis.figures.style import bare, evenly, look_of, new_figure, styled
 from analysis.runs import StudyRuns
 
@@ -65,7 +64,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
 
 def _points(rows: pd.DataFrame, stream: str, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
     """Return the places (N, 2) of an evaluation's test clips, and their classes (N,)."""
-    from crisscross.evaluation.held_out import HeldOut
+    from analysis.figures.evaluated_run import HeldOut
 
     held_out = HeldOut(run_directory(rows.iloc[0].to_dict(), wanted.runs_root))
     labels = held_out.fold.test["label"].to_numpy()

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.figures.base import Drawing, NotThereError, Wanted, arm_name, arms, first, plain, weight_of
 from analysis.figures.style import look_of, new_figure, styled
 from analysis.runs import StudyRuns, reason_missing
-from analysis.tables.results import PROTOCOLS
+from analysis.tables.measurements import PROTOCOLS
 
 if TYPE_CHECKING:
     import pandas as pd

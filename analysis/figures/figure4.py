@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, pair, plain
-from analysis.figures.places import run_directory
+from analysis.figures.base import Drawing, NotThereError, Wanted, pair, plain, run_directory
 from analysis.figures.style import bare, evenly, new_figure, styled
 from analysis.runs import StudyRuns
 
 if TYPE_CHECKING:
-    from crisscross.evaluation.held_out import HeldOut
+    from analysis.figures.evaluated_run import HeldOut
 
 NUM_CLIPS, NUM_FRAMES = 6, 4
 """Clips, and frames of each, that are shown (chosen by us)."""
@@ -33,8 +32,8 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     """
     import torch
 
-    from crisscross.evaluation.held_out import HeldOut
-    from crisscross.evaluation.saliency import saliency
+    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.saliency import saliency
 
     both = pair(runs, "v")
     models = {arm: HeldOut(run_directory(rows.iloc[0].to_dict(), wanted.runs_root)) for arm, rows in both.items()}

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, first
+from analysis.figures.base import Drawing, NotThereError, Wanted, first, run_directory
 from analysis.figures.figure4 import first_of_classes
-from analysis.figures.places import run_directory
 from analysis.figures.style import bare, frame, new_figure, styled
 from analysis.runs import StudyRuns, reason_missing
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import SubFigure
 
-    from crisscross.evaluation.held_out import HeldOut
+    from analysis.figures.evaluated_run import HeldOut
 
 NUM_QUERIES, NUM_NEIGHBOURS = 5, 5
 """Queries of each kind, and neighbours of each (chosen by us)."""
@@ -73,7 +72,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
 
 
 def _block(runs: StudyRuns, stream: str, wanted: Wanted) -> Block:
-    from crisscross.evaluation.held_out import HeldOut
+    from analysis.figures.evaluated_run import HeldOut
 
     frame_of = runs.evaluations
     frame_of = frame_of[(frame_of["protocol"] == "retrieval") & (frame_of["relaxation"] != "")]

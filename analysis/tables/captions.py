@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.runs import StudyRuns
+from analysis.tables.measurements import PROTOCOLS, Result, Series
 from analysis.tables.published import shown
-from analysis.tables.results import PROTOCOLS, Result
-from analysis.tables.series import Series
 
 DIFFERENCES = {"difference": "Difference: with less without,", "over floor": "Over floor: how far above it,"}
 """How a caption begins to tell of a kind of columns that show differences."""

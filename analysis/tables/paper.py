@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from analysis.runs import StudyRuns
-from analysis.tables.base import Table
-from analysis.tables.grid import Spec, build
-from analysis.tables.placing import PROTOCOL, Heading, Place, Rules, standard
+from analysis.tables.layout import PROTOCOL, Heading, Place, Rules, Spec, build, standard
+from analysis.tables.measurements import MODALITIES, Series, gaps_of, series_of, unevaluated
 from analysis.tables.published import rows_of, shown
-from analysis.tables.results import MODALITIES
-from analysis.tables.series import Series, gaps_of, series_of, unevaluated
+from analysis.tables.table import Table
 
 FLOOR_ROW = "untrained (floor)"
 WITHOUT, WITH, UNTRAINED = ("", "without"), ("", "with"), ("", "untrained")

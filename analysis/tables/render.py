@@ -8,7 +8,7 @@ import re
 import textwrap
 from itertools import groupby
 
-from analysis.tables.base import Cell, Table
+from analysis.tables.table import Cell, Table
 
 TERMINAL_WIDTH = 120
 """Columns of a terminal that a table is made to fit into; a table whose first column is wider does not."""

@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from crisscross.data.decode import DecodeError, decode_windows
-from crisscross.data.sampling import Extent, ViewStarts, draw_view_starts, even_starts
-from crisscross.randomness import generator
-from crisscross.settings import ViewSettings
-from crisscross.training.interruption import outlive_signals
+from crisscross.config.views import ViewSettings
+from crisscross.data.media.decode import DecodeError, decode_windows
+from crisscross.data.relaxation import Extent, ViewStarts, draw_view_starts, even_starts
+from crisscross.utils.rng import generator
+from crisscross.utils.signals import outlive_signals
 
 
 class Sample(TypedDict):

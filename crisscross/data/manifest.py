@@ -27,23 +27,20 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisscross.data import manifest_tables as tables
-from crisscross.data.listing import Listed, assign_splits
+from crisscross.data.file_list import Listed, assign_splits
 from crisscross.data.source import NO_FILE, Source, Stamp
-from crisscross.files import write_atomically, write_text
-from crisscross.locks import file_lock
+from crisscross.utils.files import file_lock, write_atomically, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 PROBE_VERSION = 1  # raise it when probing changes its mind about files: old findings are then dropped
 MANIFEST_VERSION = 1  # raise it when the same findings would give another manifest: stored ones are then built again
 SHARE_NAMES = "probed.*-of-*.parquet"
 READ_ATTEMPTS = 10  # a reader may meet a rebuild half-way: it looks again after a fifth of a second
-
 TABLES = ("clips.parquet", "rejected.parquet")
-
-
 Report = Callable[[int, float], None]
 
 
@@ -106,7 +103,7 @@ def build_manifest(
         FileNotFoundError: the root, the CSV or an official list is missing.
         ValueError: a setting or the list is wrong, or no clip is usable.
     """
-    from crisscross.data.probing import probe_files  # and with it the decoder
+    from crisscross.data.probe_files import probe_files  # and with it the decoder
 
     directory = Path(directory).absolute()
     source = Source.of(**options)
@@ -127,7 +124,7 @@ def build_manifest(
         )
         for share in shares:  # whose findings are in probed.parquet now
             share.unlink(missing_ok=True)
-        good, rejected = tables.judge(listed, probed, source.require)
+        good, rejected = judge(listed, probed, source.require)
         good = assign_splits(good, test_fraction=source.test_fraction)
         stamps = [NO_FILE if row.problem else _stamp(probed[row.path]) for row in listed]  # as they were when probed
         built_from = source.digest(listed, stamps, version=[MANIFEST_VERSION, PROBE_VERSION])
@@ -163,7 +160,7 @@ def probe_share(
         FileNotFoundError: the root, the CSV or an official list is missing.
         ValueError: a setting or the list is wrong.
     """
-    from crisscross.data.probing import probe_files
+    from crisscross.data.probe_files import probe_files
 
     number, num_shares = share
     if not 1 <= number <= num_shares:
@@ -238,7 +235,7 @@ def read_manifest(directory: str | Path, *, root: str | Path | None = None, chec
     for attempt in range(READ_ATTEMPTS):
         summary = read_summary(directory)
         clips = pd.read_parquet(directory / "clips.parquet")
-        if tables.fingerprint(clips) == summary["fingerprint"]:
+        if fingerprint(clips) == summary["fingerprint"]:
             break
         if attempt + 1 < READ_ATTEMPTS:
             time.sleep(0.2)
@@ -301,7 +298,7 @@ def _store(
     probed: dict[str, dict[str, Any]],
     built_from: str,
 ) -> Manifest:
-    rejected = tables.rejected_table(rejected_rows)
+    rejected = rejected_table(rejected_rows)
     rejected_content = rejected.to_parquet(index=False)
     write_atomically(directory / "rejected.parquet", lambda file: file.write(rejected_content))
     if not good:
@@ -311,11 +308,11 @@ def _store(
             f" see {directory / 'rejected.parquet'}, or require fewer streams"
         )
     classes = sorted({row.label for row in good})
-    clips = tables.clip_table(good, probed, classes)
+    clips = clip_table(good, probed, classes)
     clips_content = clips.to_parquet(index=False)
-    fingerprint = tables.fingerprint(clips)
+    data_hash = fingerprint(clips)
     summary = {
-        "fingerprint": fingerprint,
+        "fingerprint": data_hash,
         "root": str(source.root),
         "num_clips": len(clips),
         "num_rejected": len(rejected),
@@ -329,7 +326,7 @@ def _store(
     text = json.dumps(summary, indent=1, ensure_ascii=False)
     write_atomically(directory / "clips.parquet", lambda file: file.write(clips_content))
     write_text(directory / "manifest.json", text)
-    return Manifest(directory, source.root, clips, rejected, classes, fingerprint)
+    return Manifest(directory, source.root, clips, rejected, classes, data_hash)
 
 
 def _stamp(found: dict[str, Any]) -> Stamp:
@@ -372,3 +369,80 @@ def _check_files(directory: Path, root: Path, paths: Iterable[str]) -> None:
             f"{len(missing)} clips of the manifest {directory} are no longer under {root} ({first}):"
             f" put them back, or build the manifest again"
         )
+
+
+CLIP_COLUMNS = [
+    "clip_id",
+    "path",
+    "label",
+    "label_id",
+    "split",
+    "video_start_s",
+    "video_end_s",
+    "audio_start_s",
+    "audio_end_s",
+    "frame_rate_hz",
+    "width",
+    "height",
+    "audio_rate_hz",
+    "size_bytes",
+    "mtime_ns",
+]
+
+REJECTED_COLUMNS = ["path", "label", "split", "reason"]
+FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio_end_s", "width", "height")
+
+
+def judge(
+    listed: Iterable[Listed], probed: dict[str, dict[str, Any]], require: Sequence[str]
+) -> tuple[list[Listed], list[dict[str, Any]]]:
+    """Part the files into usable ones and rejected ones with the reason, both sorted by path.
+
+    Args:
+        listed: the files as the dataset lists them.
+        probed: what probing found for each path.
+        require: the streams that a clip must have.
+    """
+    good, rejected = [], []
+    for row in sorted(listed, key=lambda row: row.path):
+        found = probed.get(row.path, {})
+        problems = [row.problem or found["problem"]]
+        if not problems[0]:
+            problems = [found[f"{kind}_problem"] for kind in require if found[f"{kind}_problem"]]
+        if any(problems):
+            rejected.append({**asdict(row), "split": row.split or "", "reason": "; ".join(problems)})
+        else:
+            good.append(row)
+    return good, rejected
+
+
+def clip_table(good: Sequence[Listed], probed: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> pd.DataFrame:
+    """Return one row a good clip, with the columns of ``CLIP_COLUMNS``."""
+    import pandas as pd
+
+    label_ids = {label: number for number, label in enumerate(classes)}
+    rows = [
+        {**probed[row.path], **asdict(row), "clip_id": clip_id, "label_id": label_ids[row.label]}
+        for clip_id, row in enumerate(good)
+    ]
+    floats = [name for name in CLIP_COLUMNS if name.endswith(("_s", "_hz"))] + ["width", "height"]
+    types = dict.fromkeys(floats, "float64") | dict.fromkeys(["clip_id", "label_id"], "int64")
+    return pd.DataFrame(rows, columns=CLIP_COLUMNS).astype(types)
+
+
+def rejected_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row a clip that is left out, with the columns of ``REJECTED_COLUMNS``."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=REJECTED_COLUMNS).astype("str")
+
+
+def fingerprint(clips: pd.DataFrame) -> str:
+    """Return the hash of what the clips are, wherever they lie, as ``Manifest.fingerprint`` says."""
+    # What a clip is, and where it may be cut: the times and sizes that the draws depend on, as far as a probe is exact.
+    extents = [clips[name].fillna(-1).round(3).tolist() for name in FINGERPRINTED_NUMBERS]
+    columns = [*(clips[name].tolist() for name in ("path", "size_bytes", "label", "split")), *extents]
+    digest = hashlib.sha256()
+    for row in sorted(zip(*columns, strict=True)):
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
+    return digest.hexdigest()

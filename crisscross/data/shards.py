@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from crisscross.data.parallel import check_work, share_of, working_folder
 from crisscross.data.source import Stamp, stamp_of
-from crisscross.data.workers import check_work, share_of, working_folder
-from crisscross.files import read_json, write_json, write_text
-from crisscross.locks import file_lock
+from crisscross.utils.files import file_lock, read_json, write_json, write_text
 
 SHARDS_VERSION = 1
 DEFAULT_FOLDER = "shards"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crisscross.data.listing import Listed, read_csv, scan_tree
-from crisscross.data.official import list_official
+from crisscross.data.datasets import list_official
+from crisscross.data.file_list import Listed, read_csv, scan_tree
 
 STREAMS = ("video", "audio")
 

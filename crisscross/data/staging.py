@@ -30,21 +30,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from crisscross.config.data import DataSettings
+from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, check_inside
-from crisscross.data.settings import DataSettings
 from crisscross.data.shards import DEFAULT_FOLDER, read_index
-from crisscross.files import DISK_FULL
-from crisscross.locks import file_lock
-from crisscross.training.interruption import leave_if_asked
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.distributed import World
+from crisscross.utils.files import DISK_FULL, file_lock
+from crisscross.utils.signals import INTERRUPTION, Interrupted, leave_if_asked
 
 logger = logging.getLogger(__name__)
-
 COPY_THREADS = 8  # a cluster's file system answers late and to many at once (chosen by us)
 SPARE_BYTES = 2**20  # left free for the file system's own needs
 SAME_TIME_NS = 2 * 10**9  # some disks keep times to two seconds
 REPORT_EVERY_S = 1.0
 LOCK_LOOK_S = 0.5  # how often a process that waits looks whether it was told to leave
-
 Report = Callable[[str], None]
 
 
@@ -284,3 +284,30 @@ class _Progress:
             self._report(f"bringing clips to the node: {self._done} of {self._total}, {megabytes}")
         if self._done < self._total:
             leave_if_asked()
+
+
+def open_clips(run: RunDirectory, data: DataSettings, world: World, *, splits: Sequence[str]) -> Manifest:
+    """Read the manifest and bring its clips to each node, where ``data.stage`` says so; all processes go on, or none.
+
+    Args:
+        run: told what is being done.
+        data: which clips.
+        world: this process among its fellows.
+        splits: whose clips are needed.
+
+    Raises:
+        Interrupted: a signal asked one of the processes to leave.
+        FileNotFoundError, ValueError, OSError: the clips are gone, have changed, or cannot be brought.
+    """
+    error: Exception | None = None
+    try:
+        manifest = open_manifest(data)
+        manifest = staged(manifest, data, splits=splits, report=run.say_phase if world.is_main else None)
+    except (OSError, ValueError, Interrupted) as problem:
+        error = problem
+    error = world.first_error(error)
+    if isinstance(error, Interrupted):
+        INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
+    if error is not None:
+        raise error
+    return manifest

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.features import Extraction, FeatureStore, Network, extract, reporter
+from crisscross.evaluation.feature_matrix import Rows
 from crisscross.evaluation.folds import Fold
-from crisscross.evaluation.rows import Rows
-from crisscross.randomness import derive_key
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings
+from crisscross.run.run_dir import RunDirectory
+from crisscross.training.features import Extraction, FeatureStore, Network, extract, reporter
+from crisscross.utils.rng import derive_key
 
 
 class FoldFeatures:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from crisscross.config.data import DataSettings
+from crisscross.data.datasets import SOURCE_OF
 from crisscross.data.manifest import Manifest
-from crisscross.data.official import DATASETS
-from crisscross.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +102,10 @@ def _groups(train: pd.DataFrame, test_split: str) -> np.ndarray | None:
 
 def _sources(train: pd.DataFrame, data: DataSettings) -> np.ndarray | None:
     """Return the video that each clip was cut from, by its name: of an official dataset, or of a copy so named."""
-    known = DATASETS.get(data.kind) or DATASETS.get(data.name)
-    if known is None or known.source_of is None:
+    source_of = SOURCE_OF.get(data.kind) or SOURCE_OF.get(data.name)
+    if source_of is None:
         return None
-    found = [known.source_of(path) for path in train["path"]]
+    found = [source_of(path) for path in train["path"]]
     unknown = [path for path, source in zip(train["path"], found, strict=True) if source is None]
     if len(unknown) == len(found):
         return None

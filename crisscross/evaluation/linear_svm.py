@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from crisscross.evaluation.rows import Rows
-from crisscross.training.interruption import leave_if_asked
+from crisscross.evaluation.feature_matrix import Rows
+from crisscross.utils.signals import leave_if_asked
 
 logger = logging.getLogger(__name__)
 

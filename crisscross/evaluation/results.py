@@ -12,9 +12,9 @@ import pandas as pd
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.retrieval import Neighbours
 from crisscross.evaluation.scores import top_k
-from crisscross.files import read_json, write_text
-from crisscross.journal import Journal
-from crisscross.run_directory import RunDirectory
+from crisscross.run.metrics_log import Journal
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import read_json, write_text
 
 logger = logging.getLogger(__name__)
 

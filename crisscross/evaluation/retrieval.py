@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crisscross.evaluation.rows import Rows
-from crisscross.evaluation.settings import RetrievalSettings
+from crisscross.config.evaluation import RetrievalSettings
+from crisscross.evaluation.feature_matrix import Rows
 
 logger = logging.getLogger(__name__)
 

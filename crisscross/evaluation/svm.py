@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from crisscross.config.evaluation import SvmSettings
+from crisscross.evaluation.cache import Memo
+from crisscross.evaluation.feature_matrix import Rows
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
-from crisscross.evaluation.memo import Memo
-from crisscross.evaluation.rows import Rows
 from crisscross.evaluation.scores import all_classes, top_k
-from crisscross.evaluation.settings import SvmSettings
 
 logger = logging.getLogger(__name__)
 

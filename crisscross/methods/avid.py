@@ -31,13 +31,13 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import normalize, one_hot, softplus
 
+from crisscross.config.method import ClipFacts
+from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
-from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import mlp
-from crisscross.models.settings import ModelSettings
-from crisscross.randomness import derive_key
-from crisscross.training.distributed import gather_rows
+from crisscross.utils.distributed import gather_rows
+from crisscross.utils.rng import derive_key
 
 OTHER = {"video": "audio", "audio": "video"}
 """Whose memory the queries of a modality are compared with."""

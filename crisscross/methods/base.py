@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from crisscross.methods import available_methods
-from crisscross.methods.settings import ClipFacts, settings_of
+from crisscross.config.method import ClipFacts, method_names, settings_of
+from crisscross.config.model import ModelSettings
 from crisscross.models.backbones import Backbones
-from crisscross.models.initialisation import initialise
-from crisscross.models.settings import ModelSettings
+from crisscross.models.init import initialise
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: ClipF
         known.check_clips(num_clips=clips.num_clips, num_classes=clips.num_classes)
     options = dict(settings)
     name = options.pop("name")
-    if name not in available_methods():
-        raise ValueError(f"method.name={name} is unknown: choose one of {', '.join(available_methods())}")
+    if name not in method_names():
+        raise ValueError(f"method.name={name} is unknown: choose one of {', '.join(method_names())}")
     method = importlib.import_module(f"crisscross.methods.{name}").Method(model, clips, **options)
     initialise(method, seed_key=seed)
     method.initialise_state(seed=seed)

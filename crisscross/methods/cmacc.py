@@ -39,12 +39,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.modules.batchnorm import _NormBase
 
+from crisscross.config.method import ClipFacts
+from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
-from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import projector
-from crisscross.models.settings import ModelSettings
-from crisscross.training.distributed import gather_rows
+from crisscross.utils.distributed import gather_rows
 
 OTHER = {"video": "audio", "audio": "video"}
 NO_CLIP = -1

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from crisscross.config.method import ClipFacts
+from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
-from crisscross.methods.settings import ClipFacts
 from crisscross.models.heads import predictor, projector
-from crisscross.models.settings import ModelSettings
 
 FAMILIES = {
     "v1v2": "video",

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from crisscross.config.method import ClipFacts
+from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
-from crisscross.methods.settings import ClipFacts
-from crisscross.models.settings import ModelSettings
 
 
 class Method(BaseMethod):

@@ -29,12 +29,12 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from crisscross.config.method import ClipFacts
+from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, FeaturesOfAll, Views
 from crisscross.methods.crisscross import embedding_std
-from crisscross.methods.settings import ClipFacts
-from crisscross.models.settings import ModelSettings
-from crisscross.randomness import derive_key, generator
-from crisscross.training.distributed import computed_once
+from crisscross.utils.distributed import computed_once
+from crisscross.utils.rng import derive_key, generator
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from torch import nn
 
+from crisscross.config.model import ModelSettings, PaperVideoSettings, TorchvisionVideoSettings
 from crisscross.models.audio_resnet import AudioBackbone
-from crisscross.models.initialisation import initialise
+from crisscross.models.init import initialise
 from crisscross.models.r2plus1d import VideoBackbone
-from crisscross.models.released import load_audio_backbone, load_video_backbone
-from crisscross.models.settings import ModelSettings, PaperVideoSettings, TorchvisionVideoSettings
 from crisscross.models.torchvision_video import TorchvisionBackbone
-from crisscross.models.video import VideoNetwork
+from crisscross.models.video_base import VideoNetwork
+from crisscross.models.weights_io import load_audio_backbone, load_video_backbone
 
 Backbone = VideoNetwork | AudioBackbone
 Loaded = TypeVar("Loaded", bound=nn.Module)

@@ -22,8 +22,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crisscross.models.layers import BLOCKS_BY_DEPTH
-from crisscross.models.video import VideoNetwork
+from crisscross.models.video_base import VideoNetwork
 
 
 class R2Plus1dBlock(nn.Module):
@@ -125,3 +124,11 @@ def _stage(in_channels: int, out_channels: int, *, num_blocks: int, stride: int)
     first = R2Plus1dBlock(in_channels, out_channels, stride=stride)
     rest = [R2Plus1dBlock(out_channels, out_channels) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)
+
+
+BLOCKS_BY_DEPTH: dict[int, tuple[int, int, int, int]] = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+}
+"""Blocks of each stage of the paper's R(2+1)D, by depth."""

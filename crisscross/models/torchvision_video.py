@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from crisscross.models.video import VideoNetwork
+from crisscross.models.video_base import VideoNetwork
 
 
 class TorchvisionBackbone(VideoNetwork):

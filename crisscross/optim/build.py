@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from crisscross.config.optim import OptimSettings
 from crisscross.optim.larc import LARC
 from crisscross.optim.schedules import LearningRateSchedule
-from crisscross.training.settings import OptimSettings
 
 
 def build_optimizer(

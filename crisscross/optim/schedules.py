@@ -7,12 +7,12 @@ resumed run asks for the step it is at and gets what it would have got.
 
 from __future__ import annotations
 
-import inspect
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+
+from crisscross.config.optim import ConstantSettings, ScheduleSettings, WarmupCosineSettings
 
 LearningRateSchedule = Callable[[int], float]
 
@@ -89,44 +89,6 @@ def steps_decay(
     return initial * gamma ** bisect_right(milestones, step)
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {
-    "constant": constant,
-    "warmup_cosine": warmup_cosine,
-    "steps_decay": steps_decay,
-}
-
-
-def schedule_from_config(config: Mapping[str, Any]) -> LearningRateSchedule:
-    """Return the schedule that a config entry names, checked by asking it for step 0.
-
-    Args:
-        config: ``{"name": "warmup_cosine", "total_steps": ..., ...}``: the name and the function's arguments,
-            durations already in steps.
-
-    Returns:
-        A function of the step alone; it can be pickled.
-
-    Raises:
-        ValueError: the name is unknown, an argument is missing or unknown, or a value is impossible.
-    """
-    arguments = dict(config)
-    name = arguments.pop("name", None)
-    if name not in SCHEDULES:
-        raise ValueError(f"schedule name={name!r}: expected one of {list(SCHEDULES)}; set one of these")
-    parameters = dict(list(inspect.signature(SCHEDULES[name]).parameters.items())[1:])
-    unknown = sorted(set(arguments) - set(parameters))
-    missing = [
-        key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in arguments
-    ]
-    if unknown or missing:
-        raise ValueError(
-            f"schedule {name}: unknown {unknown}, missing {missing}; expected the arguments {list(parameters)}"
-        )
-    schedule = partial(SCHEDULES[name], **arguments)
-    schedule(0)
-    return schedule
-
-
 def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
     """Turn a duration in epochs, fractions allowed, into whole steps (the nearest; a half goes up).
 
@@ -141,44 +103,52 @@ def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
 
 
 def build_schedules(
-    groups: Mapping[str, Mapping[str, Any]], *, total_steps: int, steps_per_epoch: int
+    groups: Mapping[str, ScheduleSettings], *, total_steps: int, steps_per_epoch: int
 ) -> dict[str, LearningRateSchedule]:
     """Return each group's learning rate as a function of the step; durations in epochs become steps here.
 
     Args:
-        groups: the config's ``optim.groups``: by name of the group, a schedule's name and numbers.
+        groups: the config's ``optim.groups``, by name of the group.
         total_steps: steps of the whole training.
         steps_per_epoch: steps of an epoch.
 
     Raises:
-        ValueError: when a schedule is impossible, naming its key.
+        ValueError: if a schedule does not fit into the training, naming its key.
     """
     schedules = {}
-    for name, entry in groups.items():
+    for name, settings in groups.items():
+        schedule = _schedule(settings, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         try:
-            schedules[name] = schedule_from_config(_in_steps(entry, total_steps, steps_per_epoch))
-        except (ValueError, TypeError) as error:
+            schedule(0)
+        except ValueError as error:
             raise ValueError(f"optim.groups.{name}: {error}") from None
+        schedules[name] = schedule
     return schedules
 
 
-def _in_steps(entry: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> dict[str, Any]:
-    """Return a schedule's numbers with ``*_epochs`` turned into ``*_steps`` (``milestone_epochs`` into milestones)."""
-
+def _schedule(settings: ScheduleSettings, *, total_steps: int, steps_per_epoch: int) -> LearningRateSchedule:
     def steps(epochs: float) -> int:
         return epochs_to_steps(epochs, steps_per_epoch=steps_per_epoch)
 
-    arguments: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key == "milestone_epochs":
-            arguments["milestones"] = [steps(item) for item in value]
-        elif key.endswith("_epochs"):
-            arguments[key.removesuffix("epochs") + "steps"] = steps(value)
-        else:
-            arguments[key] = value
-    if entry.get("name") == "warmup_cosine":
-        arguments["total_steps"] = total_steps
-    return arguments
+    if isinstance(settings, ConstantSettings):
+        return partial(constant, value=settings.value)
+    if isinstance(settings, WarmupCosineSettings):
+        return partial(
+            warmup_cosine,
+            total_steps=total_steps,
+            warmup_steps=steps(settings.warmup_epochs),
+            peak=settings.peak,
+            final=settings.final,
+            start=settings.start,
+        )
+    return partial(
+        steps_decay,
+        initial=settings.initial,
+        gamma=settings.gamma,
+        milestones=[steps(epoch) for epoch in settings.milestone_epochs],
+        warmup_steps=steps(settings.warmup_epochs),
+        start=settings.start,
+    )
 
 
 def _between(low: float, high: float, weight: float) -> float:

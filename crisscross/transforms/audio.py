@@ -15,9 +15,9 @@ import torch
 import torchaudio  # type: ignore[import-untyped]
 from torch import Tensor
 
-from crisscross.randomness import uniforms
+from crisscross.config.views import AudioTransformSettings, refuse
 from crisscross.transforms.resample import apply_matrices, box_matrices, filter_matrices, parts
-from crisscross.transforms.settings import AudioTransformSettings, refuse
+from crisscross.utils.rng import uniforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettin
 
     Args:
         wave: float, shape (B, S), as in ``log_spectrogram``.
-        keys: uint64, shape (B,), from ``crisscross.randomness.sample_keys``.
+        keys: uint64, shape (B,), from ``crisscross.utils.rng.sample_keys``.
         settings: the numbers.
 
     Returns:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crisscross.randomness import uniforms
-from crisscross.transforms.picture import (
+from crisscross.config.views import VideoTransformSettings, refuse
+from crisscross.transforms.color import (
     adjust_brightness_,
     adjust_contrast_,
     adjust_hue_,
@@ -28,7 +28,7 @@ from crisscross.transforms.picture import (
     to_grayscale_,
 )
 from crisscross.transforms.resample import parts, resample
-from crisscross.transforms.settings import VideoTransformSettings, refuse
+from crisscross.utils.rng import uniforms
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
 
@@ -66,7 +66,7 @@ def augment_video(
         video: uint8, shape (B, T, Hc, Wc, 3): frames on a canvas to which the source was scaled, each axis
             by a factor of its own.
         aspect: shape (B,): displayed width over height of the sources. Best on the CPU, where it is used.
-        keys: uint64, shape (B,), from ``crisscross.randomness.sample_keys``.
+        keys: uint64, shape (B,), from ``crisscross.utils.rng.sample_keys``.
         settings: the numbers.
 
     Returns:

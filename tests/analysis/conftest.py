@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import tracking
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.sync import deliver_all
 
 FINGERPRINT = "0123abcd"
 
@@ -93,7 +93,7 @@ class Study:
         return run
 
     def deliver(self) -> None:
-        assert tracking.deliver_all(self.runs, uri=self.uri, experiment="crisscross") == []
+        assert deliver_all(self.runs, uri=self.uri, experiment="crisscross") == []
 
 
 def _say(run: RunDirectory, progress: dict) -> None:

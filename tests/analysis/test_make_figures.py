@@ -18,13 +18,15 @@ from analysis.figures.figure3_right import Panel
 from analysis.figures.style import evenly, look_of
 from analysis.make_figures import FIGURES, main
 from analysis.make_report import add_to_report
-from crisscross import mlflow_store, tracking
-from crisscross.experiment import run as run_experiment
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
 from crisscross.models.backbones import untrained_backbones
-from crisscross.models.released import export_backbone
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
+from crisscross.models.weights_io import export_backbone
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.tracking import client as mlflow_store
+from crisscross.tracking.query import search_runs
+from crisscross.tracking.sync import deliver_all
 from tests.support import tiny_config
 
 from .conftest import Study
@@ -70,7 +72,7 @@ class Runs:
         run.write_result({"metrics": {f"eval/top1_{modality}": top1 for modality in ("v", "a", "av")}})
 
     def deliver(self) -> None:
-        assert tracking.deliver_all(self.made, uri=self.uri, experiment="crisscross") == []
+        assert deliver_all(self.made, uri=self.uri, experiment="crisscross") == []
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +118,12 @@ def test_every_figure_is_drawn_with_its_runs_beside_it(tiny, drawn):
     assert set(drawn) == {f"{stem}.{extension}" for stem in stems for extension in ("png", "pdf", "md")}
     assert all(content.startswith(b"\x89PNG") for name, content in drawn.items() if name.endswith("png"))
     assert all(content.startswith(b"%PDF") for name, content in drawn.items() if name.endswith("pdf"))
-    known = tracking.search_runs("", uri=tiny.uri, experiment="crisscross")
+    known = search_runs("", uri=tiny.uri, experiment="crisscross")
     for stem in stems:
         text = drawn[f"{stem}.md"].decode()
         listed = [run for run in known if run["run_id"] in text]
         assert len(listed) >= (1 if "figure5" in stem else 2)
-        assert all(run["tags"]["crisscross.identity"][:12] in text for run in listed)
+        assert all(run["tags"]["crisscross.run.identity"][:12] in text for run in listed)
         assert f"variant {stem[-8:]}" in text
 
 
@@ -166,7 +168,7 @@ def test_right_and_wrong_neighbours_are_counted_as_the_csv_has_them(tiny, drawn)
 
 
 def test_the_same_runs_give_the_same_bytes_and_mlflow_has_them_once(tiny, drawn, tmp_path, monkeypatch):
-    found = tracking.search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")
+    found = search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")
     of = {run["tags"]["crisscross.made_of"]: run for run in found}
     assert set(of) == {f"figures {study}.{digits}" for study, digits in FINGERPRINTS.items()}
     kept = {path.name: path.read_bytes() for path in tiny.folder.glob("mlruns/crisscross/*/artifacts/figures/*")}
@@ -175,7 +177,7 @@ def test_the_same_runs_give_the_same_bytes_and_mlflow_has_them_once(tiny, drawn,
     monkeypatch.setattr(mlflow_store.Store, "log_file", lambda *arguments: sent.append(arguments))
     assert _draw(tiny, tmp_path / "again") == drawn
     assert sent == []
-    again = tracking.search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")
+    again = search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")
     assert [run["run_id"] for run in again] == [run["run_id"] for run in found]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from analysis.make_tables import main, print_tables
-from crisscross import tracking
+from crisscross.tracking.query import search_runs
+from crisscross.tracking.sync import mark_latest
 
 from .conftest import Study
 
@@ -102,7 +103,7 @@ def test_every_number_leads_back_to_its_runs(filled, tmp_path):
     print_tables(filled.uri, out=tmp_path / "tables")
     rows = list(csv.DictReader(io.StringIO(_written(tmp_path / "tables", "csv").read_text())))
     assert len(rows) == 7 * 3
-    known = {run["run_id"]: run for run in tracking.search_runs("", uri=filled.uri, experiment="crisscross")}
+    known = {run["run_id"]: run for run in search_runs("", uri=filled.uri, experiment="crisscross")}
     for row in rows:
         behind = [known[run_id]["metrics"][row["metric"]] for run_id in row["run_ids"].split()]
         assert len(behind) == int(row["n"])
@@ -173,7 +174,7 @@ def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path
     assert "not comparable" not in words(printed)
     assert "uv run analysis/make_tables.py --study relaxation --fingerprint 0123abcd" in printed
     assert "0123abcd" not in _written(tmp_path / "tables", "md").read_text()
-    tracking.mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
+    mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
     assert main(out) == 0
     assert cells(capsys.readouterr().out)["mild"] == ["50.0"] * 3
     assert main([*out, "--fingerprint", "89abcdef"]) == 0
@@ -202,7 +203,7 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
         assert ("is the server up?" if what == "refused" else "`uv run launch/sweep_relaxation.py`") in line
     assert main(["--uri", "mlruns", *out]) == 1
     assert "is no MLflow store" in one_line(capsys)
-    tracking.mark_latest("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
+    mark_latest("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
     assert main(["--uri", study.uri, *out]) == 1
     assert "has no runs of the study relaxation" in one_line(capsys)
     study.pretraining("mild")

@@ -14,7 +14,7 @@ from scipy import stats
 from analysis.make_tables import main
 from analysis.studies import STUDIES, TABLES
 from analysis.tables.published import rows_of
-from analysis.tables.spread import difference
+from analysis.tables.statistics import difference
 
 from .conftest import Study
 from .test_make_tables import cells, words

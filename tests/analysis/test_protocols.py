@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.make_tables import print_tables
-from analysis.tables.results import Gap, Result
+from analysis.tables.measurements import Gap, Result
 
 from .conftest import Study
 from .test_make_tables import cells, words

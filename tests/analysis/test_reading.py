@@ -13,8 +13,11 @@ import pytest
 
 from analysis.make_tables import print_all
 from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, tidy
-from crisscross import sql_reader, tracking
-from crisscross.locks import file_lock
+from crisscross.tracking import query as sql_reader
+from crisscross.tracking import sync as tracking
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.query import Wanted, experiment_tags, search_runs, study_runs
+from crisscross.utils.files import file_lock
 from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
 from tests.tracking.jobs import client
 
@@ -49,9 +52,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     multiply(template, file, num_runs=220, seeds_per_variant=SEEDS)
     made = Made(file, template.fingerprints)
     mlflow, tag = client(made.uri), f"study.{made.name}"
-    runs = tracking.search_runs(
-        f"tags.`{tag}` LIKE '%' AND tags.kind = 'downstream'", uri=made.uri, experiment="crisscross"
-    )
+    runs = search_runs(f"tags.`{tag}` LIKE '%' AND tags.kind = 'downstream'", uri=made.uri, experiment="crisscross")
     mlflow.log_metric(runs[0]["run_id"], "eval/recall_at_1_v", float("nan"))
     mlflow.log_metric(runs[1]["run_id"], "eval/other", float("inf"))
     mlflow.log_metric(runs[2]["run_id"], "EVAL/OTHER", 0.5)
@@ -59,7 +60,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     mlflow.delete_run(runs[4]["run_id"])
     (number,) = (one.experiment_id for one in mlflow.search_experiments() if one.name == "crisscross")
     for experiment in (number, mlflow.create_experiment("another")):  # one has no metrics, one is not ours
-        mlflow.create_run(experiment, tags={**runs[5]["tags"], "crisscross.identity": "f" * 64, "seed": "5"})
+        mlflow.create_run(experiment, tags={**runs[5]["tags"], "crisscross.run.identity": "f" * 64, "seed": "5"})
     return made
 
 
@@ -74,17 +75,17 @@ def by_client(monkeypatch: pytest.MonkeyPatch):
     return ask
 
 
-def _read(store: Made, wanted: tracking.Wanted) -> list[str]:
-    runs = tracking.study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT)
+def _read(store: Made, wanted: Wanted) -> list[str]:
+    runs = study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT)
     return [json.dumps(run, sort_keys=True) for run in runs]  # in which NaN equals NaN
 
 
 @pytest.mark.parametrize(
     "wanted",
     [
-        tracking.Wanted((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
-        tracking.Wanted(tags=("crisscross.identity",)),
-        tracking.Wanted(params=("data.fingerprint",), metrics=""),
+        Wanted((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
+        Wanted(tags=("crisscross.run.identity",)),
+        Wanted(params=("data.fingerprint",), metrics=""),
     ],
     ids=["tables", "identities", "all metrics"],
 )
@@ -96,7 +97,7 @@ def test_sql_and_mlflows_client_say_the_same(store, by_client, wanted):
 
 
 def test_the_oddities_are_there(store):
-    told = "\n".join(_read(store, tracking.Wanted(("crisscross.error",), (), METRICS)))
+    told = "\n".join(_read(store, Wanted(("crisscross.error",), (), METRICS)))
     assert "NaN" in told
     assert "1.7976931348623157e+308" in told  # how MLflow keeps infinity
     assert '"metrics": {}' in told
@@ -117,9 +118,9 @@ def test_tables_are_byte_identical_either_way(store, by_client, tmp_path, capsys
 
 
 def test_everything_that_has_a_column_is_read(store):
-    everything = tracking.search_runs(f"tags.`study.{store.name}` LIKE '%'", uri=store.uri, experiment=EXPERIMENT)
-    wanted = tracking.Wanted((*COLUMNS_OF_TAGS.values(), f"study.{store.name}"), PARAMS, METRICS)
-    few = tidy(tracking.study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT), study=store.name)
+    everything = search_runs(f"tags.`study.{store.name}` LIKE '%'", uri=store.uri, experiment=EXPERIMENT)
+    wanted = Wanted((*COLUMNS_OF_TAGS.values(), f"study.{store.name}"), PARAMS, METRICS)
+    few = tidy(study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT), study=store.name)
     assert few.equals(tidy(everything, study=store.name)[few.columns])
     assert (few["backbone"] != "").any()
 
@@ -137,7 +138,7 @@ def test_reading_leaves_no_trace_and_mlflow_alone(store, tmp_path):
 
 
 def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
-    wanted, tag = tracking.Wanted(("kind",), ("seed",), METRICS), f"study.{store.name}"
+    wanted, tag = Wanted(("kind",), ("seed",), METRICS), f"study.{store.name}"
 
     def read(uri: str, experiment: str = EXPERIMENT):
         return sql_reader.read_runs(uri, experiment, having=tag, wanted=wanted)
@@ -166,9 +167,9 @@ def test_half_a_delivery_is_not_read(store, monkeypatch):
     monkeypatch.setattr(sql_reader, "LOCK_TIMEOUT_S", 0.1)
     with (
         file_lock(f"{store.file}.lock"),
-        pytest.raises(tracking.TrackingError, match=r"could not be acquired"),
+        pytest.raises(TrackingError, match=r"could not be acquired"),
     ):
-        tracking.experiment_tags(uri=store.uri, experiment=EXPERIMENT)
+        experiment_tags(uri=store.uri, experiment=EXPERIMENT)
 
 
 def test_an_older_store_and_an_odd_path_are_read(tmp_path):

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from analysis.tables.base import Cell, Row, Table
 from analysis.tables.render import comma_separated, escape_latex, latex, markdown
+from analysis.tables.table import Cell, Row, Table
 from tests.requirements import missing
 
 TABLE = Table(

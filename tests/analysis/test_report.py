@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from analysis import keeper
+from analysis.html_report import runs_url
 from analysis.make_tables import main
-from analysis.page import runs_url
 from analysis.studies import STUDIES, TABLES
-from crisscross import tracking
-from crisscross.store_address import TrackingError
+from crisscross.tracking import artifacts as keeper
+from crisscross.tracking import sync as tracking
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.query import search_runs
 from tests.requirements import missing
 
 from .conftest import Study
@@ -180,7 +181,7 @@ def test_the_page_has_everything_of_its_studies_and_nothing_else(store, made) ->
     assert "What it &lt;shows&gt;." in page
     assert f'href="http://ui:5000/#/experiments/1/runs/{"0f" * 16}"' in page
     assert page.count("data:image/png") == 2
-    known = {run["run_id"] for run in tracking.search_runs("", uri=store.uri, experiment="crisscross")}
+    known = {run["run_id"] for run in search_runs("", uri=store.uri, experiment="crisscross")}
     linked = set(re.findall(r"/runs/([0-9a-f]{32})", page)) - {"0f" * 16}
     assert linked
     assert linked <= known
@@ -195,9 +196,9 @@ def test_mlflow_keeps_what_was_written_once(store, made, tmp_path, monkeypatch, 
         return {path.name: path.read_text() for path in store.folder.glob("mlruns/crisscross/*/artifacts/*/*.*")}
 
     place = {"uri": store.uri, "experiment": "crisscross"}
-    found = tracking.search_runs("tags.kind = 'tables'", **place)
+    found = search_runs("tags.kind = 'tables'", **place)
     assert {run["tags"]["crisscross.made_of"] for run in found} == {f"tables {n}.{f}" for n, f in NAMES.items()}
-    (report,) = tracking.search_runs("tags.kind = 'report'", **place)
+    (report,) = search_runs("tags.kind = 'report'", **place)
     assert report["tags"]["crisscross.made_of"] == "report all"
     assert kept() == made
     with monkeypatch.context() as patched:

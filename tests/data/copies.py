@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crisscross.data.compact_clip import Streams, write_copy
-from crisscross.data.compact_settings import CompactSettings
-from crisscross.data.decode import decode_windows
 from crisscross.data.manifest import Manifest, build_manifest, read_manifest
-from crisscross.data.pictures import pictures
-from crisscross.data.probe import probe
-from crisscross.data.streams import choose_stream, open_media
+from crisscross.data.media.decode import decode_windows
+from crisscross.data.media.probe import probe
+from crisscross.data.media.streams import choose_stream, open_media
+from crisscross.data.media.video import pictures
+from crisscross.data.prepare.compact_encode import CompactSettings, Streams, write_copy
 
 SETTINGS = CompactSettings(short_side_px=32, crf=18)
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from crisscross.data.toy import ToyClip, ToySettings
-from crisscross.data.toy_clips import encode_mp4, render_clip
-from crisscross.data.toy_scenes import SAMPLE_RATE_HZ
+from crisscross.data.synthetic.render import encode_mp4, render_clip
+from crisscross.data.synthetic.scenes import SAMPLE_RATE_HZ
+from crisscross.data.synthetic.spec import ToyClip, ToySettings
 
 SECONDS, FRAME_RATE_HZ, FRAME_SIZE_PX = 2.5, 16, 40
 NUM_RECORDINGS = 2  # different ones a class

@@ -16,13 +16,13 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data import compact
-from crisscross.data.catalogue import open_manifest, prepare
-from crisscross.data.compact_settings import CompactSettings
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.manifest import Manifest, build_manifest
-from crisscross.data.prepare import main as prepare_main
-from crisscross.data.settings import DataSettings
-from crisscross.settings_base import parse
+from crisscross.data.prepare import compact
+from crisscross.data.prepare.__main__ import main as prepare_main
+from crisscross.data.prepare.compact_encode import CompactSettings
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.copies import SETTINGS
 from tests.data.miniatures import data_overrides, make_miniature
@@ -141,7 +141,7 @@ class TestDatasets:
         target = tmp_path / "copy"
         code = (
             "import sys; from crisscross.data import compact; from crisscross.data.manifest import read_manifest\n"
-            "from crisscross.data.compact_settings import CompactSettings\n"
+            "from crisscross.data.prepare.compact_encode import CompactSettings\n"
             "if __name__ == '__main__':\n"
             "    done = compact.run(read_manifest(sys.argv[1]), sys.argv[2], CompactSettings(32, crf=18), jobs=1,"
             " progress=False)\n"

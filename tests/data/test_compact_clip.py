@@ -8,10 +8,9 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data.compact_clip import Streams, copy_size, ticks_of, write_copy
-from crisscross.data.compact_settings import CompactSettings
-from crisscross.data.probe import probe
-from crisscross.data.streams import DecodeError
+from crisscross.data.media.probe import probe
+from crisscross.data.media.streams import DecodeError
+from crisscross.data.prepare.compact_encode import CompactSettings, Streams, copy_size, ticks_of, write_copy
 from tests.data.clips import even_times_s, impulses, read_numbers, tone, write_clip
 from tests.data.copies import SETTINGS, copied, frames, peak_ratio_db, picture_times_s, sound, streams_of
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisscross.data import compact
-from crisscross.data.compact_clip import write_copy
-from crisscross.data.compact_settings import CompactSettings
 from crisscross.data.manifest import build_manifest
-from crisscross.data.probe import probe
+from crisscross.data.media.probe import probe
+from crisscross.data.prepare import compact
+from crisscross.data.prepare.compact_encode import CompactSettings, write_copy
 from tests.data.copies import frames, peak_ratio_db, picture_times_s, read_copy, sound, streams_of
 from tests.requirements import REAL_DATA, needs_real_data
 

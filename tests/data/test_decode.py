@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data import decode as decode_module
-from crisscross.data.decode import DecodeError, decode_windows, probe
+from crisscross.data.media import decode as decode_module
+from crisscross.data.media.decode import DecodeError, decode_windows, probe
 from tests.data.clips import even_times_s, impulses, read_numbers, tone, write_clip
 from tests.data.windows import RATE_HZ, decode_audio, decode_video, nearest_numbers
 
@@ -222,6 +222,6 @@ class TestFiles:
 
 
 def test_importing_does_not_bring_torch_or_pandas():
-    code = "import sys, crisscross.data.decode, crisscross.data.manifest; print(*sys.modules)"
+    code = "import sys, crisscross.data.media.decode, crisscross.data.manifest; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "pandas", "scipy"}.isdisjoint(loaded)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data.decode import DecodeError, probe
+from crisscross.data.media.decode import DecodeError, probe
 from tests.data.windows import decode_audio, decode_video, nearest_numbers
 from tests.requirements import REAL_DATA, needs_real_data
 
@@ -85,7 +85,7 @@ class TestRealFiles:
     @pytest.mark.slow
     def test_windows_equal_decoding_everything_from_the_start(self):
         """An independent reference: decode all, sort the times, take the nearest, scale. Seeks must not show."""
-        from crisscross.data.geometry import pixel_aspect, to_rgb
+        from crisscross.data.media.video import pixel_aspect, to_rgb
 
         rng = np.random.default_rng(0)
         files = _real_files("video/clips/*.mp4")[::7] + _real_files("video/ucf101/*/*.avi")[::14]

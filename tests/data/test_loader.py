@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross.data.catalogue import open_manifest
+from crisscross.config.base import parse
+from crisscross.config.experiment import PretrainSettings
+from crisscross.data.catalog import open_manifest
 from crisscross.data.loader import Clips, SegmentDataset, ViewDataset, batch_loader
-from crisscross.data.step_plan import PassRequests, StepPlan
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
+from crisscross.data.sampler import PassRequests, StepPlan
 from tests.support import tiny_config
 
 

@@ -15,10 +15,9 @@ import pandas as pd
 import pytest
 
 from crisscross.data import manifest as manifest_module
-from crisscross.data import probing
-from crisscross.data.listing import Listed, assign_splits
-from crisscross.data.manifest import build_manifest, read_fingerprint, read_manifest
-from crisscross.data.manifest_tables import CLIP_COLUMNS
+from crisscross.data import probe_files as probing
+from crisscross.data.file_list import Listed, assign_splits
+from crisscross.data.manifest import CLIP_COLUMNS, build_manifest, read_fingerprint, read_manifest
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.requirements import REAL_DATA, needs_real_data
 

@@ -12,10 +12,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import prepare
-from crisscross.data.official import list_official
-from crisscross.settings import DownstreamSettings, PretrainSettings
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings, PretrainSettings
+from crisscross.data.catalog import prepare
+from crisscross.data.datasets import list_official
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.data.test_official_readers import REPOSITORY, data_node
 

@@ -16,16 +16,17 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data import listing
-from crisscross.data.catalogue import check_batch, describe_data, manifest_directory, open_manifest, prepare
-from crisscross.data.listing import Listed
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.config.datasets import DATASETS
+from crisscross.data import file_list as listing
+from crisscross.data.catalog import check_batch, describe_data, manifest_directory, open_manifest, prepare
+from crisscross.data.datasets import list_official
+from crisscross.data.datasets.matching import read_classes
+from crisscross.data.datasets.youtube import video_id, wrong_time
+from crisscross.data.file_list import Listed
 from crisscross.data.manifest import Manifest
-from crisscross.data.official import DATASETS, list_official
-from crisscross.data.official.place import read_classes
-from crisscross.data.official.youtube import video_id, wrong_time
-from crisscross.data.settings import DataSettings
-from crisscross.identity import scientific
-from crisscross.settings_base import parse
+from crisscross.run.identity import scientific
 from tests.data.miniatures import KINETICS_CLASSES, MINIATURES, data_overrides, make_miniature
 
 REPOSITORY = Path(__file__).parents[2]
@@ -274,7 +275,7 @@ def test_preparing_again_imports_nothing_heavy(make: Callable[[str], Path]) -> N
     for name in ("ucf101", "kinetics_sound"):
         data, _ = prepared(name, make(name))
         code = (
-            f"import sys; from crisscross.data.catalogue import prepare; prepare({data!r}, progress=False)\n"
+            f"import sys; from crisscross.data.catalog import prepare; prepare({data!r}, progress=False)\n"
             "print(*(name for name in ('numpy', 'pandas', 'pyarrow', 'av', 'torch') if name in sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -323,7 +324,7 @@ def test_a_hundred_thousand_clips_are_listed_in_a_moment(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_command_and_the_config_mean_the_same_manifest(name: str, tmp_path: Path) -> None:
-    from crisscross.data import prepare as command
+    from crisscross.data.prepare import __main__ as command
 
     settings = parse(DataSettings, data_node(name, tmp_path))
     arguments = [name, "--root", str(tmp_path), "--manifest-root", settings.manifest_root]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.data.catalogue import open_manifest, prepare
-from crisscross.data.listing import Listed
-from crisscross.data.official import hmdb51, list_official, ucf101
-from crisscross.data.official.place import MISSING, missing_by_split, read_classes
-from crisscross.data.settings import DataSettings
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.data.catalog import open_manifest, prepare
+from crisscross.data.datasets import hmdb51, list_official, ucf101
+from crisscross.data.datasets.matching import MISSING, missing_by_split, read_classes
+from crisscross.data.file_list import Listed
 from tests.data.test_official_readers import data_node
 from tests.requirements import REAL_DATA, needs_real_data
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data.decode import probe
+from crisscross.data.media.decode import probe
 from tests.data.clips import even_times_s, read_numbers, tone, write_clip
 from tests.data.windows import decode_video, nearest_numbers
 
@@ -39,7 +39,7 @@ class TestPictures:
                 even_times_s(150, 25), start_s
             )
         skimmed = decode_video(path, [2.013, 4.5])
-        monkeypatch.setattr("crisscross.data.pictures.SKIMMED_CODECS", ())
+        monkeypatch.setattr("crisscross.data.media.video.SKIMMED_CODECS", ())
         assert np.array_equal(skimmed, decode_video(path, [2.013, 4.5]))
 
     def test_goes_by_timestamps_where_the_rate_varies(self, tmp_path):

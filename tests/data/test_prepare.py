@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from crisscross.data import probing
+from crisscross.data import probe_files as probing
 from crisscross.data.manifest import build_manifest, read_manifest
-from crisscross.data.prepare import in_flags, main, parse_share
-from crisscross.data.workers import num_usable_cores
+from crisscross.data.parallel import num_usable_cores
+from crisscross.data.prepare.__main__ import in_flags, main, parse_share
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.miniatures import make_miniature
 

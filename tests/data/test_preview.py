@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crisscross.data.catalogue import open_manifest
-from crisscross.data.preview import draw_preview
-from crisscross.data.settings import DataSettings
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.data.catalog import open_manifest
+from crisscross.data.prepare.preview import draw_preview
 from tests.support import tiny_config
 
 

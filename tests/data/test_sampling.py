@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from crisscross.data.sampling import RELAXATIONS, Extent, ViewStarts, draw_view_starts, even_starts
-from crisscross.randomness import generator
+from crisscross.data.relaxation import RELAXATIONS, Extent, ViewStarts, draw_view_starts, even_starts
+from crisscross.utils.rng import generator
 
 VIDEO_SECONDS, AUDIO_SECONDS = 0.5, 2.0
 TEN_SECONDS = Extent(0.0, 10.0, 0.0, 10.0)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from crisscross.data import manifest as manifest_module
-from crisscross.data.catalogue import prepare
-from crisscross.data.listing import read_csv, scan_tree
+from crisscross.data.catalog import prepare
+from crisscross.data.file_list import read_csv, scan_tree
 from crisscross.data.manifest import build_manifest, read_current, read_summary
 from tests.data.clips import even_times_s, tone, write_clip
 
@@ -163,7 +163,7 @@ def test_mistakes_are_told_by_either(tmp_path: Path, root: Path) -> None:
 def _imported(data: dict[str, Any], *, code: str = "") -> list[str]:
     """Prepare a dataset in a process of its own and return what heavy modules that took."""
     script = (
-        f"import sys; from crisscross.data.catalogue import prepare; {code}\n"
+        f"import sys; from crisscross.data.catalog import prepare; {code}\n"
         f"prepare({data!r}, progress=False)\n"
         "print(*(name for name in ('pandas', 'pyarrow', 'av', 'torch') if name in sys.modules))"
     )

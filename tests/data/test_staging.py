@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
 from crisscross.data import staging
-from crisscross.data.catalogue import open_manifest
+from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, read_manifest
-from crisscross.data.settings import DataSettings
 from crisscross.data.shards import pack
 from crisscross.data.staging import local_disk, staged
-from crisscross.experiment import run as run_experiment
-from crisscross.identity import identity
-from crisscross.run_directory import RunDirectory
-from crisscross.settings_base import parse
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.run.identity import identity
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.utils.signals import INTERRUPTION, Interrupted
 from tests.processes import kill_when, run_at_once, run_ranks
 from tests.requirements import missing
 from tests.support import assert_same_state, final_state, history, tiny_config
@@ -210,7 +210,8 @@ class TestSeveral:
             INTERRUPTION.note("SIGTERM")
 
         holds = (
-            "import sys; from crisscross.locks import file_lock\nwith file_lock(sys.argv[1]): print(); sys.stdin.read()"
+            "import sys; from crisscross.utils.files import file_lock\n"
+            "with file_lock(sys.argv[1]): print(); sys.stdin.read()"
         )
         command = [sys.executable, "-uc", holds, str(here.root.with_suffix(".lock"))]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -227,7 +228,7 @@ class TestSeveral:
         code = (
             "import sys, time; from crisscross.data import staging\n"
             "from crisscross.data.manifest import read_manifest\n"
-            "from crisscross.data.settings import DataSettings\n"
+            "from crisscross.config.data import DataSettings\n"
             "original = staging._put\n"
             "def slow(*arguments, **others):\n"
             "    time.sleep(0.1)\n"

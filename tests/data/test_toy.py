@@ -15,10 +15,13 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data import toy, toy_clips, toy_scenes
-from crisscross.data.toy import CLASSES, SPLITS, ToyClip, ToySettings, generate, list_clips
-from crisscross.data.toy_clips import render_clip
-from crisscross.randomness import derive_key
+from crisscross.data.synthetic import generate as toy
+from crisscross.data.synthetic import render as toy_clips
+from crisscross.data.synthetic import scenes as toy_scenes
+from crisscross.data.synthetic.generate import generate
+from crisscross.data.synthetic.render import render_clip
+from crisscross.data.synthetic.spec import CLASSES, SPLITS, ToyClip, ToySettings, list_clips
+from crisscross.utils.rng import derive_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ToySettings(num_classes=3, train_clips_per_class=2, test_clips_per_class=1, seconds=1.5, frame_size_px=32)
@@ -45,7 +48,7 @@ def assert_whole(root: Path, settings: ToySettings) -> None:
 def start(root: Path, settings: ToySettings, *, jobs: int = 2, before: str = "") -> subprocess.Popen:
     """Run ``generate`` in a process of its own, in a process group of its own."""
     code = f"""
-from crisscross.data.toy import ToySettings, generate
+from crisscross.data.synthetic.generate import ToySettings, generate
 if __name__ == "__main__":
     {before or "pass"}
     generate({str(root)!r}, {settings!r}, jobs={jobs}, progress=False)

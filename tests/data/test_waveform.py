@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crisscross.data.decode import DecodeError, probe
+from crisscross.data.media.decode import DecodeError, probe
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.data.windows import RATE_HZ, decode_audio
 
@@ -51,7 +51,7 @@ class TestSound:
         noise = rng.uniform(-0.5, 0.5, size=(1, 8000 * 60)).astype(np.float32)
         path = write_clip(tmp_path / "long.mp4", sound=noise, sample_rate_hz=8000)
         sought = decode_audio(path, [50.0, 3.0, 25.5])
-        monkeypatch.setattr("crisscross.data.waveform.SEEK_BEYOND_S", 1e9)
+        monkeypatch.setattr("crisscross.data.media.audio.SEEK_BEYOND_S", 1e9)
         assert np.array_equal(sought, decode_audio(path, [50.0, 3.0, 25.5]))
 
     def test_zeros_outside_the_stream(self, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crisscross.data.decode import decode_windows
+from crisscross.data.media.decode import decode_windows
 
 RATE_HZ = 16000
 

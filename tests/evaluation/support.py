@@ -11,13 +11,11 @@ import pandas as pd
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.manifest import Manifest
-from crisscross.data.manifest_tables import CLIP_COLUMNS
-from crisscross.evaluation.completion import complete
-from crisscross.evaluation.rows import Rows
-from crisscross.evaluation.settings import LinearSettings, RetrievalSettings, SvmSettings
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.evaluation import LinearSettings, RetrievalSettings, SvmSettings, complete
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.data.manifest import CLIP_COLUMNS, Manifest
+from crisscross.evaluation.feature_matrix import Rows
 
 Settings = SvmSettings | LinearSettings | RetrievalSettings
 

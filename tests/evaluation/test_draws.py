@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 import torch
 
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.config.views import AudioTransformSettings, VideoTransformSettings
 from crisscross.data import loader
-from crisscross.data.catalogue import open_manifest, prepare
+from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.loader import Clips, SegmentDataset, decode_segments
 from crisscross.data.manifest import Manifest
-from crisscross.data.sampling import even_starts
-from crisscross.evaluation import features as module
-from crisscross.evaluation.features import Extraction, FeatureStore, extract
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
+from crisscross.data.relaxation import even_starts
+from crisscross.training import features as module
+from crisscross.training.features import Extraction, FeatureStore, extract
 from crisscross.transforms.audio import evaluate_audio
-from crisscross.transforms.settings import AudioTransformSettings, VideoTransformSettings
 from crisscross.transforms.video import evaluate_video
 from tests.support import tiny_config
 

@@ -11,19 +11,20 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis.figures.evaluated_run import HeldOut
+from crisscross import evaluate as evaluate_module
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.loader import Batch
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation import evaluate as evaluate_module
-from crisscross.evaluation import features, results, svm
-from crisscross.evaluation.held_out import HeldOut
-from crisscross.experiment import run as run_experiment
-from crisscross.identity import weights_fingerprint
+from crisscross.evaluation import results, svm
 from crisscross.models.backbones import untrained_backbones
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
-from crisscross.training.interruption import INTERRUPTION
-from crisscross.training.views import segment_views
+from crisscross.run.identity import weights_fingerprint
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.training import features
+from crisscross.training.augment import segment_views
+from crisscross.utils.signals import INTERRUPTION
 from tests.support import history, tiny_config
 
 

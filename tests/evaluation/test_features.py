@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross.data.catalogue import open_manifest
-from crisscross.data.decode import DecodeError
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.data.catalog import open_manifest
 from crisscross.data.loader import Batch, Clips, SegmentDataset
-from crisscross.evaluation import features as module
-from crisscross.evaluation.features import Extraction, FeatureStore, extract
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
-from crisscross.training.interruption import INTERRUPTION, SIGNALS, Interrupted
-from crisscross.training.views import segment_views
+from crisscross.data.media.decode import DecodeError
+from crisscross.training import features as module
+from crisscross.training.augment import segment_views
+from crisscross.training.features import Extraction, FeatureStore, extract
+from crisscross.utils.signals import INTERRUPTION, SIGNALS, Interrupted
 from tests.support import tiny_config
 
 NUM_CLIPS, NUM_SEGMENTS = 12, 2

@@ -12,21 +12,21 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import open_manifest, prepare
+from crisscross.config.base import parse
+from crisscross.config.evaluation import complete
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.config.views import VideoTransformSettings
+from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.loader import Clips, decode_segments
-from crisscross.data.sampling import even_starts
-from crisscross.evaluation.completion import complete
-from crisscross.evaluation.finetune import build_network
-from crisscross.experiment import run as run_experiment
-from crisscross.identity import weights_fingerprint
+from crisscross.data.relaxation import even_starts
+from crisscross.finetune import build_network
 from crisscross.models.backbones import untrained_backbones
 from crisscross.models.heads import classifier
-from crisscross.models.released import export_backbone, load_video_backbone
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings
-from crisscross.settings_base import parse
+from crisscross.models.weights_io import export_backbone, load_video_backbone
+from crisscross.run.identity import weights_fingerprint
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
-from crisscross.transforms.settings import VideoTransformSettings
 from crisscross.transforms.video import evaluate_video
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config

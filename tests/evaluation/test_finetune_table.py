@@ -8,10 +8,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.evaluation.completion import complete
-from crisscross.evaluation.finetune_table import OPEN, TABLE, recipe_of
-from crisscross.settings import DownstreamSettings, ignored
-from crisscross.settings_base import parse
+from crisscross.config.base import parse
+from crisscross.config.evaluation import complete
+from crisscross.config.experiment import DownstreamSettings, ignored
+from crisscross.config.finetune_recipes import OPEN, TABLE, recipe_of
 
 PAPER_TABLE = """
 | Kinetics-Sound, Kinetics400 | UCF101 | 8 | 64 | 5e-4 | no |

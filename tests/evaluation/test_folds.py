@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crisscross.config.data import DataSettings
+from crisscross.data.datasets import SOURCE_OF, list_official
 from crisscross.data.manifest import Manifest
-from crisscross.data.official import DATASETS, list_official
-from crisscross.data.settings import DataSettings
 from crisscross.evaluation.folds import Fold, folds_of, require_streams
 from crisscross.evaluation.svm import validation_splits
 from tests.data.miniatures import make_miniature
@@ -183,4 +183,4 @@ def test_what_has_no_source_videos_and_copies_of_what_has(
     ],
 )
 def test_which_video_a_name_tells_of(dataset: str, file: str, source: str | None) -> None:
-    assert DATASETS[dataset].source_of(file) == source
+    assert SOURCE_OF[dataset](file) == source

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from crisscross.evaluation.layers import feature_of
+from crisscross.evaluation.feature_layers import feature_of
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.r2plus1d import VideoBackbone
 

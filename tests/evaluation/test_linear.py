@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross.evaluation import linear as module
-from crisscross.evaluation.linear import evaluate_linear
-from crisscross.evaluation.rows import Rows
+from crisscross.evaluation import linear_probe as module
+from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.linear_probe import evaluate_linear
 from crisscross.evaluation.scores import top_k
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Interrupted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 TRAIN, LABELS = clusters(20, spread=1.0)

@@ -10,10 +10,10 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from crisscross.evaluation import rows as rows_module
+from crisscross.evaluation import feature_matrix as rows_module
+from crisscross.evaluation.feature_matrix import Rows
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
-from crisscross.evaluation.rows import Rows
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Interrupted
 from tests.evaluation.support import clusters, rows_of
 
 CPU = torch.device("cpu")

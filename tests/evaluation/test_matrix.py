@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crisscross.experiment import run as run_experiment
-from crisscross.identity import weights_fingerprint
-from crisscross.run_directory import RunDirectory
+from crisscross.run.identity import weights_fingerprint
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, TINY_OVERRIDES, TINY_PRETRAINING, history, tiny_config
 from tests.warm import warm_python

@@ -11,7 +11,7 @@ import pytest
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.results import Results, write_results
 from crisscross.evaluation.retrieval import Neighbours
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
 from tests.evaluation.support import manifest_of
 from tests.support import history, tiny_config
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisscross.evaluation import rows as module
-from crisscross.evaluation.rows import Rows
+from crisscross.evaluation import feature_matrix as module
+from crisscross.evaluation.feature_matrix import Rows
 
 NUM, SEGMENTS, DIMS = 11, 3, (4, 2)
 CLIPS = np.array([7, 0, 3, 10, 4, 5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from crisscross.evaluation.saliency import saliency
+from analysis.figures.saliency import saliency
 from crisscross.models.r2plus1d import VideoBackbone
 
 

@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from crisscross.evaluation import svm as module
-from crisscross.evaluation.memo import Memo
+from crisscross.evaluation.cache import Memo
 from crisscross.evaluation.scores import top_k
 from crisscross.evaluation.svm import SvmResult, evaluate_svm
-from crisscross.files import read_json
-from crisscross.training.interruption import INTERRUPTION, Interrupted
+from crisscross.utils.files import read_json
+from crisscross.utils.signals import INTERRUPTION, Interrupted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 GRID = (1e-3, 1e-2, 1e-1)

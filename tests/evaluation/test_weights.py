@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from crisscross.evaluation.weights import backbones_of, check_epoch, remarks
-from crisscross.experiment import run as run_experiment
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings, check_kept
+from crisscross.evaluation.backbones import backbones_of, check_epoch, remarks
 from crisscross.models.backbones import untrained_backbones
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, check_kept
-from crisscross.settings_base import parse
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
 from tests.support import assert_same_state, tiny_config
 

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from crisscross.run_directory import RunDirectory
-from launch.job import follow_parent
+from crisscross.run.run_dir import RunDirectory
+from launch.job.run import follow_parent
 
 told: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from crisscross.run_directory import RunDirectory
-from launch.capacity import Capacity
-from launch.display import Display
-from launch.graph import Experiment, Graph
-from launch.local import LocalRunner
+from crisscross.run.run_dir import RunDirectory
+from launch.local.live_display import Display
+from launch.local.runner import LocalRunner
+from launch.resources import Capacity
+from launch.study.graph import Experiment, Graph
 from tests.warm import warm_python
 
 FAKE_JOB = Path(__file__).with_name("fake_job.py")

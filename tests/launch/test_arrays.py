@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.arrays import Array, Planner, Task, compressed
-from launch.graph import Experiment, Graph
+from launch.slurm.arrays import Array, Planner, Task, compressed
+from launch.study.graph import Experiment, Graph
 from tests.launch.support import evaluation, pretraining
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import capacity
-from launch.capacity import capacity_of, visible_gpus
+from launch import resources as capacity
+from launch.resources import capacity_of, visible_gpus
 from tests.launch.support import pretraining
 
 

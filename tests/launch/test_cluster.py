@@ -10,9 +10,9 @@ import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
-from launch.cluster import RESOURCE_KINDS, ClusterSettings, Resources, check_one_kind
-from launch.overrides import CONF, hydra_configs, parse_overrides
-from launch.study import make_plan
+from launch.study.cluster import RESOURCE_KINDS, ClusterSettings, Resources, check_one_kind
+from launch.study.overrides import CONF, hydra_configs, parse_overrides
+from launch.study.plan import make_plan
 from tests.launch.test_sbatch import cluster_of
 from tests.launch.test_study import _prepare as fake_prepare
 

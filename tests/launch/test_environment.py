@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.run_directory import RunDirectory
-from launch.cluster import ClusterSettings
+from crisscross.run.run_dir import RunDirectory
 from launch.environment import ENVIRONMENT_EXIT_CODE, UnusableEnvironmentError
-from launch.graph import Graph
-from launch.preflight import check_imports
-from launch.standing import standing_of
+from launch.slurm.job_status import standing_of
+from launch.slurm.preflight import check_imports
+from launch.study.cluster import ClusterSettings
+from launch.study.graph import Graph
 from tests.launch.support import config_of, evaluation, make_runner, pretraining
 from tests.launch.test_sbatch import cluster_of
 from tests.requirements import missing
@@ -96,7 +96,7 @@ def test_a_library_that_does_not_load(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         f"what a job imports does not load: OSError: Could not load this library: x.so: {symbol}: install the versions"
         " that pyproject.toml fixes (remove .venv and uv.lock and run the command again), or see"
-        ' "Another environment" in README.md'
+        ' "Another environment" in launch/README.md'
     )
     assert run.progress is None
 

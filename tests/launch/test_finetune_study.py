@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from crisscross.data import catalogue
-from crisscross.identity import family
-from crisscross.run_directory import RunDirectory
-from launch.arrays import Planner
-from launch.capacity import num_processes
-from launch.cluster import resource_kind
-from launch.graph import Experiment
-from launch.overrides import compose_config, hydra_configs
-from launch.single import _make_run
-from launch.study import Plan, make_plan
+from crisscross.data import catalog as catalogue
+from crisscross.run.identity import family
+from crisscross.run.run_dir import RunDirectory
+from launch.resources import num_processes
+from launch.run_single import _make_run
+from launch.slurm.arrays import Planner
+from launch.study.cluster import resource_kind
+from launch.study.graph import Experiment
+from launch.study.overrides import compose_config, hydra_configs
+from launch.study.plan import Plan, make_plan
 from tests.launch.test_study import _prepare
 
 FINETUNING = 'study.downstream=[["downstream=finetune"],[]]'

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from crisscross.files import read_json
-from crisscross.training.interruption import INTERRUPTION
-from launch.folds import require_one_job_a_fold, run_folds
-from launch.single import run_here
+from crisscross.utils.files import read_json
+from crisscross.utils.signals import INTERRUPTION
+from launch.run_single import require_one_job_a_fold, run_folds, run_here
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, tiny_config
 

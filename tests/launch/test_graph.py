@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crisscross.run_directory import RunDirectory
-from launch.graph import Experiment, Graph
+from crisscross.run.run_dir import RunDirectory
+from launch.study.graph import Experiment, Graph
 from tests.launch.support import config_of, evaluation, pretraining
 
 

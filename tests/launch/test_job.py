@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.run_directory import RunDirectory
-from launch.capacity import num_processes
+from crisscross.run.run_dir import RunDirectory
+from launch.resources import num_processes
 from tests.launch.support import config_of
 
 REPOSITORY = Path(__file__).parents[2]
 
 _WITH_FAKE_EXPERIMENT = """
 import sys, types
-fake = types.ModuleType("crisscross.experiment")
+fake = types.ModuleType("crisscross.run_experiment")
 def run(directory, patience_s=1.0):
 {body}
 fake.run = run
 fake.work_of = lambda kind: run
-sys.modules["crisscross.experiment"] = fake
+sys.modules["crisscross.run_experiment"] = fake
 from launch.job import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -102,7 +102,7 @@ def test_what_is_no_run_directory_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_threads_are_those_of_the_config(tmp_path: Path) -> None:
-    from launch.capacity import job_environment
+    from launch.resources import job_environment
 
     execution = {"device": "cpu", "num_devices": 1, "num_threads": 3}
     environment = job_environment(config_of(tmp_path, execution=execution), gpus=("1", "2"))

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
 from launch import cancel, status, sync
-from launch.outcome import next_steps
-from launch.records import StudyRunningError, read_records, study_holder, study_lock
-from launch.report import launch
-from launch.standing import SlurmView
-from launch.study import Plan, make_plan
+from launch.main import launch
+from launch.results import next_steps
+from launch.slurm.job_status import SlurmView
+from launch.study.plan import Plan, make_plan
+from launch.study.record import StudyRunningError, read_records, study_holder, study_lock
 from tests.launch.support import fake_command
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_two_launches_at_once(tmp_path: Path) -> None:
         assert study_holder(plan.runs_root, plan.name)["pid"] == os.getpid()
         script = (
             "import sys; from pathlib import Path\n"
-            "from launch.records import StudyRunningError, study_lock\n"
+            "from launch.study.record import StudyRunningError, study_lock\n"
             "try:\n"
             "    with study_lock(Path(sys.argv[1]), sys.argv[2]): print('took it')\n"
             "except StudyRunningError as error: print(error)\n"
@@ -211,10 +211,11 @@ def test_done_without_the_table_is_no_success(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.slow
 def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from crisscross.tracking import mark_latest, search_runs
+    from crisscross.tracking.query import search_runs
+    from crisscross.tracking.sync import mark_latest
 
     place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
-    everything = "tags.`crisscross.identity` LIKE '%'"  # but the run that keeps the tables
+    everything = "tags.`crisscross.run.identity` LIKE '%'"  # but the run that keeps the tables
     code = _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "tracking.delivery=direct")
     assert code == 1
     printed = capsys.readouterr().out

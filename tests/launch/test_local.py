@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crisscross.run_directory import RunDirectory
-from launch.graph import Graph
-from launch.local import Job
-from launch.standing import standing_of
+from crisscross.run.run_dir import RunDirectory
+from launch.local.jobs import Job
+from launch.slurm.job_status import standing_of
+from launch.study.graph import Graph
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
 from tests.requirements import missing
 
@@ -185,7 +185,7 @@ def test_a_killed_launcher_takes_its_jobs_along(tmp_path: Path) -> None:
     one = pretraining(tmp_path)
     script = (
         "import sys; from pathlib import Path\n"
-        "from launch.graph import Graph\n"
+        "from launch.study.graph import Graph\n"
         "from tests.launch.support import make_runner, pretraining\n"
         "folder = Path(sys.argv[1]); one = pretraining(folder)\n"
         "make_runner(folder, Graph([one]), {one.label: {'seconds': 60}}, cold=True)[0].run()\n"

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
-from launch import inside_slurm, revive
-from launch.claims import Batch, Claim, slurm_folder, write_claim
-from launch.inside_slurm import Job
-from launch.records import claim_path
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import read_json, write_json
+from launch.job import requeue as revive
+from launch.job import slurm as inside_slurm
+from launch.job.slurm import Job
+from launch.slurm.assignments import Batch, Claim, slurm_folder, write_claim
+from launch.study.record import claim_path
 from tests.launch.support import config_of
 
 RUNNING = Job(True, True, False)

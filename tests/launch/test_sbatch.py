@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from crisscross.settings_base import parse
-from launch import sbatch
-from launch.cluster import ClusterSettings
-from launch.overrides import compose_config, hydra_configs
-from launch.sbatch import SlurmError, check, clean_environment, script_text, slurm, submit
+from crisscross.config.base import parse
+from launch.slurm import commands as sbatch
+from launch.slurm.commands import SlurmError, check, clean_environment, slurm, submit
+from launch.slurm.script import script_text
+from launch.study.cluster import ClusterSettings
+from launch.study.overrides import compose_config, hydra_configs
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -46,7 +47,7 @@ def _script(cluster: ClusterSettings, kind: str, **changes: Any) -> str:
             "slurm",
             ["cluster.partition=gpu", "cluster.account=def-me", "cluster.setup=['module load cuda']"],
             "pretrain",
-            {"array": "0-4,7", "afterwards": ["-m", "launch.revive", "/scratch/my runs/slurm/0a1b"]},
+            {"array": "0-4,7", "afterwards": ["-m", "launch.job.requeue", "/scratch/my runs/slurm/0a1b"]},
         ),
         ("downstream_array", "slurm", [], "downstream", {"array": "1-3", "dependency": "aftercorr:12"}),
         (

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crisscross.data import catalogue
-from crisscross.identity import weights_fingerprint
-from crisscross.run_directory import RunDirectory
-from launch.overrides import compose_config, hydra_configs
+from crisscross.data import catalog as catalogue
+from crisscross.run.identity import weights_fingerprint
+from crisscross.run.run_dir import RunDirectory
 from launch.run_log import LogReader, warnings_in
-from launch.single import _by_number, _log_to, _make_run, _watching
-from launch.study import make_plan
+from launch.run_single import _by_number, _log_to, _make_run, _watching
+from launch.study.overrides import compose_config, hydra_configs
+from launch.study.plan import make_plan
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
 from tests.warm import warm_python
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import code_version, experiment
-from crisscross.code_version import CODE, CODE_ROOT, git_state
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
-from launch import snapshot as module
-from launch.snapshot import Snapshot, snapshot_environment, take_snapshot
+from crisscross import run_experiment as experiment
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils import git as code_version
+from crisscross.utils.files import read_json
+from crisscross.utils.git import CODE, CODE_ROOT, git_state
+from launch.slurm import snapshot as module
+from launch.slurm.snapshot import Snapshot, snapshot_environment, take_snapshot
 from tests.launch.support import config_of
 
 SAY = """
@@ -112,9 +113,10 @@ def test_a_job_runs_the_code_that_was_there(checkout: Path, tmp_path: Path) -> N
 def test_the_real_code_runs_from_its_snapshot(tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path / "runs")
     code = """
-        import json, crisscross.experiment, experiments, analysis, launch.graph, launch.overrides as overrides
-        files = [m.__file__ for m in (crisscross, experiments, analysis, launch.graph)] + [str(overrides.CONF)]
-        print(json.dumps([files, crisscross.experiment.environment()["git"]]))
+        import json, crisscross.run_experiment, experiments, analysis, launch.study.graph
+        import launch.study.overrides as overrides
+        files = [m.__file__ for m in (crisscross, experiments, analysis, launch.study.graph)] + [str(overrides.CONF)]
+        print(json.dumps([files, crisscross.run_experiment.environment()["git"]]))
     """
     (tmp_path / "ask.py").write_text("\n".join(line.strip() for line in code.splitlines()))
     files, state = json.loads(python(snapshot, CODE_ROOT, str(tmp_path / "ask.py")))
@@ -260,7 +262,7 @@ def test_a_snapshot_that_was_damaged_is_put_right(harm: str, checkout: Path, tmp
 
 
 def test_processes_at_the_same_time_share_one_copy(checkout: Path, tmp_path: Path) -> None:
-    code = "import sys, pathlib; from launch.snapshot import take_snapshot as take; sys.stdin.readline();"
+    code = "import sys, pathlib; from launch.slurm.snapshot import take_snapshot as take; sys.stdin.readline();"
     code += "print(take(pathlib.Path(sys.argv[1]), source=pathlib.Path(sys.argv[2])).path)"
     command = [sys.executable, "-c", code, str(tmp_path / "runs"), str(checkout)]
     pipe = subprocess.PIPE

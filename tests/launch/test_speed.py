@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from crisscross import record
-from crisscross.delivery_notes import Notes
-from crisscross.store_address import store_key
-from launch import overrides as overrides_module
-from launch.report import register
-from launch.study import Plan, make_plan
+from crisscross.run.state import read_state
+from crisscross.tracking.client import store_key
+from crisscross.tracking.sync_state import Notes
+from launch.study import overrides as overrides_module
+from launch.study.plan import Plan, make_plan, register
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = (
@@ -64,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     (folder / "mlflow.db").write_text("not empty")
     for run in register(plan, where="local").values():
         notes = Notes(run, store_key(uri, "crisscross"))
-        standing = record.standing(run)
+        standing = read_state(run)
         notes.sent.run_id, notes.sent.status = "1", standing.status
         notes.sent.tags = {"crisscross.state": standing.state, "crisscross.error": standing.error}
         notes.save()

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from crisscross.files import write_json
-from crisscross.run_directory import RunDirectory
-from launch import slurm_queue, standing
-from launch.claims import Batch, Claim, read_claim, slurm_folder, submitting, withdraw_claim, write_claim
-from launch.graph import Graph
-from launch.records import claim_path, write_record
-from launch.slurm_queue import Queue, QueuedTask, read_ended, read_queue
-from launch.standing import SlurmView, Standing, read_slurm, settle, standing_of
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import write_json
+from launch.slurm import commands as slurm_queue
+from launch.slurm import job_status as standing
+from launch.slurm.assignments import Batch, Claim, read_claim, slurm_folder, submitting, withdraw_claim, write_claim
+from launch.slurm.commands import Queue, QueuedTask, read_ended, read_queue
+from launch.slurm.job_status import SlurmView, Standing, read_slurm, settle, standing_of
+from launch.study.graph import Graph
+from launch.study.record import claim_path, write_record
 from tests.launch.support import evaluation, pretraining, runs_of
 
 
@@ -188,7 +189,7 @@ def test_a_batch_knows_its_run_directories(world: World) -> None:
 
 
 def test_submitting_is_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.claims.LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("launch.slurm.assignments.LOCK_TIMEOUT_S", 0.1)
     said: list[str] = []
     with (
         submitting(tmp_path, say=said.append),

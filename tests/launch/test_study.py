@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from crisscross.run_directory import RunDirectory
-from launch import overrides as overrides_module
-from launch.graph import Graph
-from launch.overrides import CONF, groups_of
-from launch.study import Plan, create_runs, main, make_plan
+from crisscross.run.run_dir import RunDirectory
+from launch.main import main
+from launch.study import overrides as overrides_module
+from launch.study.graph import Graph
+from launch.study.overrides import CONF, groups_of
+from launch.study.plan import Plan, create_runs, make_plan
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -215,7 +216,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[
 def test_launching_imports_nothing_heavy() -> None:
     script = (
         "import json, sys\n"
-        "import launch.study, launch.report, launch.status, launch.cancel\n"
+        "import launch.study, launch.console, launch.status, launch.cancel\n"
         "print(json.dumps([name for name in ('torch', 'mlflow', 'torchvision', 'pandas') if name in sys.modules]))"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from crisscross.config.experiment import ModelSettings
 from crisscross.methods.base import Views
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings
+from crisscross.run.run_dir import RunDirectory
 from tests.support import tiny_config
 
 TINY = ModelSettings(

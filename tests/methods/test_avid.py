@@ -11,15 +11,15 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import check_batch
-from crisscross.experiment import run as run_experiment
+from crisscross.config.base import parse
+from crisscross.config.experiment import PretrainSettings
+from crisscross.config.method import settings_of
+from crisscross.config.views import AudioTransformSettings
+from crisscross.data.catalog import check_batch
 from crisscross.methods.avid import Method, draw_negatives, nce_loss, update_memory_
 from crisscross.methods.base import ClipFacts, Views, build_method
-from crisscross.methods.settings import settings_of
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
-from crisscross.transforms.settings import AudioTransformSettings
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from tests.methods.support import TINY, random_views, tiny_run
 from tests.processes import run_ranks
 from tests.support import assert_same_state, final_state, history, tiny_config
@@ -262,7 +262,7 @@ def test_a_run_in_pieces_equals_one_that_ran_through(folder: Path, chosen: tuple
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
-from crisscross.training.distributed import data_parallel, join_world
+from crisscross.utils.distributed import data_parallel, join_world
 from tests.methods.test_avid import _build, _state, _views
 with join_world("cpu") as world:
     method = _build()

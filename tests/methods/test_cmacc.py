@@ -12,14 +12,14 @@ import torch.distributed as dist
 from hydra import compose, initialize_config_module
 from torch import nn
 
-from crisscross.experiment import run as run_experiment
+from crisscross.config.base import parse
+from crisscross.config.experiment import PretrainSettings
+from crisscross.config.method import settings_of
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.cmacc import NO_CLIP, KeyQueue, Method, contrast, gradient_embeddings, kmeans_seeds
-from crisscross.methods.settings import settings_of
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import PretrainSettings
-from crisscross.settings_base import parse
-from crisscross.training.distributed import World, data_parallel
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.utils.distributed import World, data_parallel
 from tests.methods.support import TINY, random_views
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import CONTEXT

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from crisscross.methods import available_methods
+from crisscross.config.experiment import ModelSettings
+from crisscross.config.method import method_names
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
 from crisscross.models.backbones import untrained_backbones
-from crisscross.settings import ModelSettings
 from tests.methods.support import TINY
 
 PAPER = ModelSettings(
@@ -123,8 +123,8 @@ def test_impossible_weights_are_refused() -> None:
 def test_an_unknown_method_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"method.name=nothing is unknown: choose one of .*crisscross"):
         build_method({"name": "nothing"}, TINY, CLIPS, seed=0)
-    assert "crisscross" in available_methods()
-    assert "base" not in available_methods()
+    assert "crisscross" in method_names()
+    assert "base" not in method_names()
 
 
 def test_collapse_monitor() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import crisscross.methods
-from crisscross.experiment import run as run_experiment
-from crisscross.methods import available_methods
-from crisscross.run_directory import RunDirectory
+from crisscross.config.method import method_names
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from tests.support import history, tiny_config
 
 METHOD = '''
@@ -37,7 +37,7 @@ class Method(BaseMethod):
 def test_a_new_method_trains_through_the_same_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "labelled.py").write_text(textwrap.dedent(METHOD))
     monkeypatch.setattr(crisscross.methods, "__path__", [*crisscross.methods.__path__, str(tmp_path)])
-    assert "labelled" in available_methods()
+    assert "labelled" in method_names()
     config = tiny_config("pretrain", tmp_path)
     config["method"] = {"name": "labelled", "margin": 1}  # what experiments/conf/method/labelled.yaml would hold
     run = RunDirectory.create("pretrain", config)

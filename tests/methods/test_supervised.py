@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from crisscross.evaluation.weights import backbones_of
-from crisscross.experiment import run as run_experiment
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings, ModelSettings, PretrainSettings
+from crisscross.evaluation.backbones import backbones_of
 from crisscross.methods.base import ClipFacts, Views, build_method
 from crisscross.models.backbones import untrained_backbones
 from crisscross.optim.schedules import build_schedules
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import DownstreamSettings, ModelSettings, PretrainSettings
-from crisscross.settings_base import parse
-from launch.overrides import compose_config, hydra_configs
-from launch.single import _make_run
-from launch.study import make_plan
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from launch.run_single import _make_run
+from launch.study.overrides import compose_config, hydra_configs
+from launch.study.plan import make_plan
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.methods.support import tiny_run
 from tests.support import TINY_OVERRIDES, assert_same_state, final_state, history, tiny_config

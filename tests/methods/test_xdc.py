@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from crisscross.config.method import settings_of
 from crisscross.methods.base import ClipFacts, Views, build_method
-from crisscross.methods.settings import settings_of
 from crisscross.methods.xdc import balanced_draws, clustered, whitened
 from tests.methods.support import TINY, random_views
 

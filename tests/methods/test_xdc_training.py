@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross.data.catalogue import check_batch
-from crisscross.experiment import run as run_experiment
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
-from crisscross.training import loop
+from crisscross.data.catalog import check_batch
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.training import trainer as loop
+from crisscross.utils.files import read_json
 from tests.methods.support import tiny_run
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import in_process, in_ranks

@@ -10,7 +10,7 @@ from torch import nn
 
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.heads import predictor, projector
-from crisscross.models.initialisation import initialise
+from crisscross.models.init import initialise
 from crisscross.models.r2plus1d import VideoBackbone
 
 

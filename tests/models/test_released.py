@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from crisscross.models import released
+from crisscross.models import weights_io as released
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.r2plus1d import VideoBackbone
-from crisscross.models.released import export_backbone, load_audio_backbone, load_video_backbone
+from crisscross.models.weights_io import export_backbone, load_audio_backbone, load_video_backbone
 
 
 class Exploit:

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torchvision.models import video as torchvision_video
 
-from crisscross.evaluation.layers import feature_of
-from crisscross.experiment import run as run_experiment
+from crisscross.config.experiment import ModelSettings
+from crisscross.evaluation.feature_layers import feature_of
 from crisscross.models.r2plus1d import VideoBackbone
-from crisscross.models.released import export_backbone, load_audio_backbone, load_video_backbone
 from crisscross.models.torchvision_video import TorchvisionBackbone
-from crisscross.run_directory import RunDirectory
-from crisscross.settings import ModelSettings
+from crisscross.models.weights_io import export_backbone, load_audio_backbone, load_video_backbone
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from tests.support import TINY_FINETUNING, tiny_config
 
 NAMES = ("r2plus1d_18", "r3d_18")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from crisscross.locks import file_lock
+from crisscross.utils.files import file_lock
 from tests.slurm.client import SlurmClient
 from tests.slurm.daemons import (
     ACCOUNTING_CONF,

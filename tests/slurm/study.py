@@ -17,11 +17,11 @@ from typing import ClassVar
 
 import psutil
 
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
-from crisscross.tracking import search_runs
-from launch.capacity import thread_environment
-from launch.study import create_runs, make_plan
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.query import search_runs
+from crisscross.utils.files import read_json
+from launch.resources import thread_environment
+from launch.study.plan import create_runs, make_plan
 from tests.slurm.cluster import SlurmCluster
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING, assert_same_state, final_state, full_history, history
 from tests.warm import warm_python
@@ -179,9 +179,9 @@ def assert_told_once(study: Study, *, uri: str | None = None) -> None:
     from mlflow import MlflowClient
 
     uri = uri or f"sqlite:///{study.folder / 'mlflow.db'}"
-    everything = "tags.`crisscross.identity` LIKE '%'"  # but the run that keeps the tables
+    everything = "tags.`crisscross.run.identity` LIKE '%'"  # but the run that keeps the tables
     told_of = search_runs(everything, uri=uri, experiment="crisscross")
-    found = {run["tags"]["crisscross.identity"]: run for run in told_of}
+    found = {run["tags"]["crisscross.run.identity"]: run for run in told_of}
     assert len(found) == len(told_of)
     runs = study.runs()
     assert {run.identity for run in runs.values()} == found.keys()
@@ -238,6 +238,8 @@ def stop(run: RunDirectory) -> psutil.Process:
     """Stop the first process of a run where it is: however fast the machine, what strikes it next finds it there."""
     process = psutil.Process(read_json(run.path / "holder.json")["pid"])
     process.suspend()
+    while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):  # the kernel takes its time
+        time.sleep(0.01)
     return process
 
 

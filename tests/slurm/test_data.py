@@ -9,14 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from crisscross.data.catalogue import open_manifest
+from crisscross.config.base import parse
+from crisscross.config.data import DataSettings
+from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, read_manifest
-from crisscross.data.prepare import main as prepare
-from crisscross.data.settings import DataSettings
+from crisscross.data.prepare.__main__ import main as prepare
 from crisscross.data.shards import verify
-from crisscross.experiment import run as run_experiment
-from crisscross.run_directory import RunDirectory
-from crisscross.settings_base import parse
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import REPOSITORY, Study

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.files import read_json
+from crisscross.utils.files import read_json
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import (
     ONE_CPU,

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
-from crisscross.tracking import TrackingError, search_runs
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.query import search_runs
+from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import Study, stop
@@ -84,5 +85,5 @@ def _told(run: RunDirectory, server: Server) -> dict[int, float]:
     (found,) = known
     points = MlflowClient(tracking_uri=server.uri).get_metric_history(found["run_id"], "loss/total")
     assert len({point.step for point in points}) == len(points)
-    assert found["tags"]["crisscross.identity"] == run.identity
+    assert found["tags"]["crisscross.run.identity"] == run.identity
     return {point.step: point.value for point in points}

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crisscross.files import read_json
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
 from crisscross.training.checkpoint import load_newest
+from crisscross.utils.files import read_json
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import (
     Pace,

@@ -124,7 +124,7 @@ def test_a_container_a_home_that_cannot_be_written_and_spaces(
     assert all(run.result is not None for run in study.runs().values()), study.explain()
     assert study.table()
     calls = (tmp_path / "my container.calls").read_text()
-    for module in ("launch.environment", "launch.job", "launch.table"):
+    for module in ("launch.environment", "launch.job", "launch.slurm.report_job"):
         assert f"my image.sif {sys.executable} -m {module}" in calls
 
 

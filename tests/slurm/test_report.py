@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.mlflow_store import Store
-from crisscross.tracking import search_runs
+from crisscross.tracking.client import Store
+from crisscross.tracking.query import search_runs
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import Study
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
-from launch.claims import Batch
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import read_json, write_json
+from launch.slurm.assignments import Batch
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import HELD, REPOSITORY, Study, assert_same_results, assert_told_once, stop
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crisscross.files import read_json
+from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import Study, assert_same_results, assert_told_once, stop

@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from crisscross import tracking
-from crisscross.files import read_json, write_json
-from crisscross.journal import Journal
-from crisscross.run_directory import RunDirectory
+from crisscross.run.metrics_log import Journal
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.client import absolute
+from crisscross.tracking.query import search_runs
+from crisscross.tracking.sync import Delivery, deliver
+from crisscross.utils.files import read_json, write_json
 
 EXPERIMENT = "crisscross"
 WHERE = {"kind": "folder", "root": "clips", "csv": None, "train_split": "train", "test_split": "test"}
@@ -84,14 +86,14 @@ class Job:
         self.run.write_result({"steps": self.step, "metrics": {}, **result})
 
 
-def send(run: RunDirectory, uri: str) -> tracking.Delivery:
-    return tracking.deliver(run, uri=uri, experiment=EXPERIMENT)
+def send(run: RunDirectory, uri: str) -> Delivery:
+    return deliver(run, uri=uri, experiment=EXPERIMENT)
 
 
 def client(uri: str):
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking.absolute(uri))
+    return MlflowClient(tracking_uri=absolute(uri))
 
 
 def assert_history_once(run: RunDirectory, uri: str, *, lines: int | None = None) -> None:
@@ -109,4 +111,4 @@ def assert_history_once(run: RunDirectory, uri: str, *, lines: int | None = None
 
 
 def all_runs(uri: str, run: RunDirectory) -> list[dict]:
-    return tracking.search_runs(f"tags.`crisscross.identity` = '{run.identity}'", uri=uri, experiment=EXPERIMENT)
+    return search_runs(f"tags.`crisscross.run.identity` = '{run.identity}'", uri=uri, experiment=EXPERIMENT)

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import mlflow_store, tracking
-from crisscross.files import read_json
+from crisscross.tracking import client as mlflow_store
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.sync import deliver_all, pending
+from crisscross.tracking.sync_process import Courier
+from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
 from tests.tracking.jobs import (
     EXPERIMENT,
@@ -49,7 +52,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
 
     started = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="crisscross.tracking"):
-        failures = tracking.deliver_all(runs, uri=server.uri, experiment=EXPERIMENT)
+        failures = deliver_all(runs, uri=server.uri, experiment=EXPERIMENT)
     assert time.monotonic() - started < 60  # not MLflow's own patience, which is minutes
     assert [failure.run for failure in failures] == runs
     assert len(caplog.records) == 1
@@ -58,7 +61,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
 
     server.start()
     child = evaluation(runs[0])
-    assert tracking.deliver_all([child, *runs], uri=server.uri, experiment=EXPERIMENT) == []
+    assert deliver_all([child, *runs], uri=server.uri, experiment=EXPERIMENT) == []
     job.train(50, names=13)
     job.checkpoint()
 
@@ -71,7 +74,7 @@ def test_a_server_that_is_away_for_a_while(server, tmp_path, caplog, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(mlflow_store.Store, "log_points", lose)
-        with pytest.raises(tracking.TrackingError, match=f"MLflow at {server.uri}: ") as caught:
+        with pytest.raises(TrackingError, match=f"MLflow at {server.uri}: ") as caught:
             send(runs[0], server.uri)
     assert "\n" not in str(caught.value)
 
@@ -91,12 +94,12 @@ def test_the_courier_delivers_beside_the_job_and_once_more_at_its_end(tmp_path, 
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     started = time.monotonic()
-    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=300) as courier:
+    with Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=300) as courier:
         assert time.monotonic() - started < 1
         job.train(5)
         job.checkpoint()
         for _ in range(300):
-            if read_json(run.path / "tracking.json") and not tracking.pending(run, uri=uri, experiment=EXPERIMENT):
+            if read_json(run.path / "tracking.json") and not pending(run, uri=uri, experiment=EXPERIMENT):
                 break
             time.sleep(0.1)
         assert_history_once(run, uri)
@@ -115,7 +118,7 @@ def test_the_courier_survives_the_job_just_long_enough(uri, tmp_path):
     job.checkpoint()
     code = """
         import os, signal, sys
-        from crisscross.run_directory import RunDirectory
+        from crisscross.run.run_dir import RunDirectory
         from crisscross.tracking import Courier
 
         courier = Courier([RunDirectory.open(sys.argv[1])], uri=sys.argv[2], experiment="crisscross", interval_s=600)
@@ -141,7 +144,7 @@ def test_a_courier_without_a_server_says_what_waits(tmp_path, caplog, capfd):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        courier = tracking.Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.1)
+        courier = Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.1)
         with courier:
             time.sleep(1.5)
         (line,) = courier.close(30)

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import mlflow_store, tracking
-from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking import client as mlflow_store
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.query import search_runs
+from crisscross.tracking.sync import Delivery, deliver_all, pending
+from crisscross.utils.files import read_json, write_json
 from tests.tracking.jobs import (
     EXPERIMENT,
     Job,
@@ -31,7 +34,7 @@ from tests.tracking.jobs import (
 def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mlflow.db"
-    code = "from crisscross.mlflow_store import *; import_client(); make_tables(Path('mlflow.db').resolve())"
+    code = "from crisscross.tracking.client import *; import_client(); make_tables(Path('mlflow.db').resolve())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as making:
         while not list(tmp_path.glob(".mlflow.db.*.part")):
@@ -46,7 +49,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
 
 def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
-    assert send(run, uri) == tracking.Delivery(send(run, uri).run_id, 0, False)
+    assert send(run, uri) == Delivery(send(run, uri).run_id, 0, False)
     assert all_runs(uri, run)[0]["status"] == "SCHEDULED"
 
     job = Job(run)
@@ -61,18 +64,18 @@ def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     found = all_runs(uri, run)[0]
     assert found["status"] == "RUNNING"
     assert found["tags"]["crisscross.progress"] == "40 %"
-    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
 
     job.train(1)
-    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
     job.finish()
-    assert "bytes of its history" in tracking.pending(run, uri=uri, experiment=EXPERIMENT)
+    assert "bytes of its history" in pending(run, uri=uri, experiment=EXPERIMENT)
     delivery = send(run, uri)
     assert (delivery.points_sent, delivery.finished) == (3 * 3, True)
-    assert send(run, uri) == tracking.Delivery(delivery.run_id, 0, True)
+    assert send(run, uri) == Delivery(delivery.run_id, 0, True)
     assert_history_once(run, uri)
     assert all_runs(uri, run)[0]["status"] == "FINISHED"
-    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
 
 
 def test_points_keep_the_time_of_the_journal(uri, tmp_path):
@@ -186,7 +189,7 @@ def test_killed_between_making_the_run_and_noting_its_id(uri, tmp_path, monkeypa
             send(run, uri)
     assert read_json(run.path / "tracking.json")["stores"].popitem()[1]["run_id"] == ""
     run_id = send(run, uri).run_id
-    assert [found["run_id"] for found in tracking.search_runs("", uri=uri, experiment=EXPERIMENT)] == [run_id]
+    assert [found["run_id"] for found in search_runs("", uri=uri, experiment=EXPERIMENT)] == [run_id]
 
 
 def test_result_metrics_that_the_history_lacks_are_sent_once(uri, tmp_path):
@@ -226,8 +229,8 @@ def test_a_store_that_was_deleted_is_filled_again(uri, tmp_path, monkeypatch):
     child.write_result({"metrics": {"eval/top1_v": 0.5}})
     send(parent, uri), send(child, uri)
     (tmp_path / "mlflow.db").unlink()
-    assert tracking.pending(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
-    assert tracking.deliver_all([child, parent], uri=uri, experiment=EXPERIMENT) == []
+    assert pending(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
+    assert deliver_all([child, parent], uri=uri, experiment=EXPERIMENT) == []
     assert_history_once(parent, uri)
     (found,) = all_runs(uri, child)
     assert found["tags"]["mlflow.parentRunId"] == all_runs(uri, parent)[0]["run_id"]
@@ -247,12 +250,12 @@ def test_a_run_deleted_in_the_browser_is_restored_with_its_history(uri, tmp_path
 def test_one_damaged_run_directory_does_not_hold_up_the_others(uri, tmp_path):
     damaged, sound = pretraining(tmp_path / "runs"), pretraining(tmp_path / "runs", seed=1)
     (damaged.path / "durable.json").write_text("{")
-    (failure,) = tracking.deliver_all([damaged, sound], uri=uri, experiment=EXPERIMENT)
+    (failure,) = deliver_all([damaged, sound], uri=uri, experiment=EXPERIMENT)
     assert failure.run == damaged
     assert "is not JSON" in failure.reason
     assert len(all_runs(uri, sound)) == 1
     gone = RunDirectory(tmp_path / "runs" / "gone")
-    (failure,) = tracking.deliver_all([gone], uri=uri, experiment=EXPERIMENT)
+    (failure,) = deliver_all([gone], uri=uri, experiment=EXPERIMENT)
     assert "is no run directory" in failure.reason
 
 
@@ -270,11 +273,11 @@ def test_addresses_that_mlflow_does_not_take(address, message, tmp_path):
 
 
 def test_reading_makes_nothing(tmp_path, uri):
-    with pytest.raises(tracking.TrackingError, match="there is no such store"):
-        tracking.search_runs("", uri=f"sqlite:///{tmp_path}/none.db", experiment=EXPERIMENT)
+    with pytest.raises(TrackingError, match="there is no such store"):
+        search_runs("", uri=f"sqlite:///{tmp_path}/none.db", experiment=EXPERIMENT)
     assert not (tmp_path / "none.db").exists()
-    with pytest.raises(tracking.TrackingError, match="no experiment crisscross"):
-        tracking.search_runs("", uri=uri, experiment=EXPERIMENT)
+    with pytest.raises(TrackingError, match="no experiment crisscross"):
+        search_runs("", uri=uri, experiment=EXPERIMENT)
 
 
 def test_importing_is_light():

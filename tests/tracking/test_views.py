@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from crisscross import tracking
-from crisscross.mlflow_views import COLOUR_OF_RELAXATION, UNTRAINED, VIEWS, experiment_tags
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.query import experiment_tags, search_runs
+from crisscross.tracking.ui import COLOUR_OF_RELAXATION, UNTRAINED, VIEWS, view_tags
 from tests.tracking.jobs import EXPERIMENT, STUDY, all_runs, client, evaluation, pretraining, send
 
 
@@ -28,17 +28,17 @@ def test_untrained_networks_are_a_group_among_the_relaxations(uri, tmp_path):
 
 def test_a_view_that_was_changed_in_the_browser_stays(uri, tmp_path):
     send(pretraining(tmp_path / "runs"), uri)
-    tags = tracking.experiment_tags(uri=uri, experiment=EXPERIMENT)
-    (found,) = {run["experiment_id"] for run in tracking.search_runs("", uri=uri, experiment=EXPERIMENT)}
-    assert experiment_tags(found).items() <= tags.items()
+    tags = experiment_tags(uri=uri, experiment=EXPERIMENT)
+    (found,) = {run["experiment_id"] for run in search_runs("", uri=uri, experiment=EXPERIMENT)}
+    assert view_tags(found).items() <= tags.items()
     key = f"mlflow.sharedViewState.{VIEWS[0].key}"
     client(uri).set_experiment_tag(client(uri).get_experiment_by_name(EXPERIMENT).experiment_id, key, "changed")
     send(pretraining(tmp_path / "runs", seed=1), uri)
-    assert tracking.experiment_tags(uri=uri, experiment=EXPERIMENT) == {**tags, key: "changed"}
+    assert experiment_tags(uri=uri, experiment=EXPERIMENT) == {**tags, key: "changed"}
 
 
 def test_views_are_small_enough_for_a_tag_and_have_addresses_of_their_own():
-    tags = experiment_tags("7")
+    tags = view_tags("7")
     assert all(len(text) < 5000 for text in tags.values())  # MLflow's limit; 20000 in newer servers
     names = [json.loads(text)["name"] for key, text in tags.items() if key.startswith("mlflow.sharedViewState.")]
     assert names == [view.name for view in VIEWS]

@@ -6,9 +6,12 @@ import json
 import platform
 import time
 
-from crisscross import tracking
-from crisscross.files import read_json, write_json
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.client import store_key
+from crisscross.tracking.query import experiment_tags
+from crisscross.tracking.sync import mark_latest, pending
+from crisscross.tracking.sync_process import Courier
+from crisscross.utils.files import read_json, write_json
 from tests.tracking.jobs import (
     EXPERIMENT,
     STUDY,
@@ -89,7 +92,7 @@ def test_no_password_reaches_mlflow(uri, tmp_path):
     kept = tmp_path / "mlruns" / EXPERIMENT / run_id / "artifacts" / "config.yaml"
     assert "mlflow.example.org" in kept.read_text()
     assert "secret" not in kept.read_text() + json.dumps(found)
-    assert "secret" not in tracking.store_key("https://ada:secret@mlflow.example.org", EXPERIMENT)
+    assert "secret" not in store_key("https://ada:secret@mlflow.example.org", EXPERIMENT)
 
 
 def test_status_and_artifacts_follow_the_run_directory(uri, tmp_path):
@@ -133,7 +136,7 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
 def test_the_last_word_waits_for_no_grace(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
-    with tracking.Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
+    with Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
         pass
     assert courier.close(1) == []
     assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"
@@ -188,12 +191,12 @@ def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
     another = {"relaxation.89abcdef": {**STUDY["relaxation.0123abcd"], "fingerprint": "89abcdef", "launched": 13.0}}
     RunDirectory.create("pretrain", run.config, studies=another)
     waits = "MLflow does not know yet of which studies it is part"
-    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == waits
+    assert pending(run, uri=uri, experiment=EXPERIMENT) == waits
     send(run, uri)
-    assert tracking.pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
     assert all_runs(uri, run)[0]["tags"]["study.relaxation.89abcdef"] == '{"relaxation":"mild"}'
-    tracking.mark_latest("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
-    tags = tracking.experiment_tags(uri=uri, experiment=EXPERIMENT)
+    mark_latest("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
+    tags = experiment_tags(uri=uri, experiment=EXPERIMENT)
     assert tags["study.relaxation.latest"] == "89abcdef"
     assert tags["study.relaxation.0123abcd"] == "12.5"
     assert tags["study.relaxation.89abcdef"] == "13.0"

@@ -13,17 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import crisscross.training.checkpoint as checkpoint_module
-from crisscross.evaluation import features
-from crisscross.experiment import run as run_experiment
-from crisscross.run_directory import RunDirectory
-from crisscross.training import loop
-from crisscross.training.interruption import INTERRUPTED_EXIT_CODE, INTERRUPTION
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.training import features
+from crisscross.training import trainer as loop
+from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, INTERRUPTION
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "tests.training.driver",
-        *("crisscross.training.pretrain", "crisscross.methods.crisscross", "crisscross.evaluation.evaluate"),
+        *("crisscross.pretrain", "crisscross.methods.crisscross", "crisscross.evaluate"),
         *("torch._dynamo", "pyarrow.parquet", "filelock", "sqlite3"),  # which a first optimizer or manifest imports
     ]
 )

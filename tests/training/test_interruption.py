@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from crisscross.training import interruption
-from crisscross.training.interruption import Interruption
+from crisscross.utils import signals as interruption
+from crisscross.utils.signals import Interruption
 
 
 def test_signals_set_the_flag() -> None:

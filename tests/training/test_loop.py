@@ -12,10 +12,10 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.catalogue import prepare
-from crisscross.experiment import run as run_experiment
-from crisscross.run_directory import AlreadyRunningError, RunDirectory
-from crisscross.training import loop
+from crisscross.data.catalog import prepare
+from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from crisscross.run_experiment import run as run_experiment
+from crisscross.training import trainer as loop
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import in_ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from crisscross.training.machine_load import MachineLoad
+from crisscross.training.metrics import MachineLoad
 from tests.support import needs_cuda
 
 

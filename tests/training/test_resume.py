@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.run_directory import RunDirectory
+from crisscross.run.run_dir import RunDirectory
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import STRIKES, in_process, strike_and_go_on
 

@@ -10,7 +10,6 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms import InterpolationMode
 
-from crisscross.randomness import sample_keys
 from crisscross.transforms import resample as resample_module
 from crisscross.transforms.audio import (
     AudioTransformSettings,
@@ -23,6 +22,7 @@ from crisscross.transforms.audio import (
     resize_crop,
     time_warp,
 )
+from crisscross.utils.rng import sample_keys
 from tests.support import needs_cuda
 
 PAPER = AudioTransformSettings()

@@ -9,10 +9,10 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from crisscross.data.decode import probe
-from crisscross.data.sampling import even_starts
+from crisscross.config.views import AudioTransformSettings
+from crisscross.data.media.decode import probe
+from crisscross.data.relaxation import even_starts
 from crisscross.transforms.audio import log_spectrogram
-from crisscross.transforms.settings import AudioTransformSettings
 from tests.data.windows import decode_audio
 from tests.requirements import REAL_DATA, needs_real_data
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from crisscross.transforms.picture import (
+from crisscross.transforms.color import (
     adjust_brightness_,
     adjust_contrast_,
     adjust_hue_,

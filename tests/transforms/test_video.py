@@ -11,7 +11,6 @@ import torch
 import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as F
 
-from crisscross.randomness import sample_keys, uniforms
 from crisscross.transforms import resample as resample_module
 from crisscross.transforms.video import (
     VideoTransformSettings,
@@ -21,6 +20,7 @@ from crisscross.transforms.video import (
     draw_video,
     evaluate_video,
 )
+from crisscross.utils.rng import sample_keys, uniforms
 from tests.support import needs_cuda
 
 SMALL = VideoTransformSettings(crop_px=48)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross import tracking
+from crisscross.tracking.query import experiment_id_of, search_runs
 from tests.mlflow_server import Server
 from tests.requirements import missing
 from tests.ui.browser import Browser, missing_program
@@ -21,8 +21,8 @@ class Site:
     def __init__(self, study: FinishedStudy, browser: Browser, *, folder: Path) -> None:
         self.study, self.browser = study, browser
         store = {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": EXPERIMENT}
-        self.experiment_id = tracking.experiment_id_of(**store)
-        self.run_ids = {run["tags"]["mlflow.runName"]: run["run_id"] for run in tracking.search_runs("", **store)}
+        self.experiment_id = experiment_id_of(**store)
+        self.run_ids = {run["tags"]["mlflow.runName"]: run["run_id"] for run in search_runs("", **store)}
 
     def open_run(self, name: str, tab: str = "") -> None:
         self.browser.open(f"#/experiments/{self.experiment_id}/runs/{self.run_ids[name]}{tab}")

@@ -1,4 +1,4 @@
-"""Take the README's pictures of MLflow's pages again.
+"""Take the pictures of MLflow's pages in crisscross/tracking/README.md again.
 
     uv run python -m tests.ui.screenshots --uri http://127.0.0.1:5000 --out analysis/images
 
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from crisscross import tracking
-from crisscross.mlflow_views import VIEWS
+from crisscross.tracking.client import DEFAULT_EXPERIMENT
+from crisscross.tracking.query import experiment_id_of
+from crisscross.tracking.ui import VIEWS
 from tests.ui import pages
 from tests.ui.browser import Browser, missing_program
 
@@ -34,7 +35,7 @@ def take(uri: str, *, experiment: str, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    experiment_id = tracking.experiment_id_of(uri=uri, experiment=experiment)
+    experiment_id = experiment_id_of(uri=uri, experiment=experiment)
     folder.mkdir(parents=True, exist_ok=True)
     ready: dict[str, Callable[[Browser], object]] = {
         "loss": lambda browser: pages.curves(browser, "loss/total", at_least=5),
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Take the pictures; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uri", required=True, help="address of an MLflow server with a finished relaxation study")
-    parser.add_argument("--experiment", default=tracking.DEFAULT_EXPERIMENT)
+    parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT)
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     chosen = parser.parse_args(arguments)
     if absent := missing_program():

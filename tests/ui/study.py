@@ -6,12 +6,13 @@ import hashlib
 import math
 from pathlib import Path
 
-from crisscross import tracking
-from crisscross.journal import Journal
-from crisscross.run_directory import RunDirectory
-from launch.study import create_runs, make_plan
+from crisscross.run.metrics_log import Journal
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.client import DEFAULT_EXPERIMENT
+from crisscross.tracking.sync import deliver_all
+from launch.study.plan import create_runs, make_plan
 
-EXPERIMENT = tracking.DEFAULT_EXPERIMENT
+EXPERIMENT = DEFAULT_EXPERIMENT
 RELAXATIONS = ("none", "mild", "medium", "mixed", "extreme")
 SEEDS = (0, 1)
 NUM_STEPS = 12
@@ -64,7 +65,7 @@ class FinishedStudy:
 
     def deliver(self, uri: str) -> None:
         """Tell MLflow all of it, as a launch does."""
-        assert tracking.deliver_all(self.runs, uri=uri, experiment=EXPERIMENT) == []
+        assert deliver_all(self.runs, uri=uri, experiment=EXPERIMENT) == []
 
 
 def _number_of(name: str) -> float:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from crisscross.mlflow_views import UNTRAINED, VIEWS
+from crisscross.tracking.ui import UNTRAINED, VIEWS
 from tests.ui import pages
 from tests.ui.study import RELAXATIONS, SEEDS
 

@@ -1,0 +1,326 @@
+"""What a study measured: one series for each evaluation of each kind of pretraining, over seeds and folds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from analysis.runs import StudyRuns
+
+if TYPE_CHECKING:
+    import pandas as pd
+from typing import TYPE_CHECKING, Any
+
+from analysis.runs import BY_TEST, reason_missing
+
+PRETRAINING = ("point", "method", "relaxation", "pretrain_data", "pretrain_family")
+
+EVALUATION = (
+    *("scale", "backbone", "downstream_data", "protocol", "frames", "segments", "distance", "family", "epoch"),
+)
+
+KEY = (*PRETRAINING, *EVALUATION)
+"""What the runs of a series have in common."""
+
+FLOOR = "untrained"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity.
+
+    Attributes:
+        point: where it stands on the axes of its study, as texts; empty for untrained backbones.
+        facts: what its runs have in common, by column of the frame (``KEY``).
+        column: the evaluation, modality and measure.
+        result: its numbers by seed.
+    """
+
+    point: Mapping[str, str]
+    facts: Mapping[str, str]
+    column: Column
+    result: Result
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether untrained backbones were evaluated."""
+        return self.facts["method"] == FLOOR
+
+    def of(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return some of its facts."""
+        return tuple(self.facts[name] for name in names)
+
+
+def series_of(runs: StudyRuns) -> list[Series]:
+    """Return all series of a study, in an order that does not depend on that of the runs.
+
+    Those along a pretraining (``weights.epoch``) are among them: ``facts["epoch"]`` tells.
+    """
+    evaluations, seeds = runs.evaluations, seeds_of(runs)
+    found = []
+    for values, group in sorted(evaluations.groupby(list(KEY)), key=lambda item: [_natural(text) for text in item[0]]):
+        facts = dict(zip(KEY, map(str, values), strict=True))
+        above = matching(runs.pretrainings, {name: facts[name] for name in PRETRAINING})
+        ours = sorted(set(map(int, group["seed"]))) if facts["method"] == FLOOR else seeds
+        for column in columns_of(facts, facts["downstream_data"], group):
+            result = result_of(column, group, above, seeds=ours)
+            found.append(Series(_point(facts["point"]), facts, column, result))
+    return found
+
+
+def gaps_of(
+    runs: StudyRuns, series: Sequence[Series], kinds: Iterable[Mapping[str, str]], *, apart: Sequence[str]
+) -> list[Series]:
+    """Return series without a number, one for each kind of pretraining and each evaluation it has no run of at all.
+
+    Args:
+        runs: the study.
+        series: those that there are; what is said of an evaluation is taken from them.
+        kinds: facts (some of ``PRETRAINING``) of pretrainings that should have every evaluation.
+        apart: facts, some of ``KEY``, by which evaluations are told apart.
+    """
+    trained = [one for one in series if not one.is_floor]
+    evaluations = {(one.of(apart), one.column.metric): one for one in reversed(trained)}
+    found = []
+    for kind in kinds:
+        there = {(one.of(apart), one.column.metric) for one in trained if one.of(kind) == tuple(kind.values())}
+        for key, one in reversed(evaluations.items()):
+            if key in there:
+                continue
+            known = {name: one.facts[name] for name in ("method", "pretrain_family")}
+            above = matching(runs.pretrainings, {**known, **kind})
+            facts = {**one.facts, **kind}
+            if len(above):
+                facts |= {"point": above["point"].iloc[0], "backbone": above["backbone"].iloc[0]}
+            result = result_of(one.column, runs.evaluations[:0], above, seeds=seeds_of(runs))
+            found.append(Series(_point(facts["point"]), facts, one.column, result))
+    return found
+
+
+def unevaluated(runs: StudyRuns, series: Sequence[Series]) -> list[dict[str, str]]:
+    """Return the facts of each kind of pretraining that has no evaluation in the record yet."""
+    covered = {one.of(PRETRAINING) for one in series}
+    listed = runs.pretrainings[list(PRETRAINING)].itertuples(index=False, name=None)
+    return [dict(zip(PRETRAINING, values, strict=True)) for values in sorted(set(listed) - covered)]
+
+
+def seeds_of(runs: StudyRuns) -> list[int]:
+    """Return the seeds that everything trained should have a number of."""
+    learnt = runs.evaluations[runs.evaluations["method"] != FLOOR]
+    return sorted({*map(int, learnt["seed"]), *map(int, runs.pretrainings["seed"])}) or [0]
+
+
+def matching(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows of a frame that have these texts."""
+    for name, text in wanted.items():
+        frame = frame[frame[name] == text]
+    return frame
+
+
+def _natural(text: str) -> tuple[int, int, str]:
+    """Sort numbers by what they are worth, before other texts."""
+    return (0, int(text), "") if text.isdecimal() else (1, 0, text)
+
+
+def _point(text: str) -> dict[str, str]:
+    return {axis: str(value) for axis, value in (json.loads(text) if text.startswith("{") else {}).items()}
+
+
+MODALITIES = {"v": "v", "a": "a", "av": "a+v"}
+
+PROTOCOLS = {
+    "svm": "a one-vs-all linear SVM on frozen features",
+    f"svm{BY_TEST}": "a one-vs-all linear SVM on frozen features whose C was chosen on the test split",
+    "linear": "a linear layer on frozen features",
+    "finetune": "fine-tuning the video network",
+    "retrieval": "nearest neighbours of frozen features (R@k: a training clip of the class is among the k nearest)",
+}
+"""How a caption tells of a protocol, by ``protocol`` of the frame."""
+
+ONE_FOLD_AN_EXPERIMENT = ("finetune",)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure of one evaluation.
+
+    Attributes:
+        key: what its results have in common, by column of the frame.
+        group: the heading above, such as the dataset.
+        modality: ``v``, ``a`` or ``av``.
+        measure: the metric's name without ``eval/`` and the modality: ``top1``, ``recall_at_5``.
+        folds: of the dataset, whose mean a number is; empty where it has none.
+    """
+
+    key: Mapping[str, str]
+    group: str
+    modality: str
+    measure: str
+    folds: tuple[int, ...]
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return f"eval/{self.measure}_{self.modality}"
+
+    @property
+    def label(self) -> str:
+        """The heading."""
+        rank = self.measure.removeprefix("recall_at_")
+        return MODALITIES[self.modality] + (f" R@{rank}" if rank != self.measure else "")
+
+    @property
+    def parts(self) -> tuple[int | None, ...]:
+        """The experiments that make one number: a fold each, or None for one that covers everything."""
+        return self.folds if self.folds and self.key["protocol"] in ONE_FOLD_AN_EXPERIMENT else (None,)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why a seed has no number.
+
+    Attributes:
+        reason: a few words for a cell.
+        error: what is behind it; empty when it is no failure.
+        partial: the mean of the folds that are there, None where none is.
+    """
+
+    reason: str
+    error: str
+    partial: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The reason and all that is known beside it."""
+        known = "" if self.partial is None else f" (the mean of those that are done: {100 * self.partial:.1f})"
+        return f"{self.reason}{f': {self.error}' if self.error else ''}{known}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one cell.
+
+    Attributes:
+        values: numbers by seed, each the mean over the folds: deviations between folds are none between seeds.
+        run_ids: where they come from.
+        missing: seeds without a number.
+    """
+
+    values: dict[int, float]
+    run_ids: tuple[str, ...]
+    missing: dict[int, Gap]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds; None without any."""
+        return sum(self.values.values()) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        mean = self.mean
+        if mean is None or len(self.values) < 2:
+            return None
+        squares = sum((value - mean) ** 2 for value in self.values.values())
+        return (squares / (len(self.values) - 1)) ** 0.5
+
+    @property
+    def printed_mean(self) -> str:
+        """The mean in percent, as it stands in a cell."""
+        return "" if self.mean is None else f"{100 * self.mean:.1f}"
+
+    @property
+    def text(self) -> str:
+        """What stands in a cell: the mean, with its deviation where there are several seeds, or why there is none."""
+        if self.mean is None:
+            return self.reason or "not run"
+        spread = "" if self.std is None else f" ± {100 * self.std:.1f} (n={len(self.values)})"
+        return self.printed_mean + spread
+
+    @property
+    def reason(self) -> str:
+        """Why there is no number at all; empty where there is one."""
+        reasons = dict.fromkeys(gap.reason for gap in self.missing.values()) if not self.values else {}
+        return ("; " if any(":" in reason for reason in reasons) else ", ").join(reasons)
+
+
+def columns_of(key: Mapping[str, str], group: str, evaluations: pd.DataFrame) -> list[Column]:
+    """Return the columns of one evaluation.
+
+    Args:
+        key: what its results have in common.
+        group: the heading above.
+        evaluations: its rows, of whatever was pretrained, finished or not.
+    """
+    asked = {modality for modalities in evaluations["modalities"] for modality in modalities}
+    ranks = sorted({rank for ranks in evaluations["ranks"] for rank in ranks})
+    folds = tuple(sorted({fold for folds in evaluations["folds"] for fold in folds}))
+    measures = [f"recall_at_{rank}" for rank in ranks] if key["protocol"] == "retrieval" else ["top1"]
+    return [
+        Column(key, group, modality, measure, folds)
+        for modality in MODALITIES
+        if modality in asked or not asked
+        for measure in measures
+    ]
+
+
+def result_of(column: Column, found: pd.DataFrame, pretrainings: pd.DataFrame, *, seeds: Iterable[int]) -> Result:
+    """Return what is known of one cell.
+
+    Args:
+        column: where it stands.
+        found: the evaluations of its row and column.
+        pretrainings: those that they evaluate, as far as there are any.
+        seeds: that should have a number.
+    """
+    values: dict[int, float] = {}
+    run_ids: list[str] = []
+    missing: dict[int, Gap] = {}
+    for seed in seeds:
+        of_seed, above = found[found["seed"] == seed], _first(pretrainings[pretrainings["seed"] == seed])
+        numbers: dict[int | None, float] = {}
+        gaps: dict[int | None, Gap] = {}
+        ids: list[str] = []
+        for part in column.parts:
+            rows = of_seed if part is None else _of_fold(of_seed, part)
+            done = rows[rows["status"] == "FINISHED"]
+            if column.metric in done and done[column.metric].notna().any():
+                done = done[done[column.metric].notna()]
+                # More than one only where a pretraining was evaluated with several seeds: no seeds of their own.
+                numbers[part] = float(done[column.metric].mean())
+                ids += list(done["run_id"])
+            else:
+                gaps[part] = Gap(*reason_missing(_first(rows), above))
+        if gaps:
+            missing[seed] = _gap(gaps, list(numbers.values()))
+        else:
+            values[seed] = sum(numbers.values()) / len(numbers)
+            run_ids += ids
+    return Result(values, tuple(run_ids), missing)
+
+
+def _gap(gaps: Mapping[int | None, Gap], numbers: Sequence[float]) -> Gap:
+    """Say which folds are missing and why, such as ``2 of 3 folds: fold 3 running``."""
+    errors = "; ".join(dict.fromkeys(gap.error for gap in gaps.values() if gap.error))
+    by_reason: dict[str, list[int | None]] = {}
+    for fold, gap in gaps.items():
+        by_reason.setdefault(gap.reason, []).append(fold)
+    if not numbers and len(by_reason) == 1:
+        (reason,) = by_reason
+        return Gap(reason, errors)
+    each = [
+        f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))} {reason}"
+        for reason, folds in by_reason.items()
+    ]
+    partial = sum(numbers) / len(numbers) if numbers else None
+    return Gap(f"{len(numbers)} of {len(numbers) + len(gaps)} folds: {', '.join(each)}", errors, partial)
+
+
+def _of_fold(frame: pd.DataFrame, fold: int) -> pd.DataFrame:
+    return frame[frame["folds"].map(lambda folds: fold in folds).astype(bool)]
+
+
+def _first(frame: pd.DataFrame) -> dict[str, Any] | None:
+    return frame.iloc[0].to_dict() if len(frame) else None

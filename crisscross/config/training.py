@@ -1,0 +1,87 @@
+"""Settings of a training, whatever is trained: the optimiser, the schedules, how long and how much at a time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from crisscross.config.base import Settings
+from crisscross.config.optim import OptimSettings
+
+
+class TrainingSettings(Settings):
+    """How long, how much at a time, how precisely."""
+
+    epochs: int = Field(ge=0)
+    draws_per_clip: int = Field(gt=0)
+    global_batch_size: int = Field(gt=1)
+    micro_batch_size: int | None = Field(default=None, gt=1)
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    keep_epochs: tuple[int, ...]
+
+    @property
+    def samples_per_pass(self) -> int:
+        """Samples in one forward pass, over all devices."""
+        return self.micro_batch_size or self.global_batch_size
+
+    @property
+    def accumulation_passes(self) -> int:
+        """Forward passes in one optimiser step."""
+        return self.global_batch_size // self.samples_per_pass
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingSettings:
+        if self.global_batch_size % self.samples_per_pass:
+            raise ValueError(
+                f"training.micro_batch_size={self.micro_batch_size} does not divide"
+                f" training.global_batch_size={self.global_batch_size}: choose a divisor"
+            )
+        return self
+
+
+def ignored_epochs(training: TrainingSettings, optim: OptimSettings, *, above: str = "") -> list[str]:
+    """Return a line for each setting that names epochs which a training does not reach, with the remedy.
+
+    Args:
+        training: how long it is.
+        optim: its schedules.
+        above: where the config has ``training`` and ``optim``, such as ``downstream.``.
+    """
+    named = {f"{above}training.keep_epochs": [(epoch, epoch > training.epochs) for epoch in training.keep_epochs]}
+    for name, schedule in optim.groups.items():
+        key = f"{above}optim.groups.{name}.milestone_epochs"
+        named[key] = [(epoch, epoch >= training.epochs) for epoch in getattr(schedule, "milestone_epochs", ())]
+    lines = []
+    for key, epochs in named.items():
+        beyond = [f"{epoch:g}" for epoch, is_beyond in epochs if is_beyond]
+        if beyond and training.epochs:
+            shown = ",".join(f"{epoch:g}" for epoch, _ in epochs)
+            lines.append(
+                f"{key}=[{shown}]: {', '.join(beyond)} will not be reached, as {above}training.epochs="
+                f"{training.epochs}: leave out what is beyond, or raise {above}training.epochs"
+            )
+    return lines
+
+
+def check_training(training: TrainingSettings, optim: OptimSettings, *, num_devices: int) -> None:
+    """Check what the settings of a training say about each other.
+
+    Raises:
+        ValueError: one line, when a warm-up fills the whole training or the devices cannot share a batch.
+    """
+    for name, schedule in optim.groups.items():
+        warmup = getattr(schedule, "warmup_epochs", 0)
+        if training.epochs and warmup >= training.epochs:
+            raise ValueError(
+                f"optim.groups.{name}.warmup_epochs={warmup:g} leaves nothing of"
+                f" training.epochs={training.epochs}: lower the one or raise the other"
+            )
+    if training.samples_per_pass % num_devices:
+        raise ValueError(
+            f"a pass of {training.samples_per_pass} samples cannot be shared by"
+            f" execution.num_devices={num_devices}: choose a divisor"
+        )
+    if training.samples_per_pass // num_devices < 2:
+        raise ValueError("batch normalisation needs 2 samples a device: lower execution.num_devices")

@@ -1,0 +1,82 @@
+"""What the synthetic clips of the demo are: their settings, classes and names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TOY_VERSION = 3  # raise when the same settings would give other clips
+SPLITS = ("train", "test")
+CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
+
+
+@dataclass(frozen=True)
+class ToySettings:
+    """What the generated clips are like. The defaults fit a demo of minutes on two cores (chosen by us).
+
+    Raises:
+        ValueError: a value that gives no valid clips.
+    """
+
+    num_classes: int = 10
+    train_clips_per_class: int = 32
+    test_clips_per_class: int = 16
+    seconds: float = 5.0
+    frame_size_px: int = 40
+    frame_rate_hz: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("num_classes", 2 <= self.num_classes <= len(CLASSES), f"2 to {len(CLASSES)}"),
+            ("train_clips_per_class", self.train_clips_per_class >= 0, "0 or more"),
+            ("test_clips_per_class", self.test_clips_per_class >= 0, "0 or more"),
+            ("seconds", 0.5 <= self.seconds <= 600, "0.5 to 600"),
+            (
+                "frame_size_px",
+                32 <= self.frame_size_px <= 512 and self.frame_size_px % 2 == 0,
+                "even, 32 to 512",
+            ),
+            ("frame_rate_hz", 8 <= self.frame_rate_hz <= 60, "8 to 60"),
+        ]
+        for name, good, allowed in checks:
+            if not good:
+                raise ValueError(f"toy clips: got {name}={getattr(self, name)}; allowed: {allowed}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in use."""
+        return CLASSES[: self.num_classes]
+
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the settings and the generator's version."""
+        text = json.dumps({"toy_version": TOY_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ToyClip:
+    """Names one clip: its split, its class and its place among the split's clips of that class."""
+
+    split: str
+    class_index: int
+    index: int
+
+    @property
+    def path(self) -> Path:
+        """Path relative to the dataset's root."""
+        name = CLASSES[self.class_index]
+        return Path(self.split, name, f"{name}_{self.split}_{self.index:04d}.mp4")
+
+
+def list_clips(settings: ToySettings) -> list[ToyClip]:
+    """All clips of the dataset, class after class within split after split."""
+    counts = {"train": settings.train_clips_per_class, "test": settings.test_clips_per_class}
+    return [
+        ToyClip(split, class_index, index)
+        for split in SPLITS
+        for class_index in range(settings.num_classes)
+        for index in range(counts[split])
+    ]

@@ -1,0 +1,126 @@
+"""The one evaluator: frozen backbones -> features -> a protocol, fold by fold -> ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from crisscross.config.base import parse
+from crisscross.config.experiment import DownstreamSettings
+from crisscross.data.catalog import open_manifest
+from crisscross.data.manifest import Manifest
+from crisscross.data.staging import staged
+from crisscross.evaluation.backbones import backbones_of
+from crisscross.evaluation.cache import Memo
+from crisscross.evaluation.feature_layers import networks_of
+from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.fold_features import FoldFeatures
+from crisscross.evaluation.folds import Fold, folds_of, require_streams
+from crisscross.evaluation.linear_probe import evaluate_linear
+from crisscross.evaluation.results import Results, write_results
+from crisscross.evaluation.retrieval import recall_at, retrieve
+from crisscross.evaluation.svm import evaluate_svm
+from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.distributed import choose_device
+from crisscross.utils.rng import derive_key
+from crisscross.utils.signals import Interrupted, leave_if_asked
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(run: RunDirectory) -> bool:
+    """Evaluate backbones from wherever the run directory stands; features already extracted are kept.
+
+    Args:
+        run: the experiment's run directory.
+
+    Returns:
+        True when ``result.json`` is written, False when the job was asked to leave.
+
+    Raises:
+        ValueError: when a setting, a weights file or the split is unfit, in one line.
+        DecodeError: when a clip cannot be read any more, naming it.
+    """
+    settings = parse(DownstreamSettings, run.config)
+    torch.set_num_threads(settings.execution.num_threads)
+    try:
+        with threadpool_limits(settings.execution.num_threads):  # else NumPy takes all cores, and several jobs fight
+            _Evaluation(run, settings).run()
+    except Interrupted as signal_name:
+        logger.info("%s: stopped; features and what was found so far are kept", signal_name)
+        return False
+    return True
+
+
+class _Evaluation:
+    """One evaluation of frozen features."""
+
+    def __init__(self, run: RunDirectory, settings: DownstreamSettings) -> None:
+        self._run, self._settings, self._protocol = run, settings, settings.frozen
+        self._device = choose_device(settings.execution.device)
+        self._manifest: Manifest = staged(
+            open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase
+        )
+        self._seed = derive_key(settings.seed, "svm") % 2**31  # of whatever a protocol draws
+
+    def run(self) -> None:
+        """Extract what is missing, evaluate every fold and modality, write the results."""
+        folds = folds_of(self._manifest, self._settings.data)
+        for fold in folds:
+            require_streams(fold, self._protocol.streams)
+        backbones = backbones_of(self._run, self._settings).to(self._device).eval()
+        features = FoldFeatures(
+            self._run,
+            self._settings,
+            self._manifest,
+            folds,
+            networks_of(backbones, self._protocol),
+            self._device,
+        )
+        results = Results(self._manifest.classes, num_folds=len(folds))
+        for fold in folds:
+            for modality in self._protocol.modalities:
+                leave_if_asked()
+                where = f" of fold {fold.name}" if fold.name else ""
+                self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
+                self._evaluate(fold, modality, *features.of(fold, modality), results)
+        write_results(self._run, results)
+
+    def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
+        """Run the protocol on one fold and modality."""
+        if self._protocol.name == "retrieval":
+            found = retrieve(test, train, settings=self._protocol)
+            recalls = recall_at(found, test.labels, train.labels, self._protocol.ranks)
+            results.add_neighbours(fold, modality, found, recalls, num_kept=self._protocol.num_neighbours)
+            return
+        known, name = {}, f"{fold.name or 'only'}_{modality}"
+        if self._protocol.name == "svm":
+            svm = evaluate_svm(
+                train,
+                test,
+                num_classes=len(self._manifest.classes),
+                settings=self._protocol,
+                seed=self._seed,
+                groups=fold.groups,
+                sources=fold.sources,
+                class_names=self._manifest.classes,
+                device=self._device,
+                memo=Memo(self._run.path / "features" / f"svm_{name}.json"),
+            )
+            scores, known["svm/c"] = svm.scores, svm.chosen_c
+            if svm.validation_top1 is not None:
+                known["svm/validation_top1"] = svm.validation_top1
+        else:
+            scores = evaluate_linear(
+                train,
+                test,
+                num_classes=len(self._manifest.classes),
+                settings=self._protocol,
+                seed=self._seed,
+                device=self._device,
+                state_path=self._run.path / "features" / f"linear_{name}.pt",
+                keep_minutes=self._settings.execution.checkpoint_minutes,
+            )
+        results.add_scores(fold, modality, scores, known)

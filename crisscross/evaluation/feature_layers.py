@@ -1,0 +1,79 @@
+"""Which layer of a frozen backbone is the feature, and how it is pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crisscross.config.evaluation import FrozenSettings
+from crisscross.models.backbones import Backbone, Backbones
+
+MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
+
+
+def feature_of(backbone: Backbone, layer: str, *, normalise: str) -> Callable[[Tensor], Tensor]:
+    """Return a function from a backbone's input to features (B, D).
+
+    Args:
+        backbone: a video or an audio backbone.
+        layer: ``pooled``, the global average of the last map; ``max``, its global maximum; ``map``, the audio
+            network's last map, max-pooled over time by 3 with stride 2 and flattened (PAPER section 5: 4,608 values
+            for 2 s, 10,752 for 5 s); or a stage, such as ``block3`` or ``conv4x``, averaged over all positions.
+        normalise: ``none``; ``last_axis`` = divide by the l2 norm over the last axis, before flattening: of a map that
+            is time (PAPER section 5), of a pooled feature the feature; or ``feature``, over the flattened feature.
+    """
+
+    def feature(x: Tensor) -> Tensor:
+        values = _values(backbone, layer, x)
+        if normalise == "last_axis":
+            values = F.normalize(values, dim=-1)
+        values = values.flatten(1)
+        return F.normalize(values, dim=1) if normalise == "feature" else values
+
+    return feature
+
+
+def networks_of(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the functions from inputs to features that a protocol asks for, by stream, ``v`` and ``a``."""
+    chosen = protocol.features
+    layers = {"v": ("video_backbone", chosen.video_layer), "a": ("audio_backbone", chosen.audio_layer)}
+    return {
+        stream: feature_of(getattr(backbones, layers[stream][0]), layers[stream][1], normalise=chosen.normalise)
+        for stream in protocol.streams
+    }
+
+
+def _values(backbone: Backbone, layer: str, x: Tensor) -> Tensor:
+    if layer == "pooled":
+        return backbone.feature_map(x).mean(dim=tuple(range(2, x.ndim)))
+    if layer == "max":
+        return backbone.feature_map(x).amax(dim=tuple(range(2, x.ndim)))
+    if layer == "map":
+        last = backbone.feature_map(x)
+        if last.shape[-1] < MAP_KERNEL[1]:
+            raise ValueError(
+                f"downstream.features.audio_layer=map needs a last map of {MAP_KERNEL[1]} columns or more, it has"
+                f" {last.shape[-1]}: raise views.audio.seconds"
+            )
+        return F.max_pool2d(last, MAP_KERNEL, MAP_STRIDE)
+    return _of_stage(backbone, layer, x).mean(dim=tuple(range(2, x.ndim)))
+
+
+def _of_stage(backbone: Backbone, name: str, x: Tensor) -> Tensor:
+    """Return what a stage puts out."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del module, inputs
+        caught.append(output)
+
+    handle = backbone.get_submodule(name).register_forward_hook(catch)
+    try:
+        with torch.inference_mode(torch.is_inference_mode_enabled()):
+            backbone.feature_map(x)
+    finally:
+        handle.remove()
+    return caught[0]

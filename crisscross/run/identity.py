@@ -1,0 +1,114 @@
+"""What an experiment *is*: the hash of everything that can change its result.
+
+The identity is the SHA-256 of the canonical JSON of the resolved config, less the keys listed in
+``EXECUTION_ONLY``, together with the identities of the experiments it builds on and a schema version. The same
+identity means the same run directory and the same MLflow run, for ever. The hash is over the whole config, never
+over a difference from defaults, so a changed default is a changed identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crisscross.utils.plain import canonical_json, without
+
+SCHEMA_VERSION = 1
+"""Raise it when the code changes what the same config computes."""
+
+EXECUTION_ONLY = (
+    "execution",  # device, processes, threads, workers, checkpoint interval. (Several processes on CPUs normalise each
+    # by its own share of the batch, on GPUs by all of it: the loop warns.)
+    "tracking",  # where and how often the run is recorded
+    "runs_root",
+    "scale",  # a name for a choice of files; what they hold is in the config itself
+    "weights.run",  # the parent's identity says which
+    "weights.video",  # `weights.fingerprint` says what the files hold
+    "weights.audio",
+    # Where clips lie and how their list was read. What they are is `data.fingerprint`.
+    "data.root",
+    "data.csv",
+    "data.annotations",
+    "data.allow_missing",
+    "data.require",
+    "data.manifest_root",
+    "data.file_column",
+    "data.label_column",
+    "data.split_column",
+    "data.test_fraction",
+    "data.thorough",
+    "data.stage",  # from where a job reads the same bytes
+    "data.shards",
+)
+"""The keys that cannot change a result. Everything else is part of the identity."""
+
+NOT_IN_PRETRAINING = (
+    "views.evaluation_clips",
+    "data.test_split",
+    "data.folds",  # a pretraining names its split whole: data.train_split=train1
+    "training.keep_epochs",  # which checkpoints stay on disk
+)
+"""Keys that only an evaluation depends on: changing one must not ask for new pretrainings."""
+
+
+def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a resolved config without what cannot change its result."""
+    is_pretraining = "method" in config
+    return without(config, (*EXECUTION_ONLY, *NOT_IN_PRETRAINING) if is_pretraining else EXECUTION_ONLY)
+
+
+def weights_fingerprint(video: str | None, audio: str | None) -> str | None:
+    """Return the hash of what released weight files hold; None where none are given.
+
+    Raises:
+        FileNotFoundError: when there is no such file, naming the key.
+    """
+    digests = []
+    for modality, name in (("video", video), ("audio", audio)):
+        if name:
+            path = Path(name)
+            if not path.is_file():
+                raise FileNotFoundError(f"weights.{modality}={path}: no such file: give a file of released weights")
+            with path.open("rb") as file:
+                digests.append(f"{modality}:{hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else None
+
+
+def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = ()) -> str:
+    """Return an experiment's identity.
+
+    Args:
+        kind: ``"pretrain"`` or ``"downstream"``.
+        config: the resolved config, plain dicts, lists and scalars.
+        parents: identities of the experiments whose results this one uses.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: when the data has no fingerprint yet, so that the config does not say what is learnt from.
+    """
+    if "data" in config and not config["data"].get("fingerprint"):
+        raise ValueError(
+            "data.fingerprint is empty: prepare the data (crisscross.data.catalog) before asking for an identity"
+        )
+    content = {
+        "schema": SCHEMA_VERSION,
+        "kind": kind,
+        "config": scientific(config),
+        "parents": sorted(parents),
+    }
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def family(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
+    """Return the hash of a config with a study's axes (seed, relaxation, ...) left out.
+
+    Experiments of one family differ in nothing but the axes, so their results may stand in one table. A fine-tuning is
+    one fold: those of all folds are one family.
+    """
+    one_fold = config.get("downstream", {}).get("name") == "finetune"
+    left_out = [*axes, "data.folds"] if one_fold else axes
+    return hashlib.sha256(canonical_json(without(scientific(config), left_out)).encode()).hexdigest()

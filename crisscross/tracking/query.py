@@ -1,0 +1,281 @@
+"""Reading an MLflow database with plain SQL: only what is asked for, one query a table, nothing written.
+
+MLflow's own search joins the tags once for each condition and loads every parameter, metric and tag of every run as
+objects, and importing it takes seconds. Whatever is not as expected here, a table of another MLflow, a driver that is
+not installed, a server in front of the database, is left to MLflow's client: the answer is None, never an error.
+The tables are those of mlflow/store/tracking/dbmodels/models.py of MLflow 3.17.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crisscross.tracking.client import (
+    LOCK_TIMEOUT_S,
+    Store,
+    absolute,
+    has_content,
+    refusal,
+    sqlite_file,
+)
+from crisscross.utils.files import file_lock
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Connection, Engine, TableClause
+
+
+def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
+    """Return the runs that match a filter such as ``tags.kind = 'pretrain'``, oldest first. Only reads.
+
+    Returns:
+        Dicts with ``run_id``, ``experiment_id``, ``status``, ``start_time_ms``, ``params``, ``metrics`` (last values),
+        ``tags``.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    runs = [
+        {
+            "run_id": run.info.run_id,
+            "experiment_id": run.info.experiment_id,
+            "status": run.info.status,
+            "start_time_ms": run.info.start_time,
+            "params": dict(run.data.params),
+            "metrics": dict(run.data.metrics),
+            "tags": dict(run.data.tags),
+        }
+        for run in Store(uri, experiment, read_only=True).search(filter_string)
+    ]
+    return _oldest_first(runs)
+
+
+def study_runs(study: str, *, wanted: Wanted, uri: str, experiment: str) -> list[dict[str, Any]]:
+    """Return the runs of ``<study>.<fingerprint>`` with what is wanted of them, oldest first. Only reads.
+
+    A database is asked in SQL, without MLflow; a server, or what SQL cannot answer, by MLflow's client.
+
+    Args:
+        study: the tag ``study.<study>.<fingerprint>`` of its runs holds their point on its axes.
+        wanted: tags, parameters and metrics.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+
+    Returns:
+        Dicts as of ``search_runs``.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    found = read_runs(uri, experiment, having=f"study.{study}", wanted=wanted)
+    if found is not None:
+        return _oldest_first(found)
+    return [wanted.of(run) for run in search_runs(f"tags.`study.{study}` LIKE '%'", uri=uri, experiment=experiment)]
+
+
+def _oldest_first(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(runs, key=lambda run: (run["start_time_ms"], run["run_id"]))
+
+
+Answer = TypeVar("Answer")
+
+COLUMNS = {
+    "runs": ("run_uuid", "experiment_id", "status", "start_time", "lifecycle_stage"),
+    "tags": ("run_uuid", "key", "value"),
+    "params": ("run_uuid", "key", "value"),
+    "latest_metrics": ("run_uuid", "key", "value", "is_nan"),
+    "experiment_tags": ("experiment_id", "key", "value"),
+}
+"""What is read, by table; of ``experiments`` all."""
+
+MAPPED_BYTES = 2**30  # by us: a file that no cache has yet is read in half the time
+ROWS_AT_A_TIME = 200  # by us
+WORKSPACE = "default"
+"""Where MLflow 3 keeps the experiments of a store that has no workspaces."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of a run.
+
+    Attributes:
+        tags: their names.
+        params: names of parameters.
+        metrics: what the names of metrics begin with; None = no metrics.
+    """
+
+    tags: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    metrics: str | None = None
+
+    def of(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a run with that of it which is wanted."""
+        begin = self.metrics
+        return {
+            **run,
+            "tags": {key: run["tags"][key] for key in self.tags if key in run["tags"]},
+            "params": {key: run["params"][key] for key in self.params if key in run["params"]},
+            "metrics": {
+                key: value for key, value in run["metrics"].items() if begin is not None and key.startswith(begin)
+            },
+        }
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """An MLflow experiment: its number and its tags."""
+
+    experiment_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_experiment(uri: str, experiment: str) -> ExperimentRecord | None:
+    """Return an experiment; None where MLflow's client has to be asked.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+
+    Raises:
+        TrackingError: when a delivery to the file does not come to an end.
+    """
+    return _ask(uri, lambda connection: _experiment(connection, experiment))
+
+
+def read_runs(uri: str, experiment: str, *, having: str, wanted: Wanted) -> list[dict[str, Any]] | None:
+    """Return the runs that have a tag, in no order; None where MLflow's client has to be asked.
+
+    Args:
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        having: name of the tag.
+        wanted: what is read of each run.
+
+    Returns:
+        Dicts as of ``crisscross.tracking.query.search_runs``. Runs that were deleted are none.
+
+    Raises:
+        TrackingError: when a delivery to the file does not come to an end.
+    """
+
+    def answer(connection: Connection) -> list[dict[str, Any]] | None:
+        found = _experiment(connection, experiment)
+        return None if found is None else _runs(connection, found.experiment_id, having=having, wanted=wanted)
+
+    return _ask(uri, answer)
+
+
+def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | None:
+    """Ask a database something; None where there is none that can be read."""
+    uri = absolute(uri)
+    file = sqlite_file(uri)
+    if uri.startswith(("http", "databricks")) or (file is not None and not has_content(file)):
+        return None
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with _between_deliveries(file), _engine(uri).connect() as connection:
+            if file is not None:
+                connection.exec_driver_sql(f"PRAGMA mmap_size={MAPPED_BYTES}")
+                connection.exec_driver_sql("BEGIN")  # all queries see the same moment; other databases: each its own
+            return question(connection)
+    except (SQLAlchemyError, ImportError):  # another schema, a file in use, no driver: MLflow's client knows, or says
+        return None
+    except OSError as error:
+        raise refusal(uri, error) from error
+
+
+def _between_deliveries(file: Path | None) -> AbstractContextManager[object]:
+    """Keep deliveries to a SQLite file waiting, and wait for the one that is at it: it may have sent half a run."""
+    lock = file and file.with_name(f"{file.name}.lock")
+    if lock is None or not os.access(lock, os.W_OK):  # nobody delivers to it here
+        return nullcontext()
+    return file_lock(lock, timeout_s=LOCK_TIMEOUT_S)
+
+
+def _engine(uri: str) -> Engine:
+    import sqlite3
+
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    file = sqlite_file(uri)
+    if file is None:
+        return create_engine(uri, poolclass=NullPool)
+    address = f"{file.as_uri()}?mode=ro"
+    return create_engine("sqlite://", creator=lambda: sqlite3.connect(address, uri=True), poolclass=NullPool)
+
+
+def _table(name: str) -> TableClause:
+    from sqlalchemy import column, table
+
+    return table(name, *map(column, COLUMNS[name]))
+
+
+def _experiment(connection: Connection, name: str) -> ExperimentRecord | None:
+    from sqlalchemy import column, select, table, text
+
+    experiments, tags = table("experiments"), _table("experiment_tags")
+    query = select(text("*")).select_from(experiments).where(column("name") == name)
+    found = [row for row in connection.execute(query).mappings() if row.get("workspace", WORKSPACE) == WORKSPACE]
+    if len(found) != 1:
+        return None
+    (number,) = (row["experiment_id"] for row in found)
+    query = select(tags.c.key, tags.c.value).where(tags.c.experiment_id == number)
+    return ExperimentRecord(str(number), {row.key: row.value for row in connection.execute(query)})
+
+
+def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: Wanted) -> list[dict[str, Any]]:
+    from sqlalchemy import select
+
+    runs, tags, params, metrics = map(_table, ("runs", "tags", "params", "latest_metrics"))
+    ours = _table("tags").alias("ours")  # a join: SQLite takes twice as long for `run_uuid IN (SELECT ...)`
+    is_ours = (ours.c.key == having) & ours.c.value.is_not(None)
+
+    def rows(table: TableClause, is_wanted: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
+        query = select(*table.c).join_from(ours, table, table.c.run_uuid == ours.c.run_uuid)
+        found = connection.execute(query.where(is_ours, is_wanted))
+        # Singly they cost a call each; all at once, Python's garbage collector looks through them again and again.
+        return chain.from_iterable(found.partitions(ROWS_AT_A_TIME))
+
+    is_there = (runs.c.experiment_id == int(experiment_id)) & (runs.c.lifecycle_stage == "active")
+    found = {row[0]: _empty(*row) for row in rows(runs, is_there)}
+    for place, table, names in (("tags", tags, wanted.tags), ("params", params, wanted.params)):
+        for run_id, key, value in rows(table, table.c.key.in_(names)) if names else ():
+            if run_id in found:  # else it was deleted
+                found[run_id][place][key] = value
+    if wanted.metrics is not None:
+        for run_id, key, value, is_nan in rows(metrics, metrics.c.key.startswith(wanted.metrics, autoescape=True)):
+            if run_id in found and key.startswith(wanted.metrics):  # which a database may say of EVAL/ too
+                found[run_id]["metrics"][key] = float("nan") if is_nan else value
+    return [*found.values()]
+
+
+def _empty(run_id: str, experiment_id: int, status: str, start_ms: int, _: str) -> dict[str, Any]:
+    known = {"run_id": run_id, "experiment_id": str(experiment_id), "status": status, "start_time_ms": start_ms}
+    return {**known, "params": {}, "metrics": {}, "tags": {}}
+
+
+def experiment_tags(*, uri: str, experiment: str) -> dict[str, str]:
+    """Return the tags of an MLflow experiment. Nothing is written.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    return found.tags
+
+
+def experiment_id_of(*, uri: str, experiment: str) -> str:
+    """Return MLflow's number of an experiment. Nothing is written.
+
+    Raises:
+        TrackingError: when there is no such store or experiment, or it cannot be reached.
+    """
+    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    return found.experiment_id

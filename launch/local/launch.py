@@ -1,0 +1,52 @@
+"""What a launch on this machine says at its end: warnings and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.console import say, short_path, this_command
+from launch.local.jobs import Job
+from launch.run_log import warnings_in
+from launch.study.record import last_lines
+
+LOG_LINES = 10
+"""Lines of a failed experiment's log that are shown."""
+
+
+def report_warnings(jobs: Sequence[Job], console: Console) -> None:
+    """Show what the runs of this launch have warned of, each once, and in which log it stands."""
+    logs: dict[str, list[Path]] = {}
+    for job in jobs:
+        if not job.kept:
+            for text in warnings_in(job.run.log_path):
+                logs.setdefault(text, []).append(job.run.log_path)
+    for text, paths in logs.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        say(console, f"warning: {text} (log: {short_path(paths[0])}{others})", style="yellow")
+
+
+def report_failures(jobs: Sequence[Job], console: Console) -> int:
+    """Say what did not end well and return the exit code."""
+    for job in jobs:
+        if job.state == "failed":
+            log = short_path(job.run.log_path)
+            say(console, f"\nfailed: {job.experiment.label}: {job.reason}", style="red")
+            for line in last_lines(job.run.log_path, num_lines=LOG_LINES):
+                say(console, f"    {line}")
+            say(console, f"    log: {log}")
+    count = {state: sum(job.state == state for job in jobs) for state in {job.state for job in jobs}}
+    if count.get("failed"):
+        lost = count.get("parent failed", 0)
+        waiting = f"; {lost} experiment(s) that need them did not run" if lost else ""
+        say(
+            console,
+            f"{count['failed']} experiment(s) failed{waiting}. Try them again with: {this_command()}",
+        )
+        return 1
+    if count.get("interrupted"):
+        say(console, f"{count['interrupted']} experiment(s) were interrupted. Go on with: {this_command()}")
+        return 75
+    return 0

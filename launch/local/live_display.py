@@ -1,0 +1,132 @@
+"""Progress of a launch: a live picture on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from launch.console import clock, describe
+
+if TYPE_CHECKING:
+    from launch.local.jobs import Job
+
+
+HEARTBEAT_S = 10.0
+"""Seconds between two plain lines of a running experiment (chosen by us)."""
+
+_COLOURS = {"done": "green", "failed": "red", "parent failed": "red", "interrupted": "yellow"}
+
+
+class Display:
+    """Shows the jobs of a launch."""
+
+    def __init__(self, console: Console, *, at_a_time: int, heartbeat_s: float = HEARTBEAT_S) -> None:
+        """Show nothing yet.
+
+        Args:
+            console: where to.
+            at_a_time: experiments that run side by side, for the estimate of the time left.
+            heartbeat_s: seconds between two plain lines of a running experiment.
+        """
+        self._console = console
+        self._at_a_time = max(1, at_a_time)
+        self._heartbeat_s = heartbeat_s
+        self._jobs: Sequence[Job] = ()
+        self._live: Live | None = None
+        self._began = time.time()
+        self._next_heartbeat = self._began + heartbeat_s
+
+    @contextlib.contextmanager
+    def showing(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Show these jobs for as long as the block lasts."""
+        self._jobs = jobs
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self._picture, transient=True) as live:
+            self._live = live
+            yield
+        self._live = None
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Print one line that stays."""
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def event(self, job: Job, what: str) -> None:
+        """Tell that a job has started or ended."""
+        took = f" ({clock(job.ended - job.started)})" if job.ended and job.started else ""
+        elapsed = clock(time.time() - self._began)
+        self.say(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLOURS.get(job.state))
+
+    def update(self) -> None:
+        """Print the plain lines that are due; the live picture looks after itself."""
+        now = time.time()
+        if self._console.is_terminal or now < self._next_heartbeat:
+            return
+        self._next_heartbeat = now + self._heartbeat_s
+        for job in self._jobs:
+            if job.state in ("running", "attached"):
+                self.say(f"[{clock(now - self._began):>7}] {job.experiment.label}: {describe(job.progress)}")
+        self.say(f"[{clock(now - self._began):>7}] {self.overall()}")
+
+    def overall(self) -> str:
+        """Return the line about the launch as a whole."""
+        count = {state: sum(job.state == state for job in self._jobs) for state in ("done", "failed", "parent failed")}
+        running = sum(job.state in ("running", "attached") for job in self._jobs)
+        parts = [f"{count['done']} of {len(self._jobs)} done", f"{running} running"]
+        if count["failed"]:
+            parts.append(f"{count['failed']} failed")
+        parts.append(f"{clock(time.time() - self._began)} elapsed")
+        left_s, is_whole = time_left_s(self._jobs, at_a_time=self._at_a_time)
+        if left_s is not None:
+            parts.append(f"{'about' if is_whole else 'at least'} {clock(left_s)} left")
+        return ", ".join(parts)
+
+    def _picture(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for job in self._jobs:
+            if job.state in ("running", "attached"):
+                progress = job.progress
+                step, total = progress.get("step"), progress.get("total")
+                bar = ProgressBar(total=total, completed=step, width=12) if total and step is not None else Text("")
+                table.add_row(
+                    Text(job.experiment.label, no_wrap=True),
+                    bar,
+                    Text(describe(progress), no_wrap=True, overflow="ellipsis"),
+                )
+        return Group(table, Text(self.overall(), style="bold"))
+
+
+def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> tuple[float | None, bool]:
+    """Estimate how long a launch still takes.
+
+    Every waiting experiment is taken to last as long as the mean of its kind, and the work to spread evenly.
+
+    Returns:
+        The estimate, None as long as nobody knows, and whether it covers every kind of experiment that waits.
+    """
+    now = time.time()
+    lengths: dict[str, list[float]] = {}
+    left: list[float] = []
+    for job in jobs:
+        if job.started is None or job.kept:
+            continue
+        if job.state == "done" and job.ended is not None:
+            lengths.setdefault(job.experiment.kind, []).append(job.ended - job.started)
+        elif job.state == "running" and job.progress.get("eta_s") is not None:
+            left.append(job.progress["eta_s"])
+            lengths.setdefault(job.experiment.kind, []).append(now - job.started + left[-1])
+    if not lengths:
+        return None, False
+    means = {kind: sum(values) / len(values) for kind, values in lengths.items()}
+    waiting = [job.experiment.kind for job in jobs if job.state == "waiting"]
+    work = sum(left) + sum(means.get(kind, 0.0) for kind in waiting)
+    return max([*left, work / at_a_time]), set(waiting) <= set(means)

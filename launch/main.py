@@ -1,0 +1,116 @@
+"""Launch studies: expand them, then run them on this machine or hand them to Slurm."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from crisscross.tracking.sync import refill
+from launch.console import counts, help_text, print_graph, print_header, say, this_command
+from launch.environment import UnusableEnvironmentError
+from launch.local.jobs import job_command
+from launch.local.launch import report_failures, report_warnings
+from launch.local.live_display import Display
+from launch.local.runner import LocalRunner
+from launch.resources import capacity_of
+from launch.results import print_report, print_table, say_next, variants
+from launch.slurm.job_status import require_none_on_slurm, states_of
+from launch.slurm.launch import is_done, launch_on_slurm
+from launch.study.graph import Graph
+from launch.study.plan import Plan, make_plan, make_writable, register
+from launch.study.record import StudyRunningError, study_lock
+from launch.tracking import delivering
+
+
+def main(*studies: str, arguments: Sequence[str] | None = None) -> int:
+    """Launch studies; return the exit code: 0 done, 1 failed, 2 wrong usage, 75 interrupted, 130 stopped.
+
+    Args:
+        *studies: names of files in ``experiments/conf/study``; several are launched as one graph.
+        arguments: the command line; None = that of this process.
+    """
+    overrides = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(overrides):
+        print(help_text(studies))
+        return 0
+    console = Console(stderr=False)
+    try:
+        return launch([make_plan(study, overrides) for study in studies], console=console)
+    except (StudyRunningError, UnusableEnvironmentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on; launch/status.py shows what there is", file=sys.stderr)
+        return 130
+
+
+def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path], Sequence[str]] = job_command) -> int:
+    """Run what studies lack, as one graph in which what they share is run once; show progress, print their tables.
+
+    Args:
+        plans: the studies, of one place.
+        console: where to.
+        command: run directory -> argv of its job.
+
+    Returns:
+        Exit code: 0 all done, 1 something failed, 75 interrupted from elsewhere, 130 stopped by a signal.
+
+    Raises:
+        StudyRunningError: when another process runs one of these studies.
+        UnusableEnvironmentError: if no job can run in this environment; what has not begun is left as it was.
+        ValueError, OSError: one line, when the machine cannot do what is asked.
+    """
+    first = plans[0]
+    cluster = first.launch.cluster
+    if cluster is not None:
+        # Each finds in the queue what it shares with those before.
+        together = variants(plans)
+        codes = [launch_on_slurm(plan, cluster, console=console, together=together) for plan in plans]
+        if together and not first.launch.dry_run and all(is_done(plan) for plan in plans):
+            codes.append(0 if print_report(plans, console) else 1)  # no job is there to make it
+            say_next(first, console)
+        return max(codes)
+    graph = Graph(experiment for plan in plans for experiment in plan.graph)
+    capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
+    at_a_time = capacity.at_a_time(graph)
+    states = states_of(graph)
+    for plan in plans:
+        print_header(plan, console, how=f"{at_a_time} at a time", states=states)
+    if len(plans) > 1:
+        say(console, f"in all: {counts(graph, states)}")
+    if first.launch.dry_run:
+        for plan in plans:
+            print_graph(plan, console, states=states)
+        say(console, "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made")
+        return 0
+    make_writable(first.runs_root)
+    with contextlib.ExitStack() as locks:
+        for plan in plans:
+            locks.enter_context(study_lock(plan.runs_root, plan.name))
+            require_none_on_slurm(plan.graph, plan.runs_root)
+        runs = {identity: run for plan in plans for identity, run in register(plan, where="local").items()}
+        runner = LocalRunner(graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
+        with delivering(list(runs.values()), tracking=first.config["tracking"]):
+            jobs = runner.run()
+        if runner.unusable:
+            report_failures(jobs, console)
+            raise UnusableEnvironmentError(f"no job can run here: {runner.unusable}")
+        if not runner.was_stopped and first.config["tracking"]["delivery"] != "off":
+            for plan in plans:
+                ours = [runs[experiment.identity] for experiment in plan.graph]
+                refill(ours, study=plan.name, tracking=plan.config["tracking"])
+    if runner.was_stopped:
+        say(console, f"stopped. What is done is kept; go on with: {this_command()}")
+        return 130
+    report_warnings(jobs, console)
+    code = report_failures(jobs, console)
+    has_tables = print_report(plans, console) if len(plans) > 1 else print_table(first, console)
+    say_next(first, console)
+    return code if has_tables else code or 1

@@ -1,0 +1,108 @@
+"""How many experiments this machine runs side by side, and on which GPUs. No torch: nvidia-smi is asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crisscross.config.experiment import trains
+from launch.study.graph import Experiment
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What there is to share out.
+
+    Attributes:
+        total: number of units.
+        unit: ``"experiments"`` (chosen by the user), ``"GPUs"`` or ``"cores"``.
+        gpus: ids for CUDA_VISIBLE_DEVICES; empty on a machine without.
+    """
+
+    total: int
+    unit: str
+    gpus: tuple[str, ...] = ()
+
+    def cost(self, config: Mapping[str, Any]) -> int:
+        """Units that one experiment takes; never more than there are, so that each can run alone."""
+        execution = config["execution"]
+        devices = num_processes(config)
+        cost = {"experiments": 1, "GPUs": devices, "cores": devices * execution["num_threads"]}[self.unit]
+        return min(self.total, cost)
+
+    def at_a_time(self, experiments: Iterable[Experiment]) -> int:
+        """How many of these experiments run side by side."""
+        return self.total // max((self.cost(experiment.config) for experiment in experiments), default=1)
+
+
+def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None = None) -> Capacity:
+    """Look at this machine.
+
+    Args:
+        experiments: what shall run.
+        max_parallel: experiments at a time; None = as many as cores or GPUs allow.
+
+    Raises:
+        ValueError: when the experiments ask for GPUs that are not there.
+    """
+    executions = [experiment.config["execution"] for experiment in experiments]
+    gpus = visible_gpus() if any(execution["device"] != "cpu" for execution in executions) else ()
+    for execution in executions:
+        if execution["device"] == "cuda" and not gpus:
+            raise ValueError(
+                "execution.device=cuda: this machine shows no GPU (nvidia-smi): use execution.device=auto or cpu"
+            )
+        if gpus and execution["num_devices"] > len(gpus):
+            raise ValueError(
+                f"execution.num_devices={execution['num_devices']}: this machine shows {len(gpus)} GPU(s): lower it"
+            )
+    if max_parallel is not None:
+        return Capacity(max_parallel, "experiments", gpus)
+    return Capacity(len(gpus), "GPUs", gpus) if gpus else Capacity(num_cores(), "cores")
+
+
+def num_processes(config: Mapping[str, Any]) -> int:
+    """Processes, one a device, of an experiment: a training shares its batches out, any other evaluation is one."""
+    return config["execution"]["num_devices"] if trains(config) else 1
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the ids of the GPUs that this process may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(item for item in chosen.split(",") if item not in ("", "-1"))
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(index) for index, _ in enumerate(line for line in listing.splitlines() if line.startswith("GPU ")))
+
+
+def thread_environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that tell numerical libraries how many threads to use; they read them when imported."""
+    return {name: str(config["execution"]["num_threads"]) for name in _THREAD_VARIABLES}
+
+
+def job_environment(config: Mapping[str, Any], *, gpus: Iterable[str] = ()) -> dict[str, str]:
+    """Return the environment of a job: threads as configured, the GPUs given to it."""
+    chosen = ",".join(gpus)
+    return {
+        **os.environ,
+        **thread_environment(config),
+        "PYTHONUNBUFFERED": "1",
+        "CRISSCROSS_LAUNCHER": str(os.getpid()),  # see launch/job.py: a job does not outlive its launcher
+        **({"CUDA_VISIBLE_DEVICES": chosen} if chosen else {}),
+    }

@@ -1,0 +1,94 @@
+"""What is shown of the results of a launch: a table, or a report of several studies, and what may be done next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from crisscross.tracking.client import TrackingError
+from crisscross.utils.redact import mask_passwords
+from launch.console import say
+from launch.study.plan import Plan
+from launch.tracking import note_latest
+
+
+def variants(plans: Sequence[Plan]) -> dict[str, str]:
+    """Return which variant of each study several plans are, for their common report; none for a single one."""
+    return {plan.launch.study.name: plan.fingerprint for plan in plans} if len(plans) > 1 else {}
+
+
+def print_table(plan: Plan, console: Console) -> bool:
+    """Print the table of a study; return whether there is the one that was asked for."""
+    from analysis.make_tables import print_tables
+
+    def make(uri: str, experiment: str) -> int:
+        study, variant = plan.launch.study.name, plan.fingerprint
+        return print_tables(uri, experiment=experiment, study=study, fingerprint=variant, out="tables")
+
+    return _from_mlflow([plan], console, make)
+
+
+def print_report(plans: Sequence[Plan], console: Console) -> bool:
+    """Print the tables of studies, draw their figures, make one page of all; return whether all of it is there."""
+    from analysis.make_report import make_report
+
+    def make(uri: str, experiment: str) -> int:
+        return make_report(uri, experiment=experiment, studies=variants(plans), runs_root=plans[0].runs_root)
+
+    return _from_mlflow(plans, console, make)
+
+
+def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, str], int]) -> bool:
+    """Make something of what MLflow has of some studies, which are its latest now; return whether that worked.
+
+    Args:
+        plans: the studies.
+        console: where to.
+        make: URI of the store, name of the MLflow experiment -> exit code.
+    """
+    tracking = plans[0].config["tracking"]
+    if tracking["delivery"] == "off":
+        say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
+        return True
+    for plan in plans:
+        note_latest(plan.launch.study.name, plan.fingerprint, tracking=tracking, say=lambda text: say(console, text))
+    try:
+        return make(tracking["uri"], tracking["experiment"]) == 0
+    except (TrackingError, ValueError, OSError) as error:
+        say(console, f"no table: {mask_passwords(str(error))}", style="red")
+        return False
+
+
+def say_next(plan: Plan, console: Console) -> None:
+    """Say what may be done after a launch."""
+    for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
+        say(console, line)
+
+
+def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say what may be done after a launch; passwords in them are masked.
+
+    Args:
+        runs_root: folder of the run directories.
+        tracking: ``uri`` and ``experiment`` of the config.
+    """
+    from analysis.make_tables import command_line, is_default
+
+    uri = mask_passwords(tracking["uri"])
+    root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")
+    browse = "uv run mlflow ui"
+    if uri.startswith(("http://", "https://")):
+        browse = f"open {uri} in a browser"
+    elif not is_default(uri):
+        browse += f" --backend-store-uri {shlex.quote(uri)}"
+    return [
+        f"runs: {runs_root}/   tables: tables/   a run's log: log.txt in its folder",
+        "next:",
+        f"  uv run launch/status.py{root:<40}  how every experiment stands",
+        f"  {command_line(uri, experiment=tracking['experiment'])}",
+        f"  {browse}",
+    ]

@@ -1,0 +1,182 @@
+"""What a launch on Slurm does and says: checks, a graph of jobs, and the way on. It returns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+
+from crisscross.run.run_dir import RunDirectory
+from crisscross.tracking.sync import catch_up, refill
+from launch.console import print_graph, print_header, say, this_command
+from launch.results import print_table, say_next
+from launch.slurm.arrays import Array, Planner
+from launch.slurm.commands import SlurmError, site_facts
+from launch.slurm.job_status import states_of
+from launch.slurm.preflight import check_imports
+from launch.slurm.snapshot import Snapshot, snapshot_environment, take_snapshot
+from launch.slurm.submit import Submission, Submitter
+from launch.study.cluster import ClusterSettings, resource_kind
+from launch.study.graph import Experiment
+from launch.study.plan import Plan, make_writable, register
+from launch.study.record import record_path, study_lock
+
+SHOWN = 5
+"""Experiments named in a sentence about many (chosen by us)."""
+
+
+def launch_on_slurm(
+    plan: Plan, cluster: ClusterSettings, *, console: Console, together: Mapping[str, str] | None = None
+) -> int:
+    """Submit what a plan lacks and return.
+
+    Args:
+        plan: the study.
+        cluster: the cluster.
+        console: where to.
+        together: see ``launch.study.plan.register``.
+
+    Returns:
+        Exit code: 0 when Slurm has everything, or everything is done; 1 when it refused something.
+
+    Raises:
+        ValueError, OSError: one line, when nothing could be submitted.
+        UnusableEnvironmentError: if jobs could not import what they need.
+    """
+    print_header(plan, console, how="on Slurm", states=states_of(plan.graph))
+    make_writable(plan.runs_root)
+    if plan.launch.dry_run:
+        code = Snapshot(plan.runs_root.resolve() / "code" / "SNAPSHOT", "", None, False)
+        return _dry_run(plan, _submitter(plan, cluster, code, console), console)
+    submitter = _submitter(plan, cluster, take_snapshot(plan.runs_root), console)
+    missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
+    submitter.check_all(resource_kind(item) for item in missing)
+    check_imports(
+        submitter.cluster, missing, code=submitter.code, runs_root=plan.runs_root, say=lambda text: say(console, text)
+    )
+    with study_lock(plan.runs_root, plan.name, patience_s=60.0):
+        runs = register(plan, where="slurm", together=together)
+        if is_done(plan):
+            return _show(plan, list(runs.values()), console, has_report=bool(together))
+        done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
+    _report(plan, done, console)
+    return 1 if done.error else 0
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether every experiment of a study has a result."""
+    return all((item.path / "result.json").is_file() for item in plan.graph)
+
+
+def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_report: bool) -> int:
+    """Bring MLflow up to date with a study that is done; print its table, unless a report of several has it."""
+    tracking = plan.config["tracking"]
+    if tracking["delivery"] != "off":
+        say(console, catch_up(runs, uri=tracking["uri"], experiment=tracking["experiment"]))
+        refill(runs, study=plan.name, tracking=tracking)
+    if has_report:
+        return 0
+    has_table = print_table(plan, console)
+    say_next(plan, console)
+    return 0 if has_table else 1
+
+
+def _submitter(plan: Plan, cluster: ClusterSettings, code: Snapshot, console: Console) -> Submitter:
+    return Submitter(
+        study=plan.name,
+        cluster=cluster,
+        runs_root=plan.runs_root,
+        code=snapshot_environment(code),
+        say=lambda text: say(console, text),
+    )
+
+
+def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
+    """Print the graph and every script, and ask Slurm, where there is one, whether it would take them."""
+    print_graph(plan, console, states=states_of(plan.graph))
+    missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
+    arrays, has_slurm = planned(missing)
+    folder = plan.runs_root.resolve() / "slurm" / "BATCH"
+    for array in arrays:
+        _print_script(_describe(array), submitter.script_of(array, folder), console)
+    if arrays:
+        record = record_path(plan.runs_root, plan.name)
+        after = [array.submitted_id for array in arrays]
+        _print_script("the table", submitter.table_script(record, folder, after=after), console)
+    code = 0
+    if has_slurm:
+        for line in checked(submitter, arrays):
+            say(console, line)
+            code = 1 if "refused" in line else code
+    else:
+        say(console, "no Slurm on this machine: the scripts were not shown to it")
+    say(console, "dry_run: every config is valid; the clips are ready; nothing was submitted, no run directory made")
+    return code
+
+
+def planned(experiments: Sequence[Experiment]) -> tuple[list[Array], bool]:
+    """Return the arrays of a launch into an empty queue, numbered JOB1, JOB2, ..., and whether there is Slurm here."""
+    try:
+        size, has_slurm = int(site_facts().get("MaxArraySize", "1001")), True
+    except SlurmError:
+        size, has_slurm = 1001, False
+    arrays = Planner(resource_kind, size).plan(experiments)
+    for number, array in enumerate(arrays, start=1):
+        array.job_id = f"JOB{number}"
+    return arrays, has_slurm
+
+
+def checked(submitter: Submitter, arrays: Sequence[Array]) -> list[str]:
+    """Ask Slurm about one job of each kind; return a line a kind."""
+    lines = []
+    for kind in dict.fromkeys([*(array.kind for array in arrays), "cpu"]):
+        try:
+            lines.append(f"Slurm about {kind} jobs: {submitter.check(kind)}")
+        except SlurmError as error:
+            lines.append(f"Slurm about {kind} jobs: refused: {error}")
+    return lines
+
+
+def _print_script(title: str, text: str, console: Console) -> None:
+    say(console, f"\n# ---- {title}", style="bold")
+    say(console, text.rstrip())
+
+
+def _describe(array: Array) -> str:
+    count = len(array.tasks)
+    after = f", {array.dependency}" if array.dependency else ""
+    return f"job {array.job_id}: {count} x {array.kind} [{array.indices}]{after}"
+
+
+def _some(experiments: Sequence[Experiment]) -> str:
+    labels = [item.label for item in experiments]
+    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+
+
+def _report(plan: Plan, done: Submission, console: Console) -> None:
+    """Say what was submitted, what not, and what may be done next."""
+    if done.kept:
+        say(console, f"{len(done.kept)} experiments are queued or running already")
+    if done.elsewhere:
+        say(
+            console,
+            f"{len(done.elsewhere)} experiments are run by a process outside Slurm, or need one that is: launch again"
+            f" when it has ended ({_some(done.elsewhere)})",
+        )
+    for array in done.arrays:
+        say(console, f"  {_describe(array)}")
+    if done.table_job:
+        say(console, f"  job {done.table_job}: the table, when all of them have ended")
+    say(
+        console,
+        f"submitted {done.num_submitted} experiments in {done.num_calls} sbatch call(s), {done.seconds:.1f} s",
+    )
+    if done.error:
+        say(console, f"Slurm refused: {done.error}", style="red")
+        if done.not_submitted:
+            rest = f"{len(done.not_submitted)} experiments ({_some(done.not_submitted)})"
+            say(console, f"not submitted: {rest}, nor the table")
+        say(console, f"when the cause is gone: {this_command()}")
+    elif done.num_calls:
+        say(console, "this shell may be closed: the jobs run, resume and finish by themselves")
+    say_next(plan, console)

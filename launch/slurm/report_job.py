@@ -1,0 +1,97 @@
+"""The last job of a study on Slurm: bring MLflow up to date, then make the table.
+
+Of a study that was launched together with others (launch/reproduce_paper.py), its figures and the page of all as well.
+
+    python -m launch.slurm.report_job RECORD
+
+RECORD is the study's file below ``runs/studies``. Does the work again, harmlessly, each time it is started.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crisscross.tracking.client import TrackingError
+from crisscross.tracking.sync import refill
+from crisscross.utils.files import file_lock, read_json, write_json
+from crisscross.utils.redact import mask_passwords
+from launch.study.record import table_result_path
+
+REPORT_PATIENCE_S = 600.0  # chosen by us: as long as the figures of other studies may take
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the table of a study; return 0 when there is one."""
+    if len(arguments) != 1:
+        print("usage: python -m launch.slurm.report_job RECORD", file=sys.stderr)
+        return 2
+    # Short, and harmless to do again: whoever wants this job gone may kill it and queue it again.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    path = Path(arguments[0])
+    record = read_json(path)
+    if record is None:
+        print(f"{path}: there is no such study", file=sys.stderr)
+        return 1
+    code, reason = make(path, record)
+    write_json(table_result_path(path), {"time": time.time(), "error": reason if code else ""})
+    if record.get("together") and record["tracking"]["delivery"] != "off":
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        code = max(code, add_to_report(record, path.parents[1]))
+    return code
+
+
+def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
+    """Bring MLflow up to date and make the table; return the exit code and, where there is none, the reason."""
+    from launch.slurm.mlflow_sync import bring_up_to_date, stores
+
+    runs_root, tracking = path.parents[1], record["tracking"]
+    lines = bring_up_to_date(runs_root, [record])
+    for line in lines:
+        print(line, flush=True)
+    if tracking["delivery"] == "off":
+        print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
+        return 0, ""
+    runs = [run for some in stores(runs_root, [record]).values() for run in some.values()]
+    refill(runs, study=f"{record['study']}.{record['fingerprint']}", tracking=tracking)
+    from analysis.make_tables import print_tables
+
+    try:
+        code = print_tables(
+            tracking["uri"],
+            experiment=tracking["experiment"],
+            study=record["study"],
+            fingerprint=record["fingerprint"],
+            out=runs_root.parent / "tables",
+        )
+    except (TrackingError, ValueError, OSError) as error:
+        reason = mask_passwords(str(error))
+        print(f"no table: {reason}: uv run analysis/make_tables.py makes it", file=sys.stderr)
+        return 1, reason
+    waiting = [line for line in lines if " wait: " in line]
+    return code, waiting[0] if waiting else "its log says why"
+
+
+def add_to_report(record: Mapping[str, Any], runs_root: Path) -> int:
+    """Draw the figures of a study and make the page of all that were launched together; return 0 when that worked."""
+    from analysis import make_report
+
+    place = {key: record["tracking"][key] for key in ("uri", "experiment")}
+    studies = {"study": record["study"], "studies": record["together"]}
+    try:
+        # One at a time, so that the last finds the tables and figures of all.
+        with file_lock(runs_root / "studies" / ".report.lock", timeout_s=REPORT_PATIENCE_S):
+            return make_report.add_to_report(**place, **studies, runs_root=runs_root, out=runs_root.parent)
+    except (TrackingError, ValueError, OSError) as error:  # TimeoutError is an OSError
+        print(f"no page: {mask_passwords(str(error))}: uv run analysis/make_report.py makes it", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,312 @@
+"""Command-line overrides: which of them goes to the launch, which to which kind of experiment.
+
+Hydra composes; this says beforehand, in one line, what is wrong with an override.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from crisscross.utils.plain import plain_copy
+
+CONF = Path(__file__).resolve().parents[2] / "experiments" / "conf"
+KINDS = ("pretrain", "downstream")
+LAUNCH_KEYS = ("seeds", "fair", "roots", "dry_run", "max_parallel", "study.floor", "study.downstream")
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Overrides by where they go.
+
+    Attributes:
+        launch: the composed launch config (study, seeds, dry_run, max_parallel), its axes as restricted.
+        whole_study: the study as it is before its axes are restricted.
+        launcher: name of the chosen ``hydra/launcher``.
+        kinds: overrides by kind of experiment.
+    """
+
+    launch: Mapping[str, Any]
+    whole_study: Mapping[str, Any]
+    launcher: str
+    kinds: Mapping[str, tuple[str, ...]]
+
+
+@contextmanager
+def hydra_configs() -> Iterator[None]:
+    """Make the config folder known to Hydra for as long as configs are composed, each once."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        _composed.cache_clear()
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose and resolve one config; call it inside ``hydra_configs``.
+
+    Raises:
+        ValueError: one line, when Hydra does not accept an override.
+    """
+    try:
+        return plain_copy(_composed(name, tuple(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_one_line(error)) from None
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Compose: a tenth of a second each time, and a study asks for the same config while it checks overrides."""
+    return _plain(compose(name, list(overrides)), throw_on_missing=True)
+
+
+def _plain(config: DictConfig, *, throw_on_missing: bool = False) -> dict[str, Any]:
+    """Resolve a config to plain dicts, lists and scalars."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)
+    return cast(dict[str, Any], plain)  # which a DictConfig becomes
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar.
+
+    Raises:
+        ValueError: one line, when one cannot be read.
+    """
+    parsed = []
+    for argument in arguments:
+        if argument.startswith("-") or ("=" not in argument.lstrip("+~") and not argument.startswith("~")):
+            raise ValueError(f"{argument}: settings are written key=value, such as dry_run=true")
+        try:
+            parsed += OverridesParser.create().parse_overrides([argument])
+        except HydraException:
+            raise ValueError(
+                f"{argument}: not readable; quote what has spaces or brackets for the shell, such as 'seeds=[0,1]'"
+            ) from None
+    return parsed
+
+
+def route(arguments: Sequence[str], *, study: str) -> Routed:
+    """Say which override goes where; call it inside ``hydra_configs``.
+
+    Args:
+        arguments: what the user typed.
+        study: the study whose axes may be restricted.
+
+    Raises:
+        ValueError: one line that names the override and the remedy, closest settings first.
+    """
+    overrides = parse_overrides(arguments)
+    to_launch = [item for item in overrides if _belongs_to_launch(item)]
+    rest = [item for item in overrides if not _belongs_to_launch(item)]
+    launch, launcher = _compose_launch(_at_scale(study, rest), to_launch)
+    whole_study, axes = plain_copy(launch["study"]), launch["study"]["axes"]
+    for item in [item for item in rest if item.key_or_group in axes]:
+        known, values = axes[item.key_or_group], _axis_values(item)
+        # A value that the study does not know of stands for itself.
+        axes[item.key_or_group] = {str(v): known.get(str(v), {}) for v in values} if isinstance(known, dict) else values
+    rest = [item for item in rest if item.key_or_group not in axes]
+    for item in rest:
+        _reject_reserved(item)
+        if item.is_sweep_override():
+            raise ValueError(
+                f"{item.input_line}: a study sweeps over {', '.join([*axes, 'seeds'])} only: give one value"
+            )
+    return Routed(launch, whole_study, launcher, _route_to_kinds(rest, extra=_keys(launch)))
+
+
+def _at_scale(study: str, overrides: Sequence[Override]) -> str:
+    """Return the study's file: that of the chosen scale, where it has one of its own."""
+    scales = [str(item.value()) for item in overrides if item.key_or_group == "scale"]
+    named = f"{study}_{scales[-1]}" if scales else study
+    return named if (CONF / "study" / f"{named}.yaml").is_file() else study
+
+
+def check_overrides(kind: str, arguments: Sequence[str]) -> None:
+    """Check the overrides of one experiment (of the first one, in a sweep); call it inside ``hydra_configs``.
+
+    Raises:
+        ValueError: one line that names the override and the remedy.
+    """
+    known = [
+        item
+        for item in parse_overrides(first_of_sweep(arguments))
+        if not item.key_or_group.startswith(("hydra", "cluster."))
+    ]
+    routed = _route_to_kinds(known, extra=[], kinds=(kind,))
+    compose_config(kind, routed[kind])
+
+
+def first_of_sweep(arguments: Sequence[str]) -> list[str]:
+    """Return the overrides of the first experiment of a sweep.
+
+    Raises:
+        ValueError: one line, when an override cannot be read.
+    """
+    overrides = parse_overrides(arguments)
+    first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
+    return [
+        _typed(item) if value is None else f"{_typed(item).split('=')[0]}={value}"
+        for item, value in zip(overrides, first, strict=True)
+    ]
+
+
+@cache
+def groups_of(kind: str) -> frozenset[str]:
+    """Names of the config groups that a kind of experiment chooses from."""
+    defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text())["defaults"]
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
+    return frozenset(name for name in names if not name.startswith(("override", "optional")))
+
+
+def has_key(config: Mapping[str, Any], dotted: str) -> bool:
+    """Whether a nested config has a dotted key."""
+    node: Any = config
+    for part in dotted.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _typed(item: Override) -> str:
+    """Return an override as it was typed."""
+    assert item.input_line is not None  # the parser notes it
+    return item.input_line
+
+
+def _belongs_to_launch(item: Override) -> bool:
+    name = item.key_or_group
+    if name == "seed":
+        raise ValueError(f"{item.input_line}: a study has one copy a seed: write 'seeds=[...]'")
+    ours = {"study", "seeds", "fair", "roots", "dry_run", "max_parallel", "cluster"}
+    return name.split(".")[0] in ours or name.startswith("hydra")
+
+
+def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:
+    texts = [_as_list(item) if item.key_or_group == "seeds" else _typed(item) for item in overrides]
+    for item in overrides:
+        if item.key_or_group == "study":
+            raise ValueError(f"{item.input_line}: this script launches study={study}, others have their own")
+    try:
+        config = compose("launch", [f"study={study}", *texts], return_hydra_config=True)
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        plain = {str(key): config[key] for key in config if key != "hydra"}
+        return _plain(OmegaConf.create(plain)), launcher
+    except (HydraException, OmegaConfBaseException) as error:
+        launchers = {str(item.value()) for item in overrides if item.key_or_group == "hydra/launcher"} - {"local"}
+        lonely = [item.input_line for item in overrides if item.key_or_group.startswith("cluster.") and not launchers]
+        if lonely:
+            raise ValueError(f"{lonely[0]}: only a cluster has such a setting: add hydra/launcher=slurm") from None
+        unknown = [item for item in overrides if f"'{item.key_or_group}'" in str(error)]
+        if unknown and not isinstance(error, MissingConfigException):
+            raise ValueError(_unknown(unknown[0], [*LAUNCH_KEYS, *_cluster_keys()])) from None
+        raise ValueError(_one_line(error)) from None
+
+
+def _cluster_keys() -> list[str]:
+    """All keys of a cluster."""
+    described = yaml.safe_load((CONF / "hydra/launcher/slurm.yaml").read_text())
+    return _keys({"cluster": described["cluster"]})
+
+
+def _as_list(item: Override) -> str:
+    """Write `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
+    value = _typed(item).split("=", 1)[1].strip()
+    return _typed(item) if value.startswith("[") else f"{item.key_or_group}=[{value}]"
+
+
+def _axis_values(item: Override) -> list[Any]:
+    values = parse_overrides([_as_list(item)])[0].value()
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{item.input_line}: give at least one value")
+    return list(dict.fromkeys(values))
+
+
+def _reject_reserved(item: Override) -> None:
+    if item.key_or_group.split(".")[0] == "weights":
+        raise ValueError(
+            f"{item.input_line}: a study chooses the weights itself;"
+            " for released weights use uv run experiments/downstream.py"
+        )
+
+
+def _route_to_kinds(
+    overrides: Sequence[Override], *, extra: Sequence[str], kinds: Sequence[str] = KINDS
+) -> dict[str, tuple[str, ...]]:
+    """Give every override to the kinds that have its group or key."""
+    goes_to: dict[int, list[str]] = {index: [] for index in range(len(overrides))}
+    candidates: list[str] = list(extra)
+    for kind in kinds:
+        choices = [
+            (index, item)
+            for index, item in enumerate(overrides)
+            if item.key_or_group in groups_of(kind) and not isinstance(item.value(), dict)
+        ]
+        for _, item in choices:
+            _check_choice(item)
+        chosen = compose_config(kind, [_typed(item) for _, item in choices])
+        candidates += [*groups_of(kind), *_keys(chosen)]
+        for index, item in enumerate(overrides):
+            key = item.key_or_group
+            needed = key.rpartition(".")[0] if item.is_add() or item.is_force_add() else key
+            if any(index == other for other, _ in choices) or not needed or has_key(chosen, needed):
+                goes_to[index].append(kind)
+    for index, item in enumerate(overrides):
+        if not goes_to[index]:
+            for other in set(KINDS) - set(kinds):
+                if item.key_or_group in groups_of(other) or has_key(compose_config(other, []), item.key_or_group):
+                    raise ValueError(f"{item.input_line}: {item.key_or_group} is a setting of {other} experiments only")
+            raise ValueError(_unknown(item, candidates))
+    return {
+        kind: tuple(_typed(item) for index, item in enumerate(overrides) if kind in goes_to[index]) for kind in kinds
+    }
+
+
+def _check_choice(item: Override) -> None:
+    options = sorted(path.stem for path in (CONF / item.key_or_group).glob("*.yaml"))
+    if not item.is_delete() and str(item.value()) not in options:
+        raise ValueError(f"{item.input_line}: no such choice: use one of {', '.join(options)}")
+
+
+def _unknown(item: Override, candidates: Sequence[str]) -> str:
+    """Say that nothing has such a key, and what the user may have meant."""
+    key = item.key_or_group
+    group, _, name = key.partition(".")
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if name and has_key(yaml.safe_load(path.read_text()) or {}, name):
+            return f"{item.input_line}: only {group}={path.stem} has a setting {name}: add {group}={path.stem}"
+    same_end = [other for other in candidates if other.endswith(f".{key.rpartition('.')[2]}")]
+    close = difflib.get_close_matches(key, [*candidates], n=3, cutoff=0.7)
+    meant = list(dict.fromkeys([*same_end, *close]))[:3]
+    remedy = f"did you mean {' or '.join(meant)}?" if meant else "experiments/conf says what there is"
+    return f"{item.input_line}: there is no setting {key}: {remedy}"
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """All dotted keys of a nested config."""
+    keys = []
+    for key, value in config.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{error.missing_cfg_file}: no such choice: use one of {', '.join(error.options)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line for line in lines if not line.startswith(("See https", "full_key", "object_type")))
