@@ -21,10 +21,10 @@ ENVIRONMENT_EXIT_CODE = 78
 _SLURM_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _REINSTALL = (
     "install the versions that pyproject.toml fixes (remove .venv and uv.lock and run the command again), or see"
-    ' "Another environment" in README.md'
+    ' "Another environment" in launch/README.md'
 )
 _OTHER_BUILD = (
-    'update the driver, use a PyTorch built for it ("Another environment" in README.md), or compute on the CPU'
+    'update the driver, use a PyTorch built for it ("Another environment" in launch/README.md), or compute on the CPU'
     " (execution.device=cpu)"
 )
 

@@ -5,10 +5,10 @@ A method that has no class here works all the same; what is wrong with its numbe
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -177,8 +177,6 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
 }
 """By the method's name."""
 
-METHODS_FOLDER = Path(__file__).parents[1] / "methods"
-
 
 def settings_of(method: Mapping[str, Any]) -> MethodSettings | None:
     """Return the checked settings of a ``method`` node; None of a method that is not known here.
@@ -192,7 +190,8 @@ def settings_of(method: Mapping[str, Any]) -> MethodSettings | None:
 
 def method_names() -> list[str]:
     """Return the names of the methods: the files of crisscross/methods, none of which is imported."""
-    names = {module.name for module in pkgutil.iter_modules([str(METHODS_FOLDER)])}
+    folder = importlib.import_module("crisscross.methods")  # the folder alone: its __init__ imports nothing
+    names = {module.name for module in pkgutil.iter_modules(folder.__path__)}
     return sorted(names - {"base"})
 
 

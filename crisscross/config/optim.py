@@ -36,19 +36,6 @@ class StepsDecaySettings(Settings):
     warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _milestones_ascend(self) -> StepsDecaySettings:
-        milestones = [*self.milestone_epochs]
-        shown = ",".join(f"{epoch:g}" for epoch in milestones)
-        if milestones != sorted(milestones):
-            raise ValueError(f"milestone_epochs=[{shown}]: expected ascending epochs; sort them")
-        if milestones and self.warmup_epochs > milestones[0]:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs:g}, milestone_epochs=[{shown}]: expected a warm-up that is over at"
-                " the first milestone; shorten the warm-up or move the milestones"
-            )
-        return self
-
 
 ScheduleSettings = Annotated[
     ConstantSettings | WarmupCosineSettings | StepsDecaySettings,
@@ -74,3 +61,19 @@ class OptimSettings(Settings):
     weight_decay: float = Field(ge=0)
     larc: LarcSettings
     groups: dict[str, ScheduleSettings]
+
+    @model_validator(mode="after")
+    def _milestones_ascend(self) -> OptimSettings:
+        for name, schedule in self.groups.items():
+            if not isinstance(schedule, StepsDecaySettings):
+                continue
+            milestones, warmup = [*schedule.milestone_epochs], schedule.warmup_epochs
+            key = f"optim.groups.{name}.milestone_epochs=[{','.join(f'{epoch:g}' for epoch in milestones)}]"
+            if milestones != sorted(milestones):
+                raise ValueError(f"{key}: expected ascending epochs; sort them")
+            if milestones and warmup > milestones[0]:
+                raise ValueError(
+                    f"{key}: expected a warm-up that is over at the first milestone, warmup_epochs={warmup:g}; shorten"
+                    " the warm-up or move the milestones"
+                )
+        return self

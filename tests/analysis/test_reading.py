@@ -13,8 +13,7 @@ import pytest
 
 from analysis.make_tables import print_all
 from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, tidy
-from crisscross.tracking import query as sql_reader
-from crisscross.tracking import sync as tracking
+from crisscross.tracking import query
 from crisscross.tracking.client import TrackingError
 from crisscross.tracking.query import Wanted, experiment_tags, search_runs, study_runs
 from crisscross.utils.files import file_lock
@@ -69,8 +68,8 @@ def by_client(monkeypatch: pytest.MonkeyPatch):
     """Return a function after whose call MLflow's client is asked everything."""
 
     def ask() -> None:
-        monkeypatch.setattr(tracking, "read_runs", lambda *arguments, **options: None)
-        monkeypatch.setattr(tracking, "read_experiment", lambda *arguments: None)
+        monkeypatch.setattr(query, "read_runs", lambda *arguments, **options: None)
+        monkeypatch.setattr(query, "read_experiment", lambda *arguments: None)
 
     return ask
 
@@ -141,7 +140,7 @@ def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
     wanted, tag = Wanted(("kind",), ("seed",), METRICS), f"study.{store.name}"
 
     def read(uri: str, experiment: str = EXPERIMENT):
-        return sql_reader.read_runs(uri, experiment, having=tag, wanted=wanted)
+        return query.read_runs(uri, experiment, having=tag, wanted=wanted)
 
     for table in ("latest_metrics", "params", "tags", "runs", "experiment_tags", "experiments"):
         changed = tmp_path / f"{table}.db"
@@ -158,13 +157,13 @@ def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
         "postgresql://127.0.0.1:9/x",
     ):
         assert read(uri) is None
-        assert sql_reader.read_experiment(uri, EXPERIMENT) is None
+        assert query.read_experiment(uri, EXPERIMENT) is None
     assert read(store.uri, "no such experiment") is None
     assert len(read(store.uri)) == SEEDS * 3
 
 
 def test_half_a_delivery_is_not_read(store, monkeypatch):
-    monkeypatch.setattr(sql_reader, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(query, "LOCK_TIMEOUT_S", 0.1)
     with (
         file_lock(f"{store.file}.lock"),
         pytest.raises(TrackingError, match=r"could not be acquired"),
@@ -177,5 +176,5 @@ def test_an_older_store_and_an_odd_path_are_read(tmp_path):
     with sqlite3.connect(file) as connection:
         connection.executescript(OLD_SCHEMA)
     connection.close()
-    found = sql_reader.read_experiment(f"sqlite:///{file}", EXPERIMENT)
-    assert found == sql_reader.ExperimentRecord("3", {"study.relaxation.latest": "0123abcd"})
+    found = query.read_experiment(f"sqlite:///{file}", EXPERIMENT)
+    assert found == query.ExperimentRecord("3", {"study.relaxation.latest": "0123abcd"})

@@ -140,7 +140,8 @@ class TestDatasets:
     def test_two_at_once_after_a_kill(self, manifest, tmp_path):
         target = tmp_path / "copy"
         code = (
-            "import sys; from crisscross.data import compact; from crisscross.data.manifest import read_manifest\n"
+            "import sys; from crisscross.data.prepare import compact\n"
+            "from crisscross.data.manifest import read_manifest\n"
             "from crisscross.data.prepare.compact_encode import CompactSettings\n"
             "if __name__ == '__main__':\n"
             "    done = compact.run(read_manifest(sys.argv[1]), sys.argv[2], CompactSettings(32, crf=18), jobs=1,"

@@ -15,9 +15,9 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data.synthetic import generate as toy
 from crisscross.data.synthetic import render as toy_clips
 from crisscross.data.synthetic import scenes as toy_scenes
+from crisscross.data.synthetic import spec
 from crisscross.data.synthetic.generate import generate
 from crisscross.data.synthetic.render import render_clip
 from crisscross.data.synthetic.spec import CLASSES, SPLITS, ToyClip, ToySettings, list_clips
@@ -290,7 +290,7 @@ def test_fingerprint_follows_every_setting_and_the_version(monkeypatch):
     ]
     prints = {ToySettings().fingerprint(), *(ToySettings(**change).fingerprint() for change in changes)}
     assert len(prints) == 1 + len(changes)
-    monkeypatch.setattr(toy, "TOY_VERSION", -1)
+    monkeypatch.setattr(spec, "TOY_VERSION", -1)
     assert ToySettings().fingerprint() not in prints
 
 

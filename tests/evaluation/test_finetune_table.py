@@ -12,6 +12,7 @@ from crisscross.config.base import parse
 from crisscross.config.evaluation import complete
 from crisscross.config.experiment import DownstreamSettings, ignored
 from crisscross.config.finetune_recipes import OPEN, TABLE, recipe_of
+from crisscross.config.optim import StepsDecaySettings
 
 PAPER_TABLE = """
 | Kinetics-Sound, Kinetics400 | UCF101 | 8 | 64 | 5e-4 | no |
@@ -58,7 +59,7 @@ def test_the_resolved_config_says_everything(frames: int) -> None:
     assert (protocol.optim.name, protocol.optim.momentum, protocol.optim.weight_decay) == ("sgd", 0.9, 0.0)
     assert not protocol.optim.larc.enabled
     milestones = {8: [6, 10, 14], 32: [8, 12, 16]}[frames]
-    schedule = {"name": "steps_decay", "initial": 1e-4, "gamma": 0.3, "milestone_epochs": milestones}
+    schedule = StepsDecaySettings(name="steps_decay", initial=1e-4, gamma=0.3, milestone_epochs=milestones)
     assert protocol.optim.groups == {"base": schedule}
     assert settings.views.video.num_frames == frames
     assert settings.views.video.seconds == frames / 16
@@ -140,7 +141,10 @@ def test_frames_are_set_in_one_place() -> None:
         (["~downstream.head.pool"], "downstream.head.pool is missing: set it"),
         (["downstream.head.pool=mean"], "downstream.head.pool=mean: expected max or avg"),
         (["downstream.training.micro_batch_size=5"], "downstream.training.micro_batch_size=5 does not divide training"),
-        (["downstream.optim.groups.base.name=cosin"], "downstream.optim.groups.base: schedule name='cosin': expected"),
+        (
+            ["downstream.optim.groups.base.name=cosin"],
+            "downstream.optim.groups.base.name=cosin is unknown: choose one",
+        ),
         (
             ["downstream.freeze_backbone_epochs=30"],
             "downstream.freeze_backbone_epochs=30 is more than downstream.training.epochs=20: lower it (20 = the head",

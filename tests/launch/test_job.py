@@ -22,7 +22,7 @@ def run(directory, patience_s=1.0):
 fake.run = run
 fake.work_of = lambda kind: run
 sys.modules["crisscross.run_experiment"] = fake
-from launch.job import main
+from launch.job.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,6 +18,7 @@ import pytest
 
 from crisscross.run.state import read_state
 from crisscross.tracking.client import store_key
+from crisscross.tracking.metadata import mlflow_status
 from crisscross.tracking.sync_state import Notes
 from launch.study import overrides as overrides_module
 from launch.study.plan import Plan, make_plan, register
@@ -36,7 +37,7 @@ TINY = (
     "execution.device=cpu",
 )
 YARDSTICK = "import filelock, hydra, numpy, pydantic.types, rich.console, yaml"
-SWEEP = "import sys; from launch.study import main; code = main('relaxation')"
+SWEEP = "import sys; from launch.main import main; code = main('relaxation')"
 STATUS = "import sys; from launch.status import main; code = main(sys.argv[1:])"
 CANCEL = "import sys; from launch.cancel import main; code = main(sys.argv[1:])"
 
@@ -64,7 +65,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     for run in register(plan, where="local").values():
         notes = Notes(run, store_key(uri, "crisscross"))
         standing = read_state(run)
-        notes.sent.run_id, notes.sent.status = "1", standing.status
+        notes.sent.run_id, notes.sent.status = "1", mlflow_status(standing.state)
         notes.sent.tags = {"crisscross.state": standing.state, "crisscross.error": standing.error}
         notes.save()
     return chosen
@@ -74,7 +75,7 @@ def _runs_root(study: tuple[str, ...]) -> str:
     return next(item for item in study if item.startswith("runs_root="))
 
 
-@pytest.mark.parametrize("name", ["study", "report", "status", "cancel", "sync", "slurm_launch"])
+@pytest.mark.parametrize("name", ["main", "console", "status", "cancel", "sync", "slurm.launch"])
 def test_importing_is_light(name: str) -> None:
     assert _heavy_imports_of(f"import launch.{name}") == ([], [])
 

@@ -304,7 +304,7 @@ def test_what_its_authors_used_is_one_word() -> None:
         10,
         256,
     )
-    assert settings.optim.groups == {"base": {"name": "constant", "value": 2e-4}}
+    assert settings.optim.groups["base"].model_dump() == {"name": "constant", "value": 2e-4}
     assert config["method"] == {**fair["method"], "pool": "max"}
     assert fair["method"]["num_negatives"] == 1024
     for node in ("views", "training", "model"):

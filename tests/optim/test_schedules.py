@@ -6,14 +6,16 @@ import math
 import pickle
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
+from crisscross.config.base import parse
+from crisscross.config.optim import OptimSettings
 from crisscross.optim.schedules import (
-    SCHEDULES,
+    build_schedules,
     constant,
     epochs_to_steps,
-    schedule_from_config,
     steps_decay,
     warmup_cosine,
 )
@@ -65,11 +67,22 @@ def test_epochs_to_steps() -> None:
     assert [epochs_to_steps(epochs, steps_per_epoch=5) for epochs in (0, 0.1, 0.5, 0.7)] == [0, 1, 3, 4]
 
 
-def test_schedule_from_config() -> None:
-    schedule = schedule_from_config({"name": "warmup_cosine", **PAPER})
-    assert [schedule(step) for step in (0, 20, 1000)] == [0.0, 2e-4, 1e-4]
-    assert pickle.loads(pickle.dumps(schedule))(20) == 2e-4
-    assert set(SCHEDULES) == {"constant", "warmup_cosine", "steps_decay"}
+def test_schedules_of_a_config() -> None:
+    base = {"name": "warmup_cosine", "peak": 2e-4, "final": 1e-4, "warmup_epochs": 2}
+    decay = {"name": "steps_decay", "initial": 5e-4, "gamma": 0.3, "milestone_epochs": [6, 10]}
+    optim = _optim(base=base, predictor={"name": "constant", "value": 2e-3}, decay=decay)
+    schedules = build_schedules(optim.groups, total_steps=1000, steps_per_epoch=10)
+    assert [schedules["base"](step) for step in (0, 20, 1000)] == [0.0, 2e-4, 1e-4]
+    assert pickle.loads(pickle.dumps(schedules["base"]))(20) == 2e-4
+    assert schedules["predictor"](999) == 2e-3
+    assert [schedules["decay"](step) for step in (59, 60, 100)] == [5e-4, 5e-4 * 0.3, 5e-4 * 0.3**2]
+    with pytest.raises(ValueError, match=r"optim.groups.base: warmup_steps=20 of total_steps=20: expected"):
+        build_schedules(optim.groups, total_steps=20, steps_per_epoch=10)
+
+
+def _optim(**groups: dict[str, Any]) -> OptimSettings:
+    larc = {"enabled": False, "trust": 0.001, "eps": 1e-8}
+    return parse(OptimSettings, {"name": "adam", "weight_decay": 0.0, "larc": larc, "groups": groups})
 
 
 @pytest.mark.parametrize(
@@ -94,17 +107,17 @@ def test_schedule_from_config() -> None:
         (lambda: epochs_to_steps(-1, steps_per_epoch=3), "epochs=-1: expected at least 0"),
         (lambda: epochs_to_steps(1, steps_per_epoch=0), "steps_per_epoch=0: expected at least 1"),
         (
-            lambda: schedule_from_config({"name": "cosine"}),
-            "schedule name='cosine': expected one of ['constant', 'warmup_cosine', 'steps_decay']",
+            lambda: _optim(base={"name": "cosine"}),
+            "groups.base.name=cosine is unknown: choose one of constant",
         ),
-        (lambda: schedule_from_config({"value": 1.0}), "schedule name=None: expected one of"),
+        (lambda: _optim(base={"value": 1.0}), "groups.base"),
         (
-            lambda: schedule_from_config({"name": "constant", "rate": 1.0}),
-            "schedule constant: unknown ['rate'], missing ['value']; expected the arguments ['value']",
+            lambda: _optim(base={"name": "constant", "rate": 1.0}),
+            "groups.base.value is missing: set it; groups.base.rate is not a setting: check its spelling",
         ),
         (
-            lambda: schedule_from_config({"name": "warmup_cosine", **PAPER, "warmup_steps": 2000}),
-            "warmup_steps=2000 of total_steps=1000",
+            lambda: _optim(base={"name": "steps_decay", "initial": 1, "gamma": 0.3, "milestone_epochs": [3, 2]}),
+            "optim.groups.base.milestone_epochs=[3,2]: expected ascending epochs; sort them",
         ),
     ],
 )

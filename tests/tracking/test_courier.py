@@ -119,7 +119,7 @@ def test_the_courier_survives_the_job_just_long_enough(uri, tmp_path):
     code = """
         import os, signal, sys
         from crisscross.run.run_dir import RunDirectory
-        from crisscross.tracking import Courier
+        from crisscross.tracking.sync_process import Courier
 
         courier = Courier([RunDirectory.open(sys.argv[1])], uri=sys.argv[2], experiment="crisscross", interval_s=600)
         courier.__enter__()

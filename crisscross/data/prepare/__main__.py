@@ -257,10 +257,6 @@ class _Stoppable:
             signal.signal(signal.SIGTERM, self._before)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that ask for copies to a parser."""
     group = parser.add_argument_group("copies, once the manifest is built (--share then shares them out)")
@@ -342,3 +338,7 @@ def make_copies(
 
 def _use(settings: DataSettings) -> str:
     return f"data={settings.kind} data.kind=folder +" if settings.is_official else "data=folder "
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

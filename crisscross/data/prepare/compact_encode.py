@@ -271,7 +271,7 @@ class CompactSettings:
             0.875, section 3 of the paper). Pretraining cuts crops, of 8 % of the picture and more, out of
             ``views.video.canvas_px``: 256 keeps all that the paper's views can show, and decodes half as fast.
         key_frame_every: pictures from one key frame to the next; 12 made decoding 2.3 times as fast as 250 (measured).
-        crf: x264's constant quality, lower is better (chosen by us, see README for what it does).
+        crf: x264's constant quality, lower is better (chosen by us, see crisscross/data/README.md).
         preset: x264's, how much time it takes to save space; it changes nothing for the decoder (chosen by us).
         sample_rate_hz: of the sound (16,000 in the paper).
 

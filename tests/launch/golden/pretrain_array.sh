@@ -30,5 +30,5 @@ srun --unbuffered --output '/scratch/my runs/slurm/0a1b/%A_%a_%t_log.out' --kill
 
 # teardown
 code=$?
-if [ "$code" -ne 0 ]; then /env/bin/python -m launch.revive '/scratch/my runs/slurm/0a1b' "$code"; code=$?; fi
+if [ "$code" -ne 0 ]; then /env/bin/python -m launch.job.requeue '/scratch/my runs/slurm/0a1b' "$code"; code=$?; fi
 exit "$code"
