@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from analysis.studies import STUDIES
-from analysis.study_tables import Section
+from analysis.study_tables import StudyTables
 from analysis.tables.table import Cell, Table
 from crisscross.tracking.artifacts import Keeper
 from crisscross.tracking.query import experiment_id_of
@@ -61,7 +61,7 @@ class _Links:
 
 
 def make_page(
-    sections: Sequence[Section],
+    sections: Sequence[StudyTables],
     path: Path,
     *,
     figures: Path,
@@ -98,7 +98,7 @@ def make_page(
 
 
 def write_page(
-    path: Path, sections: Sequence[Section], *, figures: Path, uri: str, experiment: str, ui: str | None = None
+    path: Path, sections: Sequence[StudyTables], *, figures: Path, uri: str, experiment: str, ui: str | None = None
 ) -> None:
     """Write the page. It has no time of its own: the same runs and figures give the same bytes.
 
@@ -128,7 +128,7 @@ def write_page(
     write_text(path, "\n".join(parts))
 
 
-def _head(sections: Sequence[Section], *, uri: str, experiment: str, links: _Links) -> str:
+def _head(sections: Sequence[StudyTables], *, uri: str, experiment: str, links: _Links) -> str:
     """Return what this page is made of: the store, and of each study the variant, scale, runs and commits."""
     rows = []
     for section in sections:
@@ -164,7 +164,7 @@ def _texts(frames: Iterable[Mapping[str, Iterable[str]]], column: str) -> list[s
     return sorted({text for frame in frames for text in frame[column]} - {""})
 
 
-def _contents(sections: Sequence[Section], figures: Path) -> str:
+def _contents(sections: Sequence[StudyTables], figures: Path) -> str:
     lines = []
     for section in sections:
         for table in section.tables:
@@ -175,7 +175,7 @@ def _contents(sections: Sequence[Section], figures: Path) -> str:
     return "<nav><h2>Contents</h2>\n<ul>\n" + "\n".join(lines) + "\n</ul></nav>"
 
 
-def _anchor(table: Table, section: Section) -> str:
+def _anchor(table: Table, section: StudyTables) -> str:
     return f"{table.name}-{section.runs.fingerprint}"
 
 
@@ -189,7 +189,7 @@ def _title(table: Table) -> str:
     return f"{table.title}: {_sentences(table)[0].removesuffix('.')}"
 
 
-def _section(section: Section, figures: Path, links: _Links) -> str:
+def _section(section: StudyTables, figures: Path, links: _Links) -> str:
     study = escape(section.runs.study)
     return "\n".join(
         [
@@ -200,7 +200,7 @@ def _section(section: Section, figures: Path, links: _Links) -> str:
     )
 
 
-def _table(table: Table, section: Section, links: _Links) -> str:
+def _table(table: Table, section: StudyTables, links: _Links) -> str:
     groups = [(group, len(list(members))) for group, members in groupby(table.columns, key=lambda column: column[0])]
     above = "".join(
         f'<th colspan="{width}"{"" if group else " class=none"}>{escape(group)}</th>' for group, width in groups

@@ -19,7 +19,7 @@ from analysis.make_tables import PAGE, print_tables, studies_in
 from crisscross.tracking.artifacts import Keeper
 
 if TYPE_CHECKING:
-    from analysis.study_tables import Section
+    from analysis.study_tables import StudyTables
 
 
 def make_report(
@@ -50,7 +50,7 @@ def make_report(
     place: Place = {"uri": uri, "experiment": experiment}
     keeper = keeper or Keeper(**place)
     tables = Path(out) / "tables"
-    page: list[Section] = []
+    page: list[StudyTables] = []
     codes = [
         print_tables(**place, study=study, fingerprint=variant, out=tables, page=page, keeper=keeper)
         for study, variant in studies.items()
@@ -79,7 +79,7 @@ def add_to_report(
     from analysis.study_tables import section_of
 
     place: Place = {"uri": uri, "experiment": experiment}
-    page: list[Section] = []
+    page: list[StudyTables] = []
     for name, variant in studies.items():
         with contextlib.suppress(NoRunsError):  # it says so itself, in its own last job
             page.append(section_of(**place, study=name, fingerprint=variant))
@@ -87,7 +87,7 @@ def add_to_report(
 
 
 def _illustrate(
-    page: Sequence[Section],
+    page: Sequence[StudyTables],
     *,
     uri: str,
     experiment: str,

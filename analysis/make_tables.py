@@ -22,7 +22,7 @@ from crisscross.tracking.client import DEFAULT_EXPERIMENT, DEFAULT_URI, Tracking
 from crisscross.utils.redact import mask_passwords
 
 if TYPE_CHECKING:
-    from analysis.study_tables import Section
+    from analysis.study_tables import StudyTables
 
 FORMATS = ("md", "csv", "tex", "html")
 PAGE = "report.html"
@@ -52,7 +52,7 @@ def print_tables(
     tables: Sequence[str] | None = None,
     out: str | Path = "tables",
     formats: Sequence[str] = FORMATS,
-    page: list[Section] | None = None,
+    page: list[StudyTables] | None = None,
     keeper: Keeper | None = None,
 ) -> int:
     """Print a study's tables, write them to files and keep these in MLflow; what cannot be done is told in one line.
@@ -140,7 +140,7 @@ def print_all(
 
     place: Place = {"uri": uri, "experiment": experiment}
     keeper = keeper or Keeper(**place)
-    page: list[Section] = []
+    page: list[StudyTables] = []
     codes = [
         print_tables(
             **place,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.studies import STUDIES
 from crisscross.tracking.client import TrackingError
-from crisscross.tracking.query import Wanted, experiment_tags, study_runs
+from crisscross.tracking.query import RunColumns, experiment_tags, study_runs
 from crisscross.utils.redact import mask_passwords
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None
         fingerprint = latest if latest in variants else variants[0]
     if fingerprint not in variants:
         raise NoRunsError(f"the study {study} has no variant {fingerprint}: there are {', '.join(variants)}")
-    wanted = Wanted((*COLUMNS_OF_TAGS.values(), f"study.{study}.{fingerprint}"), PARAMS, METRICS)
+    wanted = RunColumns((*COLUMNS_OF_TAGS.values(), f"study.{study}.{fingerprint}"), PARAMS, METRICS)
     runs = study_runs(f"{study}.{fingerprint}", wanted=wanted, uri=uri, experiment=experiment)
     if not runs:
         raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")

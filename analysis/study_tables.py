@@ -17,7 +17,7 @@ RENDERERS = {"md": render.markdown, "csv": render.comma_separated, "tex": render
 
 
 @dataclass(frozen=True)
-class Section:
+class StudyTables:
     """One variant of a study: its runs and the tables made of them, in their order."""
 
     runs: StudyRuns
@@ -41,7 +41,7 @@ class Section:
 
 def section_of(
     uri: str, *, experiment: str, study: str, fingerprint: str | None = None, tables: Sequence[str] | None = None
-) -> Section:
+) -> StudyTables:
     """Read a variant of a study and make its tables.
 
     Args:
@@ -64,7 +64,7 @@ def section_of(
     made = [table for table in built if table is not None]
     if not made:
         raise NoRunsError(f"nothing that the study {study} has evaluated belongs into one")
-    return Section(runs, made)
+    return StudyTables(runs, made)
 
 
 def _build(maker: str, runs: StudyRuns) -> Table | None:
@@ -74,7 +74,7 @@ def _build(maker: str, runs: StudyRuns) -> Table | None:
     return table
 
 
-def write_tables(section: Section, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+def write_tables(section: StudyTables, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
     """Write the tables, a file each and format, and return the files by name; a variant never overwrites another one's.
 
     Args:

@@ -13,9 +13,9 @@ from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import staged
 from crisscross.evaluation.backbones import backbones_of
-from crisscross.evaluation.cache import Memo
-from crisscross.evaluation.feature_layers import networks_of
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.cache import JsonCache
+from crisscross.evaluation.feature_layers import feature_extractors
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.fold_features import FoldFeatures
 from crisscross.evaluation.folds import Fold, folds_of, require_streams
 from crisscross.evaluation.linear_probe import evaluate_linear
@@ -25,7 +25,7 @@ from crisscross.evaluation.svm import evaluate_svm
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.distributed import choose_device
 from crisscross.utils.rng import derive_key
-from crisscross.utils.signals import Interrupted, leave_if_asked
+from crisscross.utils.signals import Preempted, raise_if_preempted
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def evaluate(run: RunDirectory) -> bool:
     try:
         with threadpool_limits(settings.execution.num_threads):  # else NumPy takes all cores, and several jobs fight
             _Evaluation(run, settings).run()
-    except Interrupted as signal_name:
+    except Preempted as signal_name:
         logger.info("%s: stopped; features and what was found so far are kept", signal_name)
         return False
     return True
@@ -76,19 +76,19 @@ class _Evaluation:
             self._settings,
             self._manifest,
             folds,
-            networks_of(backbones, self._protocol),
+            feature_extractors(backbones, self._protocol),
             self._device,
         )
         results = Results(self._manifest.classes, num_folds=len(folds))
         for fold in folds:
             for modality in self._protocol.modalities:
-                leave_if_asked()
+                raise_if_preempted()
                 where = f" of fold {fold.name}" if fold.name else ""
                 self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
                 self._evaluate(fold, modality, *features.of(fold, modality), results)
         write_results(self._run, results)
 
-    def _evaluate(self, fold: Fold, modality: str, train: Rows, test: Rows, results: Results) -> None:
+    def _evaluate(self, fold: Fold, modality: str, train: FeatureMatrix, test: FeatureMatrix, results: Results) -> None:
         """Run the protocol on one fold and modality."""
         if self._protocol.name == "retrieval":
             found = retrieve(test, train, settings=self._protocol)
@@ -107,7 +107,7 @@ class _Evaluation:
                 sources=fold.sources,
                 class_names=self._manifest.classes,
                 device=self._device,
-                memo=Memo(self._run.path / "features" / f"svm_{name}.json"),
+                memo=JsonCache(self._run.path / "features" / f"svm_{name}.json"),
             )
             scores, known["svm/c"] = svm.scores, svm.chosen_c
             if svm.validation_top1 is not None:

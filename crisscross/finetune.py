@@ -37,7 +37,7 @@ from crisscross.training.trainer import Task, Trainer
 from crisscross.utils.distributed import choose_device, join_world
 from crisscross.utils.files import write_atomically
 from crisscross.utils.rng import derive_key
-from crisscross.utils.signals import Interrupted
+from crisscross.utils.signals import Preempted
 
 logger = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.pt"
@@ -115,14 +115,14 @@ def finetune(run: RunDirectory) -> bool:
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
             return False
-        if not world.is_main:  # the test is the main process's alone
+        if not world.is_main_process:  # the test is the main process's alone
             return True
         trained = trainer.summary()
     network = trainer.network
     _export(network, run.path / CLASSIFIER_FILE)
     try:
         scores = dense_scores(run, settings, network, Clips(fold.test, manifest.root))
-    except Interrupted as signal_name:
+    except Preempted as signal_name:
         logger.info("%s: stopped in the test; the training and the scores so far are kept", signal_name)
         return False
     results = Results(manifest.classes, num_folds=1)

@@ -6,7 +6,7 @@ import torch
 
 from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import open_clips
@@ -39,7 +39,7 @@ def pretrain(run: RunDirectory) -> bool:
         trainer = Trainer(run, _task(settings, manifest), world)
         if not trainer.run_to_end():
             return False
-        if world.is_main:
+        if world.is_main_process:
             files = {}
             for modality in [{"v": "video", "a": "audio"}[letter] for letter in trainer.network.modalities]:
                 files[modality] = f"{modality}_backbone.pt"
@@ -51,7 +51,7 @@ def pretrain(run: RunDirectory) -> bool:
 
 def _task(settings: PretrainSettings, manifest: Manifest) -> Task[BaseMethod]:
     clips = Clips(manifest.split(settings.data.train_split), manifest.root)
-    facts = ClipFacts(num_clips=len(clips), num_classes=len(manifest.classes))
+    facts = DatasetInfo(num_clips=len(clips), num_classes=len(manifest.classes))
     network = build_method(settings.method, settings.model, facts, seed=settings.seed)
     return Task(
         phase="pretraining",

@@ -14,7 +14,7 @@ from typing import Any
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_bytes, write_json
 from crisscross.utils.git import CODE_ROOT, git_state, uncommitted_changes
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def work_of(kind: str, *, protocol: str = "") -> Callable[[RunDirectory], bool]:
 def _dispatch(directory: RunDirectory) -> bool:
     try:
         return work_of(directory.kind, protocol=directory.config.get("downstream", {}).get("name", ""))(directory)
-    except Interrupted as signal_name:
+    except Preempted as signal_name:
         logger.info("%s: stopped before the first step; clips that have been brought to this node stay", signal_name)
         return False
 

@@ -15,14 +15,14 @@ from typing import Any, cast
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from launch.run_single import run_entry_point, run_here
+from launch.run_single import run_entry_point, run_in_process
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
     """Run what the config says."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # which a DictConfig becomes
-    run_here("pretrain", plain)
+    run_in_process("pretrain", plain)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
-from launch.slurm.assignments import Claim, submitting, write_claim
+from launch.slurm.assignments import Assignment, submitting, write_claim
 from launch.slurm.commands import QueuedTask, slurm
-from launch.slurm.job_status import SlurmView, read_slurm, settle, table_claim
+from launch.slurm.job_status import SlurmView, read_slurm, record_final_states, table_claim
 from launch.study.record import claim_path, read_records, split_arguments, study_holder
 
 
@@ -128,7 +128,7 @@ def cancel(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
     return lines
 
 
-def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Path, Claim, QueuedTask]]:
+def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Path, Assignment, QueuedTask]]:
     """Return name, claim file, claim and job of what waits or runs on Slurm."""
     found = []
     for member in target.members:
@@ -165,7 +165,7 @@ def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
             slurm("scancel", *jobs)
         for _, path, claim, _ in found:
             write_claim(path, replace(claim, cancelled=time.time()))
-        settle(runs_root, [target.record], read_slurm(runs_root, [target.record]))
+        record_final_states(runs_root, [target.record], read_slurm(runs_root, [target.record]))
     return lines
 
 

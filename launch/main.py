@@ -17,7 +17,7 @@ from launch.local.launch import report_failures, report_warnings
 from launch.local.live_display import Display
 from launch.local.runner import LocalRunner
 from launch.resources import capacity_of
-from launch.results import print_report, print_table, say_next, variants
+from launch.results import print_next_steps, print_report, print_table, variants
 from launch.slurm.job_status import require_none_on_slurm, states_of
 from launch.slurm.launch import is_done, launch_on_slurm
 from launch.study.graph import Graph
@@ -75,7 +75,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         codes = [launch_on_slurm(plan, cluster, console=console, together=together) for plan in plans]
         if together and not first.launch.dry_run and all(is_done(plan) for plan in plans):
             codes.append(0 if print_report(plans, console) else 1)  # no job is there to make it
-            say_next(first, console)
+            print_next_steps(first, console)
         return max(codes)
     graph = Graph(experiment for plan in plans for experiment in plan.graph)
     capacity = capacity_of(graph, max_parallel=first.launch.max_parallel)
@@ -112,5 +112,5 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
     report_warnings(jobs, console)
     code = report_failures(jobs, console)
     has_tables = print_report(plans, console) if len(plans) > 1 else print_table(first, console)
-    say_next(first, console)
+    print_next_steps(first, console)
     return code if has_tables else code or 1

@@ -63,7 +63,7 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, s
         return False
 
 
-def say_next(plan: Plan, console: Console) -> None:
+def print_next_steps(plan: Plan, console: Console) -> None:
     """Say what may be done after a launch."""
     for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
         say(console, line)

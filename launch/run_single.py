@@ -113,7 +113,7 @@ def _prepare_for_slurm(kind: str, overrides: Sequence[str], *, is_sweep: bool) -
         print("uv run launch/status.py, in another shell, shows how they stand", flush=True)
 
 
-def run_here(kind: str, config: dict[str, Any]) -> None:
+def run_in_process(kind: str, config: dict[str, Any]) -> None:
     """Run an experiment in this process and leave with an exit code unless it is done.
 
     The exit code is 2 for a wrong setting, 1 for a failure, 75 when it was interrupted and can go on. One of several
@@ -153,7 +153,7 @@ def _run_as_job(kind: str, config: dict[str, Any]) -> int:
     config["tracking"] = resolve(config["tracking"], where="slurm")
     code, _ = _run_and_show(kind, config)
     if code == INTERRUPTED_EXIT_CODE:
-        slurm.leave_alone()
+        slurm.requeue_sweep_job()
     return code
 
 

@@ -26,7 +26,7 @@ from crisscross.utils.files import read_json
 from crisscross.utils.redact import mask_passwords
 from launch.console import clock, describe
 from launch.slurm.commands import SlurmError
-from launch.slurm.job_status import SlurmView, Standing, read_slurm, settle, standing_of, table_claim
+from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of, table_claim
 from launch.slurm.mlflow_sync import deliver_behind
 from launch.study.record import (
     last_lines,
@@ -108,7 +108,7 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
     if single["members"]:
         _say(console, "experiments of no study", style="bold")
         _show_members(runs_root, single, _standings(runs_root, single, slurm), console)
-    settle(runs_root, everything, slurm)
+    record_final_states(runs_root, everything, slurm)
     for line in deliver_behind(runs_root, everything):
         _say(console, line)
 

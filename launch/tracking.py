@@ -8,8 +8,8 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.client import TrackingError
-from crisscross.tracking.sync import mark_latest, pending
-from crisscross.tracking.sync_process import Courier
+from crisscross.tracking.sync import pending, set_latest_tag
+from crisscross.tracking.sync_process import SyncProcess
 
 CLOSE_SECONDS = 60.0
 """How long the last delivery of a launch may take (chosen by us: a study of 100 runs on SQLite)."""
@@ -54,13 +54,13 @@ def delivering(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> 
     if tracking["delivery"] == "off" or not any(run.result is None or pending(run, **place) for run in runs):
         yield
         return
-    with Courier(runs, **place, timeout_s=CLOSE_SECONDS):
+    with SyncProcess(runs, **place, timeout_s=CLOSE_SECONDS):
         yield
 
 
 def note_latest(study: str, fingerprint: str, *, tracking: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Note in MLflow which variant of a study was launched last; say so when that cannot be done."""
     try:
-        mark_latest(study, fingerprint, uri=tracking["uri"], experiment=tracking["experiment"])
+        set_latest_tag(study, fingerprint, uri=tracking["uri"], experiment=tracking["experiment"])
     except TrackingError as error:
         say(str(error))

@@ -28,7 +28,7 @@ from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.file_list import media_files
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.relaxation import even_starts
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_svm import fit_svm
 from crisscross.models.backbones import untrained_backbones
 from crisscross.training.features import Extraction, FeatureStore, extract
@@ -135,7 +135,7 @@ def _svm() -> None:
                 columns = draws.reshape(NUM_DRAWS, -1, 3)
                 file.write((columns / np.linalg.norm(columns, axis=-1, keepdims=True)).tobytes())
         array = np.memmap(path, np.float32, "r", shape=(NUM_CLIPS, NUM_DRAWS, DIM))
-        rows = Rows.of((array,), np.arange(NUM_CLIPS), labels)
+        rows = FeatureMatrix.of((array,), np.arange(NUM_CLIPS), labels)
         print(f"SVM: {len(rows)} rows of {DIM} features, {NUM_CLASSES} classes, {array.nbytes / 1e9:.2f} GB on disk")
         began = time.perf_counter()
         fit_svm(rows, num_classes=NUM_CLASSES, c=C, moments=None, device=torch.device("cpu"))

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import method_names
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.optim.build import build_optimizer
 
 NUM_CLIPS = 4096
@@ -65,9 +65,9 @@ def measure(name: str, scale: str, batch: int) -> None:
         overrides = [f"scale={scale}", f"method={name}", f"training.global_batch_size={batch}"]
         config = OmegaConf.to_container(compose("pretrain", overrides=overrides), resolve=True)
     settings = parse(PretrainSettings, config)
-    method = build_method(settings.method, settings.model, ClipFacts(NUM_CLIPS, num_classes=10), seed=0).to(device)
+    method = build_method(settings.method, settings.model, DatasetInfo(NUM_CLIPS, num_classes=10), seed=0).to(device)
     optimizer = build_optimizer(settings.optim, method.parameter_groups())
-    if method.begins_epochs:
+    if method.needs_epoch_start:
         _begin_epoch(method)
     method.train()
     before = _peak_mb(device)
@@ -131,7 +131,7 @@ def _begin_epoch(method: torch.nn.Module) -> None:
         ).numpy()
         for letter, name in (("v", "video"), ("a", "audio"))
     }
-    method.begin_epoch(
+    method.on_epoch_start(
         0, lambda networks: {letter: lambda letter=letter: features[letter] for letter in networks}, seed=0
     )
 

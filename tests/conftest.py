@@ -26,8 +26,8 @@ ON_SLURM = (
 )
 AT_WORK = (
     "test_environment.py",
-    *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_toy.py"),
-    *("launch/test_local.py", "training/test_loop.py", "tracking/test_history.py", "data/test_staging.py"),
+    *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_synthetic.py"),
+    *("launch/test_local.py", "training/test_trainer.py", "tracking/test_history.py", "data/test_staging.py"),
     "launch/test_single.py",
 )
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crisscross.run.metrics_log import Journal
+from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.sync import deliver_all, mark_latest
+from crisscross.tracking.sync import deliver_all, set_latest_tag
 from crisscross.utils.files import write_json
 from launch.study.plan import create_runs, make_plan
 
@@ -63,7 +63,7 @@ def deliver_template(folder: Path, studies: Iterable[str]) -> Template:
     if failures:
         raise RuntimeError(failures[0].reason)
     for study, fingerprint in fingerprints.items():
-        mark_latest(study, fingerprint, uri=uri, experiment=EXPERIMENT)
+        set_latest_tag(study, fingerprint, uri=uri, experiment=EXPERIMENT)
     return Template(folder / "mlflow.db", fingerprints)
 
 
@@ -71,7 +71,7 @@ def _finish(run: RunDirectory) -> None:
     """Write a history and a result."""
     config = run.config
     if run.about["kind"] == "pretrain":
-        journal = Journal(run.metrics_path)
+        journal = MetricsLog(run.metrics_path)
         for step in range(1, POINTS + 1):
             journal.write(step, {name: 1 / (step + at) for at, name in enumerate([*LOSSES, *OTHERS])})
         write_json(run.path / "durable.json", {"step": POINTS, "metrics_bytes": journal.sync()})

@@ -19,7 +19,7 @@ from crisscross.config.evaluation import complete
 from crisscross.data.catalog import prepare, toy_root, toy_settings
 from crisscross.data.synthetic.generate import generate
 from crisscross.data.synthetic.spec import ToySettings
-from crisscross.run.metrics_log import read_journal
+from crisscross.run.metrics_log import read_metrics
 from crisscross.run.run_dir import RunDirectory
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -93,7 +93,7 @@ def _clips(settings: ToySettings) -> tempfile.TemporaryDirectory:
 
 def full_history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:
     """Return (step, metrics) of a run's whole history."""
-    return [(line["step"], line["metrics"]) for line in read_journal(run.metrics_path)]
+    return [(line["step"], line["metrics"]) for line in read_metrics(run.metrics_path)]
 
 
 def history(run: RunDirectory) -> list[tuple[int, dict[str, float]]]:

@@ -21,7 +21,7 @@ from crisscross.data.loader import Clips, SegmentDataset, collate
 from crisscross.data.manifest import Manifest
 from crisscross.data.media.decode import DecodeError
 from crisscross.evaluation.backbones import backbones_of
-from crisscross.evaluation.feature_layers import networks_of
+from crisscross.evaluation.feature_layers import feature_extractors
 from crisscross.evaluation.folds import Fold, folds_of
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import segment_views
@@ -45,7 +45,7 @@ class Shown:
     audio: Tensor | None
 
 
-class HeldOut:
+class EvaluatedRun:
     """A finished evaluation of frozen backbones and the clips of the first of its folds."""
 
     def __init__(self, run: RunDirectory) -> None:
@@ -120,7 +120,7 @@ class HeldOut:
             FileNotFoundError, ValueError: their weights are gone or unfit, in one line.
         """
         backbones = backbones_of(self.run, self.settings).eval().requires_grad_(False)
-        return networks_of(backbones, self.settings.frozen)
+        return feature_extractors(backbones, self.settings.frozen)
 
     def rows(self, paths: Sequence[str]) -> pd.DataFrame:
         """Return the rows of the manifest of some clips, in that order.

@@ -64,9 +64,9 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
 
 def _points(rows: pd.DataFrame, stream: str, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
     """Return the places (N, 2) of an evaluation's test clips, and their classes (N,)."""
-    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.evaluated_run import EvaluatedRun
 
-    held_out = HeldOut(run_directory(rows.iloc[0].to_dict(), wanted.runs_root))
+    held_out = EvaluatedRun(run_directory(rows.iloc[0].to_dict(), wanted.runs_root))
     labels = held_out.fold.test["label"].to_numpy()
     chosen = np.isin(labels, evenly(sorted(set(labels)), MAX_CLASSES))
     return embed(held_out.features(stream)[chosen].mean(axis=1)), labels[chosen]

@@ -12,7 +12,7 @@ from analysis.figures.style import bare, evenly, new_figure, styled
 from analysis.runs import StudyRuns
 
 if TYPE_CHECKING:
-    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.evaluated_run import EvaluatedRun
 
 NUM_CLIPS, NUM_FRAMES = 6, 4
 """Clips, and frames of each, that are shown (chosen by us)."""
@@ -32,11 +32,11 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     """
     import torch
 
-    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.evaluated_run import EvaluatedRun
     from analysis.figures.saliency import saliency
 
     both = pair(runs, "v")
-    models = {arm: HeldOut(run_directory(rows.iloc[0].to_dict(), wanted.runs_root)) for arm, rows in both.items()}
+    models = {arm: EvaluatedRun(run_directory(rows.iloc[0].to_dict(), wanted.runs_root)) for arm, rows in both.items()}
     some = next(iter(models.values()))
     paths = list(wanted.clips) or first_of_classes(some, NUM_CLIPS)
     clips = some.rows(paths)
@@ -73,7 +73,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     )
 
 
-def first_of_classes(held_out: HeldOut, num: int) -> list[str]:
+def first_of_classes(held_out: EvaluatedRun, num: int) -> list[str]:
     """Return the first held-out clip of evenly spaced classes: a choice that looks at no result.
 
     Raises:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import SubFigure
 
-    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.evaluated_run import EvaluatedRun
 
 NUM_QUERIES, NUM_NEIGHBOURS = 5, 5
 """Queries of each kind, and neighbours of each (chosen by us)."""
@@ -37,7 +37,7 @@ class Block:
     """
 
     row: pd.DataFrame
-    held_out: HeldOut
+    held_out: EvaluatedRun
     queries: list[pd.DataFrame]
 
 
@@ -72,7 +72,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
 
 
 def _block(runs: StudyRuns, stream: str, wanted: Wanted) -> Block:
-    from analysis.figures.evaluated_run import HeldOut
+    from analysis.figures.evaluated_run import EvaluatedRun
 
     frame_of = runs.evaluations
     frame_of = frame_of[(frame_of["protocol"] == "retrieval") & (frame_of["relaxation"] != "")]
@@ -84,7 +84,7 @@ def _block(runs: StudyRuns, stream: str, wanted: Wanted) -> Block:
         row = frame_of.iloc[0].to_dict()
         above = runs.pretrainings[runs.pretrainings["identity"] == row["parent_identity"]]
         raise NotThereError(f"its evaluation: {': '.join(filter(None, reason_missing(row, first(above))))}")
-    held_out = HeldOut(run_directory(done.iloc[0].to_dict(), wanted.runs_root))
+    held_out = EvaluatedRun(run_directory(done.iloc[0].to_dict(), wanted.runs_root))
     found = _neighbours(held_out, stream)
     paths = [path for path in wanted.clips if path in set(found["query"])]
     groups = dict(list(found.groupby("query", sort=False)))
@@ -94,7 +94,7 @@ def _block(runs: StudyRuns, stream: str, wanted: Wanted) -> Block:
     return Block(done, held_out, queries)
 
 
-def _neighbours(held_out: HeldOut, stream: str) -> pd.DataFrame:
+def _neighbours(held_out: EvaluatedRun, stream: str) -> pd.DataFrame:
     """Return the rows of ``neighbours.csv`` of a modality and of the first fold."""
     import pandas as pd
 

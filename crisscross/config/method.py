@@ -17,7 +17,7 @@ from crisscross.config.base import Rate, Settings, parse_node
 
 
 @dataclass(frozen=True)
-class ClipFacts:
+class DatasetInfo:
     """What a method is told of the clips that it will learn from.
 
     Attributes:

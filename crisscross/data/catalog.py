@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
-from crisscross.config.method import ClipFacts, settings_of
-from crisscross.data.sampler import StepPlan
+from crisscross.config.method import DatasetInfo, settings_of
+from crisscross.data.sampler import EpochPlan
 from crisscross.data.synthetic.generate import generate
 from crisscross.data.synthetic.spec import ToySettings
 
@@ -123,7 +123,7 @@ def check_batch(config: Mapping[str, Any], *, node: str = "training") -> None:
         method.check_clips(num_clips=clips.num_clips, num_classes=clips.num_classes)
 
 
-def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
+def step_plan(config: Mapping[str, Any], *, node: str = "training") -> EpochPlan:
     """Return how many steps of which size a training does on its clips; which samples they see is left open.
 
     Args:
@@ -134,7 +134,7 @@ def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
         ValueError: there are no clips, or too few for a step.
         FileNotFoundError: the manifest is gone.
     """
-    return StepPlan(
+    return EpochPlan(
         num_clips=clip_facts(config["data"]).num_clips,
         draws_per_clip=config["training"]["draws_per_clip"],
         batch_size=config["training"]["global_batch_size"],
@@ -143,7 +143,7 @@ def step_plan(config: Mapping[str, Any], *, node: str = "training") -> StepPlan:
     )
 
 
-def clip_facts(data: Mapping[str, Any]) -> ClipFacts:
+def clip_facts(data: Mapping[str, Any]) -> DatasetInfo:
     """Return how much there is to learn from.
 
     Args:
@@ -158,7 +158,7 @@ def clip_facts(data: Mapping[str, Any]) -> ClipFacts:
     directory = manifest_directory(parse(DataSettings, data))
     found = read_summary(directory)
     check_split(directory, data["train_split"], found["num_by_split"])
-    return ClipFacts(num_clips=found["num_by_split"][data["train_split"]], num_classes=len(found["classes"]))
+    return DatasetInfo(num_clips=found["num_by_split"][data["train_split"]], num_classes=len(found["classes"]))
 
 
 def describe_data(data: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "tes
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedClip:
     """A file as the dataset lists it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Listed:
     problem: str = ""
 
 
-def scan_tree(root: Path) -> list[Listed]:
+def scan_tree(root: Path) -> list[ListedClip]:
     """List the media files under ``<split>/<class>/<file>`` or ``<class>/<file>``, sorted by path.
 
     Files elsewhere in the tree are listed with a problem; hidden files and other kinds of file are passed over.
@@ -89,13 +89,15 @@ def scan_tree(root: Path) -> list[Listed]:
     listed = []
     for file, names in zip(files, parts, strict=True):
         if len(names) != expected.count("/") + 1:
-            listed.append(Listed(file, "", None, f"not at {expected}"))
+            listed.append(ListedClip(file, "", None, f"not at {expected}"))
         else:
-            listed.append(Listed(file, names[-2], names[0] if has_splits else None))
+            listed.append(ListedClip(file, names[-2], names[0] if has_splits else None))
     return [checked_name(row) for row in listed]
 
 
-def read_csv(csv: Path, root: Path, *, file_column: str, label_column: str, split_column: str | None) -> list[Listed]:
+def read_csv(
+    csv: Path, root: Path, *, file_column: str, label_column: str, split_column: str | None
+) -> list[ListedClip]:
     """List the files that a CSV names, in the order of the CSV; each file once.
 
     A file is looked for under the root, then beside the CSV. A missing split column called ``"split"``, the default,
@@ -145,7 +147,7 @@ def _read_table(csv: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def assign_splits(clips: Sequence[Listed], *, test_fraction: float) -> list[Listed]:
+def assign_splits(clips: Sequence[ListedClip], *, test_fraction: float) -> list[ListedClip]:
     """Fill in open splits: in each class, the ``test_fraction`` of the clips whose paths hash lowest are the test.
 
     Each class of two clips or more gets at least one clip on either side; ``test_fraction`` 0 makes all of them train.
@@ -178,7 +180,7 @@ def media_files(root: Path) -> Iterator[str]:
                 yield start + name
 
 
-def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) -> Iterator[Listed]:
+def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) -> Iterator[ListedClip]:
     seen: set[str] = set()
     for file, label, split in rows:
         path = _resolve(file, csv.parent, root)
@@ -192,7 +194,7 @@ def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) ->
         elif split == "":
             problem = "no split"
         seen.add(path)
-        yield checked_name(Listed(path, label, split, problem))
+        yield checked_name(ListedClip(path, label, split, problem))
 
 
 def _resolve(file: str, folder: Path, root: Path) -> str:
@@ -210,11 +212,11 @@ def _relative(path: Path, root: Path) -> str:
     return PurePosixPath(os.path.relpath(path, root)).as_posix()
 
 
-def checked_name(row: Listed) -> Listed:
+def checked_name(row: ListedClip) -> ListedClip:
     """Escape names that are not UTF-8: no table can hold them, so such a file is named and left out."""
     try:
         "".join((row.path, row.label, row.split or "")).encode()
     except UnicodeEncodeError:
         path, label = (text.encode(errors="backslashreplace").decode() for text in (row.path, row.label))
-        return Listed(path, label, None, "the name is not UTF-8: rename the file")
+        return ListedClip(path, label, None, "the name is not UTF-8: rename the file")
     return row

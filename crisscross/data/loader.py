@@ -24,7 +24,7 @@ from crisscross.config.views import ViewSettings
 from crisscross.data.media.decode import DecodeError, decode_windows
 from crisscross.data.relaxation import Extent, ViewStarts, draw_view_starts, even_starts
 from crisscross.utils.rng import generator
-from crisscross.utils.signals import outlive_signals
+from crisscross.utils.signals import ignore_in_worker
 
 
 class Sample(TypedDict):
@@ -312,7 +312,7 @@ def _stacked(values: Sequence[object]) -> torch.Tensor:
 
 
 def _set_up_worker(worker_id: int) -> None:
-    outlive_signals()
+    ignore_in_worker()
     torch.set_num_threads(1)
 
 

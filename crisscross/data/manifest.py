@@ -27,8 +27,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crisscross.data.file_list import Listed, assign_splits
-from crisscross.data.source import NO_FILE, Source, Stamp
+from crisscross.data.file_list import ListedClip, assign_splits
+from crisscross.data.source import NO_FILE, FileStat, Source
 from crisscross.utils.files import file_lock, write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def check_inside(paths: Iterable[str], *, what: str) -> None:
 def _store(
     directory: Path,
     source: Source,
-    good: list[Listed],
+    good: list[ListedClip],
     rejected_rows: list[dict[str, Any]],
     probed: dict[str, dict[str, Any]],
     built_from: str,
@@ -329,7 +329,7 @@ def _store(
     return Manifest(directory, source.root, clips, rejected, classes, data_hash)
 
 
-def _stamp(found: dict[str, Any]) -> Stamp:
+def _stamp(found: dict[str, Any]) -> FileStat:
     return int(found["size_bytes"]), int(found["mtime_ns"])
 
 
@@ -394,8 +394,8 @@ FINGERPRINTED_NUMBERS = ("video_start_s", "video_end_s", "audio_start_s", "audio
 
 
 def judge(
-    listed: Iterable[Listed], probed: dict[str, dict[str, Any]], require: Sequence[str]
-) -> tuple[list[Listed], list[dict[str, Any]]]:
+    listed: Iterable[ListedClip], probed: dict[str, dict[str, Any]], require: Sequence[str]
+) -> tuple[list[ListedClip], list[dict[str, Any]]]:
     """Part the files into usable ones and rejected ones with the reason, both sorted by path.
 
     Args:
@@ -416,7 +416,9 @@ def judge(
     return good, rejected
 
 
-def clip_table(good: Sequence[Listed], probed: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> pd.DataFrame:
+def clip_table(
+    good: Sequence[ListedClip], probed: Mapping[str, Mapping[str, Any]], classes: Sequence[str]
+) -> pd.DataFrame:
     """Return one row a good clip, with the columns of ``CLIP_COLUMNS``."""
     import pandas as pd
 

@@ -14,7 +14,7 @@ from typing import Any
 from crisscross.data.media.probe import Probe, probe
 from crisscross.data.media.streams import DecodeError
 from crisscross.data.parallel import num_usable_cores, worker_pool
-from crisscross.data.source import NO_FILE, Stamp, stamp_of
+from crisscross.data.source import NO_FILE, FileStat, file_stat
 from crisscross.utils.files import write_atomically
 
 SAVE_EVERY_S = 60.0  # a build that is killed loses at most this much probing
@@ -57,7 +57,7 @@ def probe_files(
     found: dict[str, Found] = {}
     changed = []
     for path in dict.fromkeys(paths):
-        stamp = stamp_of(root, path)
+        stamp = file_stat(root, path)
         old = known.get(path)
         if stamp is None:
             found[path] = {"problem": "file missing", **_stamped(NO_FILE)}
@@ -126,7 +126,7 @@ def _probe_apart(root: Path, path: str, thorough: bool) -> Found:
         with worker_pool(1) as pool:
             return pool.submit(probe_one, root, path, thorough).result()
     except BrokenProcessPool:
-        return {"problem": "crashes the decoder", **_stamped(stamp_of(root, path) or NO_FILE)}
+        return {"problem": "crashes the decoder", **_stamped(file_stat(root, path) or NO_FILE)}
 
 
 def _check_that_processes_start() -> None:
@@ -146,7 +146,7 @@ def probe_some(root: Path, paths: Sequence[str], thorough: bool) -> list[tuple[s
 
 def probe_one(root: Path, path: str, thorough: bool) -> Found:
     """Probe one file; what is wrong with it is part of the answer, not an error."""
-    stamp = stamp_of(root, path) or NO_FILE
+    stamp = file_stat(root, path) or NO_FILE
     try:
         result = {**asdict(probe(root / path, thorough=thorough)), "problem": ""}
     except DecodeError as error:
@@ -154,7 +154,7 @@ def probe_one(root: Path, path: str, thorough: bool) -> Found:
     return {**result, **_stamped(stamp)}
 
 
-def _stamped(stamp: Stamp) -> Found:
+def _stamped(stamp: FileStat) -> Found:
     return {"size_bytes": stamp[0], "mtime_ns": stamp[1]}
 
 

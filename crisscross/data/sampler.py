@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class StepPlan:
+class EpochPlan:
     """Which samples each step sees. Pure arithmetic: nothing is consumed."""
 
     def __init__(
@@ -89,10 +89,10 @@ def sample_ids_of(clips: np.ndarray, *, num_clips: int) -> np.ndarray:
     return clips + draw * num_clips
 
 
-class PassRequests:
+class RankBatches:
     """The lists of (epoch, sample id) that one process's loader decodes: its share of each forward pass."""
 
-    def __init__(self, plan: StepPlan, start: int, end: int, *, share: int, rank: int, num_ranks: int) -> None:
+    def __init__(self, plan: EpochPlan, start: int, end: int, *, share: int, rank: int, num_ranks: int) -> None:
         """Ask for the steps from ``start`` up to ``end``.
 
         Args:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from crisscross.data.parallel import check_work, share_of, working_folder
-from crisscross.data.source import Stamp, stamp_of
+from crisscross.data.source import FileStat, file_stat
 from crisscross.utils.files import file_lock, read_json, write_json, write_text
 
 SHARDS_VERSION = 1
@@ -198,11 +198,11 @@ def _visible_files(root: Path, target: Path) -> Iterator[str]:
         yield from ((inside / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
 
 
-def _stamped(root: Path, files: Sequence[str]) -> list[tuple[str, Stamp]]:
-    stamped: list[tuple[str, Stamp]] = []
+def _stamped(root: Path, files: Sequence[str]) -> list[tuple[str, FileStat]]:
+    stamped: list[tuple[str, FileStat]] = []
     missing: list[str] = []
     for path in files:
-        stamp = stamp_of(root, path)
+        stamp = file_stat(root, path)
         if stamp is None:
             missing.append(path)
         else:
@@ -216,9 +216,9 @@ def _stamped(root: Path, files: Sequence[str]) -> list[tuple[str, Stamp]]:
     return stamped
 
 
-def _plan(files: list[tuple[str, Stamp]], shard_bytes: int) -> list[list[tuple[str, Stamp]]]:
+def _plan(files: list[tuple[str, FileStat]], shard_bytes: int) -> list[list[tuple[str, FileStat]]]:
     """Part sorted files into shards of at least one file, at most ``shard_bytes`` where a file allows it."""
-    planned: list[list[tuple[str, Stamp]]] = []
+    planned: list[list[tuple[str, FileStat]]] = []
     room = 0
     for path, stamp in files:
         if not planned or stamp[0] > room:
@@ -237,7 +237,7 @@ def _part_path(target: Path, number: int) -> Path:
     return target / ".parts" / f"{number:05d}.json"
 
 
-def _packed(target: Path, number: int, planned: list[list[tuple[str, Stamp]]]) -> dict[str, Any] | None:
+def _packed(target: Path, number: int, planned: list[list[tuple[str, FileStat]]]) -> dict[str, Any] | None:
     """Return what is to be known of a shard that is there, packed from the files as they are now; else None."""
     part = read_json(_part_path(target, number))
     if part is None or part["packed_from"] != [[path, *stamp] for path, stamp in planned[number]]:
@@ -247,7 +247,7 @@ def _packed(target: Path, number: int, planned: list[list[tuple[str, Stamp]]]) -
 
 
 def _pack_all(
-    root: Path, target: Path, planned: list[list[tuple[str, Stamp]]], numbers: list[int], *, progress: bool
+    root: Path, target: Path, planned: list[list[tuple[str, FileStat]]], numbers: list[int], *, progress: bool
 ) -> None:
     if not numbers:
         return
@@ -261,7 +261,7 @@ def _pack_all(
             write_json(_part_path(target, number), part)
 
 
-def _pack_one(root: Path, shard: Path, files: list[tuple[str, Stamp]]) -> dict[str, Any]:
+def _pack_one(root: Path, shard: Path, files: list[tuple[str, FileStat]]) -> dict[str, Any]:
     """Write one shard and return what is to be known of it."""
     with shard.open("wb") as raw:
         output = _Hashing(raw)
@@ -278,7 +278,7 @@ def _pack_one(root: Path, shard: Path, files: list[tuple[str, Stamp]]) -> dict[s
                         if error.errno is not None:
                             raise
                         raise ValueError(f"{root / path} has changed while it was packed: run it again") from error
-                if stamp_of(root, path) != stamp:
+                if file_stat(root, path) != stamp:
                     raise ValueError(f"{root / path} has changed while it was packed: run it again")
         raw.flush()
         os.fsync(raw.fileno())
@@ -301,7 +301,7 @@ class _Hashing:
         return self._file.write(data)
 
 
-def _finish(target: Path, planned: list[list[tuple[str, Stamp]]]) -> Report:
+def _finish(target: Path, planned: list[list[tuple[str, FileStat]]]) -> Report:
     """See how the packing stands; when no shard is left, write the index."""
     found = {number: _packed(target, number, planned) for number in range(len(planned))}
     parts = {number: part for number, part in found.items() if part is not None}  # another process may pack one anew

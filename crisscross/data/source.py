@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.data.datasets import list_official
-from crisscross.data.file_list import Listed, read_csv, scan_tree
+from crisscross.data.file_list import ListedClip, read_csv, scan_tree
 
 STREAMS = ("video", "audio")
 
-Stamp = tuple[int, int]
+FileStat = tuple[int, int]
 """Size in bytes and modification time in ns of a file: they change when it does."""
 
-NO_FILE: Stamp = (0, 0)
+NO_FILE: FileStat = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Source:
             "annotations": None if self.annotations is None else str(self.annotations),
         }
 
-    def list_clips(self) -> list[Listed]:
+    def list_clips(self) -> list[ListedClip]:
         """List the files, from the CSV, the tree or the official lists.
 
         Raises:
@@ -134,11 +134,11 @@ class Source:
             split_column=self.split_column,
         )
 
-    def stamps(self, listed: Iterable[Listed]) -> list[Stamp]:
+    def stamps(self, listed: Iterable[ListedClip]) -> list[FileStat]:
         """Look at every file that the list alone does not rule out, in the list's order."""
-        return [NO_FILE if row.problem else stamp_of(self.root, row.path) or NO_FILE for row in listed]
+        return [NO_FILE if row.problem else file_stat(self.root, row.path) or NO_FILE for row in listed]
 
-    def digest(self, listed: Iterable[Listed], stamps: Iterable[Stamp], *, version: Any) -> str:
+    def digest(self, listed: Iterable[ListedClip], stamps: Iterable[FileStat], *, version: Any) -> str:
         """Return a hash that changes when the settings, the list, a file or the ``version`` of the code does."""
         digest = hashlib.sha256(json.dumps([version, str(self.root), self.settings]).encode())
         for row, stamp in zip(listed, stamps, strict=True):
@@ -146,7 +146,7 @@ class Source:
         return digest.hexdigest()
 
 
-def stamp_of(root: Path, path: str) -> Stamp | None:
+def file_stat(root: Path, path: str) -> FileStat | None:
     """Return the stamp of a file below ``root``; None when it is no regular file."""
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a tenth of the time, and there may be 240,000)

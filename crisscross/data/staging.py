@@ -35,9 +35,9 @@ from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, check_inside
 from crisscross.data.shards import DEFAULT_FOLDER, read_index
 from crisscross.run.run_dir import RunDirectory
-from crisscross.utils.distributed import World
+from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import DISK_FULL, file_lock
-from crisscross.utils.signals import INTERRUPTION, Interrupted, leave_if_asked
+from crisscross.utils.signals import INTERRUPTION, Preempted, raise_if_preempted
 
 logger = logging.getLogger(__name__)
 COPY_THREADS = 8  # a cluster's file system answers late and to many at once (chosen by us)
@@ -142,7 +142,7 @@ def _patient_lock(path: Path, report: Report | None) -> Iterator[None]:
     """Hold a lock; while another process has it, go on looking at the flag that signals set."""
     lock = file_lock(path, timeout_s=LOCK_LOOK_S)
     while True:
-        leave_if_asked()
+        raise_if_preempted()
         try:
             lock.acquire()
             break
@@ -236,7 +236,7 @@ def _check_shard(path: Path, num_bytes: int) -> int:
 
 def _from_root(root: Path, incoming: Path, folder: Path, clips: list[_Clip], progress: _Progress) -> None:
     def copy(number: int, clip: _Clip) -> _Clip:
-        leave_if_asked()
+        raise_if_preempted()
         partial = incoming / str(number)
         shutil.copyfile(root / clip.path, partial)
         _put(partial, folder, clip, source=root / clip.path)
@@ -283,10 +283,10 @@ class _Progress:
             megabytes = f"{self._bytes / 1e6:.0f} of {self._total_bytes / 1e6:.0f} MB"
             self._report(f"bringing clips to the node: {self._done} of {self._total}, {megabytes}")
         if self._done < self._total:
-            leave_if_asked()
+            raise_if_preempted()
 
 
-def open_clips(run: RunDirectory, data: DataSettings, world: World, *, splits: Sequence[str]) -> Manifest:
+def open_clips(run: RunDirectory, data: DataSettings, world: DistributedContext, *, splits: Sequence[str]) -> Manifest:
     """Read the manifest and bring its clips to each node, where ``data.stage`` says so; all processes go on, or none.
 
     Args:
@@ -302,11 +302,11 @@ def open_clips(run: RunDirectory, data: DataSettings, world: World, *, splits: S
     error: Exception | None = None
     try:
         manifest = open_manifest(data)
-        manifest = staged(manifest, data, splits=splits, report=run.say_phase if world.is_main else None)
-    except (OSError, ValueError, Interrupted) as problem:
+        manifest = staged(manifest, data, splits=splits, report=run.say_phase if world.is_main_process else None)
+    except (OSError, ValueError, Preempted) as problem:
         error = problem
     error = world.first_error(error)
-    if isinstance(error, Interrupted):
+    if isinstance(error, Preempted):
         INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
     if error is not None:
         raise error

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.utils.files import read_json, write_json
-from crisscross.utils.signals import leave_if_asked
+from crisscross.utils.signals import raise_if_preempted
 
 
 @dataclass(frozen=True)
-class Memo:
+class JsonCache:
     """A file of named values.
 
     Attributes:
@@ -29,7 +29,7 @@ class Memo:
         """
         known = (self.path and read_json(self.path)) or {}
         if name not in known:
-            leave_if_asked()
+            raise_if_preempted()
             known[name] = compute()
             if self.path:
                 self.path.parent.mkdir(exist_ok=True)

@@ -36,7 +36,7 @@ def feature_of(backbone: Backbone, layer: str, *, normalise: str) -> Callable[[T
     return feature
 
 
-def networks_of(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Callable[[Tensor], Tensor]]:
+def feature_extractors(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return the functions from inputs to features that a protocol asks for, by stream, ``v`` and ``a``."""
     chosen = protocol.features
     layers = {"v": ("video_backbone", chosen.video_layer), "a": ("audio_backbone", chosen.audio_layer)}

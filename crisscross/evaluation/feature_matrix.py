@@ -15,7 +15,7 @@ IN_MEMORY_BYTES = 2**31
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureMatrix:
     """Features of some clips, V segments each.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rows:
     num_segments: int
 
     @classmethod
-    def of(cls, arrays: tuple[np.ndarray, ...], clips: np.ndarray, labels: np.ndarray) -> Rows:
+    def of(cls, arrays: tuple[np.ndarray, ...], clips: np.ndarray, labels: np.ndarray) -> FeatureMatrix:
         """Take all segments of some clips, into memory where they are not many."""
         rows = cls(arrays, np.asarray(clips), np.asarray(labels), arrays[0].shape[1])
         if len(rows) * rows.dim * 4 > IN_MEMORY_BYTES:
@@ -66,7 +66,7 @@ class Rows:
             part = slice(first, first + size)
             yield self.at(part).reshape(-1, self.dim), self.labels[part].repeat(self.num_segments)
 
-    def some(self, clips: np.ndarray, *, num_segments: int | None = None) -> Rows:
+    def some(self, clips: np.ndarray, *, num_segments: int | None = None) -> FeatureMatrix:
         """Return the rows of some of the clips, perhaps of fewer segments."""
         chosen = self.num_segments if num_segments is None else min(num_segments, self.num_segments)
         return replace(self, clips=self.clips[clips], labels=self.labels[clips], num_segments=chosen)

@@ -11,7 +11,7 @@ import torch
 from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.manifest import Manifest
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.folds import Fold
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.features import Extraction, FeatureStore, Network, extract, reporter
@@ -55,7 +55,7 @@ class FoldFeatures:
         else:
             self._train = self._test = self._extract("clips", np.union1d(train, test), draws=0)
 
-    def of(self, fold: Fold, modality: str) -> tuple[Rows, Rows]:
+    def of(self, fold: Fold, modality: str) -> tuple[FeatureMatrix, FeatureMatrix]:
         """Return the training and the test rows of a fold."""
         return _rows(*self._train, fold.train, modality), _rows(*self._test, fold.test, modality)
 
@@ -84,9 +84,9 @@ class FoldFeatures:
         return store, clip_ids
 
 
-def _rows(store: FeatureStore, clip_ids: np.ndarray, frame: pd.DataFrame, modality: str) -> Rows:
+def _rows(store: FeatureStore, clip_ids: np.ndarray, frame: pd.DataFrame, modality: str) -> FeatureMatrix:
     """Return the rows of some clips from a store that has those of the clips ``clip_ids``, ascending."""
-    return Rows.of(
+    return FeatureMatrix.of(
         tuple(store.array(stream) for stream in ("v", "a") if stream in modality),
         np.searchsorted(clip_ids, frame["clip_id"]),
         frame["label_id"].to_numpy(),

@@ -13,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from crisscross.config.evaluation import LinearSettings
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.utils.files import write_atomically
 from crisscross.utils.rng import derive_key, generator
-from crisscross.utils.signals import INTERRUPTION, leave_if_asked
+from crisscross.utils.signals import INTERRUPTION, raise_if_preempted
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
 def evaluate_linear(
-    train: Rows,
-    test: Rows,
+    train: FeatureMatrix,
+    test: FeatureMatrix,
     *,
     num_classes: int,
     settings: LinearSettings,
@@ -64,7 +64,7 @@ def evaluate_linear(
         if INTERRUPTION.requested or time.monotonic() - last_kept > 60 * keep_minutes:
             _keep(state_path, layer, optimizer, epoch)
             last_kept = time.monotonic()
-        leave_if_asked()
+        raise_if_preempted()
         for step, rows in enumerate(_order(len(train), settings.batch_size, seed=seed, epoch=epoch)):
             features, labels = train.at_rows(rows)
             torch.manual_seed(derive_key(seed, "linear/dropout", epoch, step))
@@ -97,7 +97,7 @@ def _order(num_rows: int, batch_size: int, *, seed: int, epoch: int) -> Iterator
 
 
 @torch.inference_mode()
-def _probabilities(layer: nn.Linear, test: Rows, mean: torch.Tensor, std: torch.Tensor) -> np.ndarray:
+def _probabilities(layer: nn.Linear, test: FeatureMatrix, mean: torch.Tensor, std: torch.Tensor) -> np.ndarray:
     found = []
     for block, _ in test.blocks():
         logits = layer((torch.from_numpy(block).to(mean.device) - mean) / std)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from crisscross.evaluation.feature_matrix import Rows
-from crisscross.utils.signals import leave_if_asked
+from crisscross.evaluation.feature_matrix import FeatureMatrix
+from crisscross.utils.signals import raise_if_preempted
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LinearSvm:
     bias: np.ndarray
     start: np.ndarray
 
-    def scores(self, rows: Rows) -> np.ndarray:
+    def scores(self, rows: FeatureMatrix) -> np.ndarray:
         """Return decision values averaged over the segments of each clip, (n, K) float64."""
         weight = self.weight.astype(np.float32)
         values = [block @ weight for block, _ in rows.blocks()]
@@ -52,7 +52,7 @@ class LinearSvm:
 
 
 def fit_svm(
-    rows: Rows,
+    rows: FeatureMatrix,
     *,
     num_classes: int,
     c: float,
@@ -99,7 +99,7 @@ class _Objective:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: FeatureMatrix,
         num_classes: int,
         c: float,
         moments: tuple[np.ndarray, np.ndarray] | None,
@@ -110,7 +110,7 @@ class _Objective:
         self._mean, self._std = mean[:, None], std[:, None]
 
     def __call__(self, unknowns: np.ndarray) -> tuple[float, np.ndarray]:
-        leave_if_asked()
+        raise_if_preempted()
         weight, bias = (torch.from_numpy(x).float().to(self._device) for x in self.as_features_are(unknowns))
         hinge, by_bias = 0.0, np.zeros(self._num_classes)
         by_weight = np.zeros(self._mean.shape * np.array([1, self._num_classes]))

@@ -12,7 +12,7 @@ import pandas as pd
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.retrieval import Neighbours
 from crisscross.evaluation.scores import top_k
-from crisscross.run.metrics_log import Journal
+from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_text
 
@@ -143,7 +143,7 @@ def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, 
     trained = dict(trained or {})
     if trained:
         durable = read_json(run.path / "durable.json") or {"metrics_bytes": 0}
-        journal = Journal(run.metrics_path, resume_at=durable["metrics_bytes"])
+        journal = MetricsLog(run.metrics_path, resume_at=durable["metrics_bytes"])
         journal.write(trained["steps"] + 1, results.metrics)
         journal.sync()
         journal.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crisscross.config.evaluation import RetrievalSettings
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Neighbours:
     distances: np.ndarray
 
 
-def retrieve(queries: Rows, gallery: Rows, *, settings: RetrievalSettings) -> Neighbours:
+def retrieve(queries: FeatureMatrix, gallery: FeatureMatrix, *, settings: RetrievalSettings) -> Neighbours:
     """Find the nearest neighbours, as many as the largest rank or ``num_neighbours`` asks for.
 
     A clip is the mean of its segments' features. Of equally near clips the first in the gallery comes first.
@@ -68,7 +68,7 @@ def recall_at(
     return {rank: float(hits[:, :rank].any(axis=1).mean()) for rank in ranks}
 
 
-def _clip_features(rows: Rows, settings: RetrievalSettings) -> np.ndarray:
+def _clip_features(rows: FeatureMatrix, settings: RetrievalSettings) -> np.ndarray:
     """Return one vector a clip, (n, D) float64."""
     blocks = []
     for block, _ in rows.blocks():

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from crisscross.config.evaluation import SvmSettings
-from crisscross.evaluation.cache import Memo
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.cache import JsonCache
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
 from crisscross.evaluation.scores import all_classes, top_k
 
@@ -40,8 +40,8 @@ class SvmResult:
 
 
 def evaluate_svm(
-    train: Rows,
-    test: Rows,
+    train: FeatureMatrix,
+    test: FeatureMatrix,
     *,
     num_classes: int,
     settings: SvmSettings,
@@ -50,7 +50,7 @@ def evaluate_svm(
     sources: np.ndarray | None = None,
     class_names: Sequence[str] = (),
     device: torch.device = CPU,
-    memo: Memo | None = None,
+    memo: JsonCache | None = None,
 ) -> SvmResult:
     """Fit on the training split and score the test split.
 
@@ -100,7 +100,7 @@ def evaluate_svm(
                 return _held_out_hits(fitter, train, fit, held_out, settings)
 
             kept_as = f"hits of fold {number}" if sources is None else f"hits of fold {number} by source"
-            found = (memo or Memo()).value(kept_as, search)
+            found = (memo or JsonCache()).value(kept_as, search)
             for c, count in zip(hits, found, strict=True):
                 hits[c] += count
         chosen = _best(hits)
@@ -167,7 +167,7 @@ def validation_splits(
 
 
 def _held_out_hits(
-    fitter: _Fitter, train: Rows, fit: np.ndarray, held_out: np.ndarray, settings: SvmSettings
+    fitter: _Fitter, train: FeatureMatrix, fit: np.ndarray, held_out: np.ndarray, settings: SvmSettings
 ) -> list[int]:
     """Return the hits of every C, ascending, among the clips that one fold holds out."""
     rows = train.some(fit, num_segments=settings.search_segments)
@@ -183,9 +183,9 @@ class _Fitter:
         self._num_classes, self._present = num_classes, present
         self._standardise, self._device = standardise, device
 
-    def path(self, rows: Rows, grid: Iterable[float]) -> Iterator[tuple[float, LinearSvm]]:
+    def path(self, rows: FeatureMatrix, grid: Iterable[float]) -> Iterator[tuple[float, LinearSvm]]:
         """Yield (C, SVM) for ascending C."""
-        rows = Rows(rows.arrays, rows.clips, np.searchsorted(self._present, rows.labels), rows.num_segments)
+        rows = FeatureMatrix(rows.arrays, rows.clips, np.searchsorted(self._present, rows.labels), rows.num_segments)
         moments = rows.moments() if self._standardise else None
         start = None
         for c in sorted(grid):
@@ -195,6 +195,6 @@ class _Fitter:
             start = model.start
             yield c, model
 
-    def scores(self, model: LinearSvm, rows: Rows) -> np.ndarray:
+    def scores(self, model: LinearSvm, rows: FeatureMatrix) -> np.ndarray:
         """Return (n, K) decision values; -inf for classes that were not trained on."""
         return all_classes(model.scores(rows), self._present, num_classes=self._num_classes)

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.functional import normalize, one_hot, softplus
 
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
@@ -97,13 +97,13 @@ class Method(BaseMethod):
     """AVID. What is replicated and when it changes is said at the top of this file."""
 
     num_views = 1
-    own_state = ("video_memory", "audio_memory", "partition")
+    replicated_buffers = ("video_memory", "audio_memory", "partition")
     partition: torch.Tensor
 
     def __init__(
         self,
         model: ModelSettings,
-        clips: ClipFacts,
+        clips: DatasetInfo,
         *,
         num_negatives: int,
         temperature: float,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from crisscross.config.method import ClipFacts, method_names, settings_of
+from crisscross.config.method import DatasetInfo, method_names, settings_of
 from crisscross.config.model import ModelSettings
 from crisscross.models.backbones import Backbones
 from crisscross.models.init import initialise
@@ -69,18 +69,18 @@ class Trainable(nn.Module, ABC):
         num_views: views of a clip that ``forward`` wants, 1 or 2.
         modalities: ``v``, ``a`` or ``av``: what of a clip it wants.
         uses_all_parameters: whether every parameter gets a gradient in every step (distributed training asks).
-        begins_epochs: whether ``begin_epoch`` does anything; a checkpoint is then kept at the end of each epoch.
-        picks_clips: whether ``clips_of_epoch`` does anything.
-        own_state: names of buffers that every process changes in the same way by itself. They are in checkpoints like
-            all buffers; distributed training leaves them alone.
+        needs_epoch_start: whether ``on_epoch_start`` does anything; a checkpoint is then kept at the end of each epoch.
+        custom_sampling: whether ``epoch_indices`` does anything.
+        replicated_buffers: names of buffers that every process changes in the same way by itself. Checkpoints hold them
+            like all buffers; distributed training does not synchronize them.
     """
 
     num_views = 2
     modalities = "av"
     uses_all_parameters = True
-    begins_epochs = False
-    picks_clips = False
-    own_state: tuple[str, ...] = ()
+    needs_epoch_start = False
+    custom_sampling = False
+    replicated_buffers: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -90,7 +90,7 @@ class Trainable(nn.Module, ABC):
         """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
         return {"base": list(self.parameters())}
 
-    def begin_epoch(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Iterable[nn.Parameter]:
+    def on_epoch_start(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Iterable[nn.Parameter]:
         """Get ready for an epoch, on every process; what is kept of it has to be in buffers.
 
         A run that is stopped in an epoch goes on without this call, one that is stopped in the call makes it again.
@@ -105,10 +105,10 @@ class Trainable(nn.Module, ABC):
         """
         return ()
 
-    def clips_of_epoch(self, num_samples: int, *, seed: int) -> np.ndarray:
+    def epoch_indices(self, num_samples: int, *, seed: int) -> np.ndarray:
         """Return the clip of each sample of the epoch that has begun, (num_samples,), in their order.
 
-        It may depend on buffers that ``begin_epoch`` alone changes and on the seed, nothing else.
+        It may depend on buffers that ``on_epoch_start`` alone changes and on the seed, nothing else.
         """
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class BaseMethod(Backbones, Trainable):
         """Give buffers that are drawn their first values, the same on every process; parameters have theirs by then."""
 
 
-def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: ClipFacts, *, seed: int) -> BaseMethod:
+def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: DatasetInfo, *, seed: int) -> BaseMethod:
     """Build the method that the config names, with weights that depend on the seed alone.
 
     Args:

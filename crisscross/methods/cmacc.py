@@ -39,7 +39,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.modules.batchnorm import _NormBase
 
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
@@ -156,7 +156,7 @@ class Method(BaseMethod):
     """CM-ACC. What the numbers may be, ``CmaccSettings`` says."""
 
     num_views = 1
-    own_state = tuple(
+    replicated_buffers = tuple(
         f"{queue}_{modality}.{name}"
         for queue in ("pool", "dictionary")
         for modality in OTHER
@@ -166,7 +166,7 @@ class Method(BaseMethod):
     def __init__(
         self,
         model: ModelSettings,
-        clips: ClipFacts,
+        clips: DatasetInfo,
         *,
         hidden_dim: int,
         embedding_dim: int,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.models.heads import predictor, projector
@@ -65,7 +65,7 @@ class Method(BaseMethod):
     def __init__(
         self,
         model: ModelSettings,
-        clips: ClipFacts,
+        clips: DatasetInfo,
         *,
         video_weight: float,
         audio_weight: float,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, Views
 
@@ -17,7 +17,7 @@ class Method(BaseMethod):
     num_views = 1
     modalities = "v"
 
-    def __init__(self, model: ModelSettings, clips: ClipFacts) -> None:
+    def __init__(self, model: ModelSettings, clips: DatasetInfo) -> None:
         """Build the video backbone and the layer; what the clips must be, ``SupervisedSettings`` says."""
         super().__init__(model)
         self.head = nn.Linear(self.video_backbone.feature_dim, clips.num_classes)

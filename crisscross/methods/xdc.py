@@ -29,11 +29,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from crisscross.config.method import ClipFacts
+from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
 from crisscross.methods.base import BaseMethod, FeaturesOfAll, Views
 from crisscross.methods.crisscross import embedding_std
-from crisscross.utils.distributed import computed_once
+from crisscross.utils.distributed import main_process_only
 from crisscross.utils.rng import derive_key, generator
 
 logger = logging.getLogger(__name__)
@@ -136,9 +136,9 @@ class Method(BaseMethod):
     """
 
     num_views = 1
-    begins_epochs = True
-    picks_clips = True
-    own_state = ("video_clusters", "audio_clusters", "clusters_epoch")
+    needs_epoch_start = True
+    custom_sampling = True
+    replicated_buffers = ("video_clusters", "audio_clusters", "clusters_epoch")
     video_clusters: torch.Tensor
     audio_clusters: torch.Tensor
     clusters_epoch: torch.Tensor
@@ -146,7 +146,7 @@ class Method(BaseMethod):
     def __init__(
         self,
         model: ModelSettings,
-        clips: ClipFacts,
+        clips: DatasetInfo,
         *,
         num_clusters: int,
         recluster_every_epochs: int,
@@ -176,19 +176,19 @@ class Method(BaseMethod):
             metrics[f"collapse/{modality}_std"] = embedding_std(features)
         return total, metrics
 
-    def begin_epoch(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Sequence[nn.Parameter]:
+    def on_epoch_start(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Sequence[nn.Parameter]:
         """Cluster anew and take fresh heads, every so many epochs; return the heads' parameters."""
         if epoch % self._every:
             return ()
         self.eval()
         read = features_of_all({"v": self.video_backbone, "a": self.audio_backbone})
-        made = computed_once(lambda: [self._cluster(name, read[name[0]], seed=seed) for name in ("video", "audio")])
+        made = main_process_only(lambda: [self._cluster(name, read[name[0]], seed=seed) for name in ("video", "audio")])
         for name, clusters in zip(("video", "audio"), made, strict=True):
             self.get_buffer(f"{name}_clusters").copy_(torch.from_numpy(clusters))
         self.clusters_epoch.fill_(epoch)
         return self._fresh_heads(seed)
 
-    def clips_of_epoch(self, num_samples: int, *, seed: int) -> np.ndarray:
+    def epoch_indices(self, num_samples: int, *, seed: int) -> np.ndarray:
         """Half of the draws are uniform over the audio's clusters, half over the video's, in random order."""
         rng = generator(seed, "clips")
         half = num_samples // 2

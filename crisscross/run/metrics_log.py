@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Journal:
+class MetricsLog:
     """The open journal of a running job."""
 
     def __init__(self, path: Path, *, resume_at: int = 0, durable_step: int = 0) -> None:
@@ -61,7 +61,7 @@ class Journal:
         self._file.close()
 
 
-def read_journal(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield the lines between two byte offsets; both must be ends of lines. A line not yet complete is left out.
 
     Args:

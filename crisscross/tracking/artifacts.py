@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crisscross.tracking.client import Store, TrackingError
-from crisscross.tracking.query import Wanted, read_runs
+from crisscross.tracking.query import RunColumns, read_runs
 from crisscross.utils.redact import mask_passwords
 
 
@@ -56,7 +56,7 @@ def are_kept(files: Mapping[str, Path], *, kind: str, of: str, uri: str, experim
         TrackingError: when a delivery to the store's file does not come to an end.
     """
     digests = {_noted(name): _digest(path) for name, path in files.items()}
-    runs = read_runs(uri, experiment, having=MADE_OF, wanted=Wanted(tags=(MADE_OF, *digests)))
+    runs = read_runs(uri, experiment, having=MADE_OF, wanted=RunColumns(tags=(MADE_OF, *digests)))
     wanted = {MADE_OF: f"{kind} {of}", **digests}
     return any(run["tags"] == wanted for run in runs or ())
 

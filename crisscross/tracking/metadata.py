@@ -53,7 +53,7 @@ def parameters(config: Mapping[str, Any]) -> dict[str, str]:
     return _flat(scientific(config))
 
 
-def learnt_parameters(run: RunDirectory) -> dict[str, str]:
+def parent_params(run: RunDirectory) -> dict[str, str]:
     """Return method and relaxation of what an evaluation evaluates: MLflow's charts have no axes for tags."""
     learnt: dict[str, str] = {}
     for parent in run.parents:

@@ -55,7 +55,7 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
     return _oldest_first(runs)
 
 
-def study_runs(study: str, *, wanted: Wanted, uri: str, experiment: str) -> list[dict[str, Any]]:
+def study_runs(study: str, *, wanted: RunColumns, uri: str, experiment: str) -> list[dict[str, Any]]:
     """Return the runs of ``<study>.<fingerprint>`` with what is wanted of them, oldest first. Only reads.
 
     A database is asked in SQL, without MLflow; a server, or what SQL cannot answer, by MLflow's client.
@@ -100,7 +100,7 @@ WORKSPACE = "default"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RunColumns:
     """What is read of a run.
 
     Attributes:
@@ -147,7 +147,7 @@ def read_experiment(uri: str, experiment: str) -> ExperimentRecord | None:
     return _ask(uri, lambda connection: _experiment(connection, experiment))
 
 
-def read_runs(uri: str, experiment: str, *, having: str, wanted: Wanted) -> list[dict[str, Any]] | None:
+def read_runs(uri: str, experiment: str, *, having: str, wanted: RunColumns) -> list[dict[str, Any]] | None:
     """Return the runs that have a tag, in no order; None where MLflow's client has to be asked.
 
     Args:
@@ -230,7 +230,7 @@ def _experiment(connection: Connection, name: str) -> ExperimentRecord | None:
     return ExperimentRecord(str(number), {row.key: row.value for row in connection.execute(query)})
 
 
-def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: Wanted) -> list[dict[str, Any]]:
+def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: RunColumns) -> list[dict[str, Any]]:
     from sqlalchemy import select
 
     runs, tags, params, metrics = map(_table, ("runs", "tags", "params", "latest_metrics"))

@@ -25,8 +25,8 @@ from crisscross.tracking.client import (
     sqlite_file,
     store_key,
 )
-from crisscross.tracking.query import Wanted, study_runs
-from crisscross.tracking.sync_state import Notes, Sent, batches, durable_bytes
+from crisscross.tracking.query import RunColumns, study_runs
+from crisscross.tracking.sync_state import Sent, SyncState, batches, durable_bytes
 from crisscross.utils.files import file_lock
 from crisscross.utils.redact import mask_passwords
 
@@ -60,7 +60,7 @@ def deliver_run(run: RunDirectory, store: Store, *, stale_s: float = STALE_SECON
     """
     RunDirectory.open(run.path)
     with file_lock(run.path / ".tracking.lock", timeout_s=LOCK_TIMEOUT_S):
-        notes = Notes(run, store.key)
+        notes = SyncState(run, store.key)
         _ensure_run(run, store, notes)
         sent = notes.sent
         as_of = (run.path / "run.json").stat().st_mtime_ns
@@ -82,7 +82,7 @@ def deliver_run(run: RunDirectory, store: Store, *, stale_s: float = STALE_SECON
         return Delivery(sent.run_id, points, finished)
 
 
-def _ensure_run(run: RunDirectory, store: Store, notes: Notes) -> None:
+def _ensure_run(run: RunDirectory, store: Store, notes: SyncState) -> None:
     """Find the run in MLflow, or make it; forget what had been sent to one that is gone."""
     if notes.sent.run_id and store.has_run(notes.sent.run_id):
         return
@@ -94,7 +94,7 @@ def _ensure_run(run: RunDirectory, store: Store, notes: Notes) -> None:
     notes.save()
 
 
-def _create(run: RunDirectory, store: Store, notes: Notes) -> str:
+def _create(run: RunDirectory, store: Store, notes: SyncState) -> str:
     words = _words(run, run.config, read_state(run))
     told = {key: text for key, text in words.items() if text}
     tags = {**metadata.environment(), "crisscross.claim": notes.claim, **told}
@@ -121,7 +121,7 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: RunStatus
     """Send parameters and the dataset once, and the tags that changed."""
     config = run.config
     if not sent.has_parameters:
-        store.log_parameters(sent.run_id, {**metadata.learnt_parameters(run), **metadata.parameters(config)})
+        store.log_parameters(sent.run_id, {**metadata.parent_params(run), **metadata.parameters(config)})
         store.log_dataset(sent.run_id, metadata.dataset(run.kind, config))
         sent.has_parameters = True
     wanted = _words(run, config, standing)
@@ -131,7 +131,7 @@ def _send_words(run: RunDirectory, store: Store, sent: Sent, standing: RunStatus
     store.set_experiment_tags({f"study.{name}": str(entry.get("launched", 0)) for name, entry in studies})
 
 
-def _send_history(run: RunDirectory, store: Store, notes: Notes, *, finished: bool) -> int:
+def _send_history(run: RunDirectory, store: Store, notes: SyncState, *, finished: bool) -> int:
     sent = notes.sent
     if run.metrics_path.exists() and run.metrics_path.stat().st_size < sent.metrics_bytes:
         # The history was cut below what had been sent, which a sound checkpoint rules out. The steps that
@@ -149,7 +149,7 @@ def _send_history(run: RunDirectory, store: Store, notes: Notes, *, finished: bo
     return num_points
 
 
-def _send_result(store: Store, notes: Notes, standing: RunStatus) -> int:
+def _send_result(store: Store, notes: SyncState, standing: RunStatus) -> int:
     """Send the metrics of result.json that the history does not have."""
     if standing.result is None:
         return 0
@@ -250,7 +250,7 @@ def _deliver(store: Store, run: RunDirectory, *, stale_s: float = STALE_SECONDS)
         return deliver_run(run, store, stale_s=stale_s)
 
 
-def mark_latest(study: str, fingerprint: str, *, uri: str, experiment: str) -> None:
+def set_latest_tag(study: str, fingerprint: str, *, uri: str, experiment: str) -> None:
     """Note in MLflow which variant of a study was launched last: the experiment tag ``study.<study>.latest``.
 
     Raises:
@@ -266,7 +266,7 @@ def pending(run: RunDirectory, *, uri: str, experiment: str, stale_s: float = ST
 
     Only a look is taken at whether a SQLite file is there at all: one that was deleted has nothing.
     """
-    sent = Notes(run, store_key(uri, experiment)).sent
+    sent = SyncState(run, store_key(uri, experiment)).sent
     standing = read_state(run, stale_s=stale_s)
     file = sqlite_file(absolute(uri))
     if not sent.run_id or (file is not None and not has_content(file)):
@@ -336,7 +336,7 @@ def refill(runs: Sequence[RunDirectory], *, study: str, tracking: Mapping[str, A
     """
     place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
     try:
-        wanted = Wanted(tags=("crisscross.run.identity",))
+        wanted = RunColumns(tags=("crisscross.run.identity",))
         there = {run["tags"].get("crisscross.run.identity") for run in study_runs(study, wanted=wanted, **place)}
     except TrackingError:  # no store, no experiment, or nobody there: the delivery makes them, or says so
         there = set()

@@ -38,12 +38,12 @@ class Order(TypedDict):
     interval_s: float
 
 
-class Courier:
+class SyncProcess:
     """Delivers runs again and again, and once more at the end.
 
     Nothing here raises into the job or makes it wait, except ``close``, for as long as it is told.
 
-        with Courier([run], uri=..., experiment=...):
+        with SyncProcess([run], uri=..., experiment=...):
             experiment.run(run)
     """
 
@@ -79,7 +79,7 @@ class Courier:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Courier:
+    def __enter__(self) -> SyncProcess:
         """Start the process."""
         # The order goes through the pipe: a URI may hold a password, and command lines are public.
         with contextlib.suppress(BrokenPipeError):

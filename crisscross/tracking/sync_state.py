@@ -45,7 +45,7 @@ class Sent:
     finished_as: int = 0
 
 
-class Notes:
+class SyncState:
     """The open ``tracking.json`` of a run, for one store.
 
     Attributes:

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from crisscross.run.metrics_log import Journal, read_journal
+from crisscross.run.metrics_log import MetricsLog, read_metrics
 from crisscross.run.run_dir import RunDirectory
-from crisscross.utils.distributed import World
+from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class CheckpointWriter:
             leftover.unlink(missing_ok=True)
 
 
-def load_newest(directory: Path, *, discard_damaged: bool = False) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def load_latest(directory: Path, *, discard_damaged: bool = False) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Load the newest checkpoint that is whole.
 
     Args:
@@ -209,17 +209,17 @@ class _HashingFile(io.RawIOBase):
 FROM_THE_START = {"step": 0, "history_step": 0, "metrics_bytes": 0}
 
 
-class Books:
+class CheckpointManager:
     """Checkpoints and history in a run directory.
 
     Attributes:
         journal: the history, on rank 0, once the books are open.
     """
 
-    journal: Journal
+    journal: MetricsLog
     _writer: CheckpointWriter
 
-    def __init__(self, run: RunDirectory, world: World) -> None:
+    def __init__(self, run: RunDirectory, world: DistributedContext) -> None:
         self.run, self.world = run, world
 
     def newest(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -229,12 +229,12 @@ class Books:
             OSError: when a checkpoint cannot be read: it may be whole.
         """
         loaded, error = None, None
-        if self.world.is_main:
+        if self.world.is_main_process:
             try:
-                loaded = load_newest(self.run.checkpoints, discard_damaged=True)
+                loaded = load_latest(self.run.checkpoints, discard_damaged=True)
             except OSError as problem:
                 error = problem
-        self.world.raise_first(error)
+        self.world.raise_on_any_rank(error)
         about = self.world.from_main(None if loaded is None else loaded[1])
         if about is None:
             return None, FROM_THE_START
@@ -252,11 +252,11 @@ class Books:
             ValueError, OSError: when the history is damaged or cannot be written.
         """
         error = None
-        if self.world.is_main:
+        if self.world.is_main_process:
             declared = read_json(self.run.path / "durable.json") or about
             history = max(about, declared, key=lambda entry: entry["history_step"])
             try:
-                self.journal = Journal(
+                self.journal = MetricsLog(
                     self.run.metrics_path, resume_at=history["metrics_bytes"], durable_step=history["history_step"]
                 )
                 self._writer = CheckpointWriter(
@@ -264,12 +264,12 @@ class Books:
                 )
             except (ValueError, OSError) as problem:
                 error = problem
-        self.world.raise_first(error)
+        self.world.raise_on_any_rank(error)
 
     def record(self, step: int, metrics: Mapping[str, float], *, measured: Mapping[str, float]) -> dict[str, float]:
         """Write a step's metrics, averaged over the ranks, and return them. Times and loads are those of rank 0."""
         metrics = self.world.mean(dict(metrics))
-        if self.world.is_main:
+        if self.world.is_main_process:
             self.journal.write(step, {**metrics, **measured})
         return metrics
 
@@ -281,7 +281,7 @@ class Books:
             OSError: when the history could not be.
         """
         error = None
-        if self.world.is_main:
+        if self.world.is_main_process:
             started = time.monotonic()
             try:
                 self._writer.save(step, state, metrics_bytes=self.journal.sync())
@@ -289,7 +289,7 @@ class Books:
                 error = problem
             held_up_ms = 1e3 * (time.monotonic() - started)
             logger.info("checkpoint at step %d held training up for %.0f ms", step, held_up_ms)
-        self.world.raise_first(error)
+        self.world.raise_on_any_rank(error)
 
     def make_durable(self) -> None:
         """Wait until the last checkpoint is on disk.
@@ -298,16 +298,16 @@ class Books:
             CheckpointError: when it could not be written.
         """
         error = None
-        if self.world.is_main:
+        if self.world.is_main_process:
             try:
                 self._writer.wait()
             except CheckpointError as problem:
                 error = problem
-        self.world.raise_first(error)
+        self.world.raise_on_any_rank(error)
 
     def close(self) -> None:
         """Let go of the run directory, whatever happened: no thread may write there once the lock is gone."""
-        if self.world.is_main:
+        if self.world.is_main_process:
             try:
                 self._writer.wait()
             except CheckpointError as error:
@@ -317,7 +317,7 @@ class Books:
     def summary(self, step: int) -> dict[str, Any]:
         """Return what ``result.json`` says of a training that has ended at ``step``; for rank 0."""
         last: dict[str, float] = {}
-        for line in read_journal(self.run.metrics_path):
+        for line in read_metrics(self.run.metrics_path):
             last = line["metrics"]
         checkpoint = checkpoint_path(self.run.checkpoints, step).name
         return {"steps": step, "checkpoint": f"checkpoints/{checkpoint}", "metrics": last}

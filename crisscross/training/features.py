@@ -22,9 +22,9 @@ from crisscross.data.loader import Clips, SegmentDataset, batch_loader
 from crisscross.data.media.decode import DecodeError
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import segment_views
-from crisscross.utils.distributed import World
+from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import read_json, write_json
-from crisscross.utils.signals import INTERRUPTION, Interrupted, leave_if_asked
+from crisscross.utils.signals import INTERRUPTION, Preempted, raise_if_preempted
 
 logger = logging.getLogger(__name__)
 SEGMENTS_PER_BATCH = 160
@@ -188,7 +188,7 @@ def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[in
                 if time.monotonic() - last_save > 60 * extraction.execution.checkpoint_minutes:
                     break
         if done < store.num_clips:
-            leave_if_asked()
+            raise_if_preempted()
 
 
 def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterator[dict[str, np.ndarray]]:
@@ -220,7 +220,7 @@ def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterato
             }
 
 
-class WholeSet:
+class TrainSetFeatures:
     """The training clips before an epoch, through the one feature extractor, shared out to all processes."""
 
     def __init__(
@@ -229,7 +229,7 @@ class WholeSet:
         clips: Clips,
         views: ViewSettings,
         execution: ExecutionSettings,
-        world: World,
+        world: DistributedContext,
         *,
         epoch: int,
         goes_on: bool,
@@ -267,10 +267,10 @@ class WholeSet:
         error: Exception | None = None
         try:
             self._extract(networks)
-        except (DecodeError, OSError, Interrupted) as problem:
+        except (DecodeError, OSError, Preempted) as problem:
             error = problem
         error = self._world.first_error(error)
-        if isinstance(error, Interrupted):
+        if isinstance(error, Preempted):
             INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
         if error is not None:
             raise error
@@ -279,12 +279,12 @@ class WholeSet:
     def _tidy(self) -> None:
         """Delete what no longer counts, before any process begins to look."""
         error: Exception | None = None
-        if self._world.is_main:
+        if self._world.is_main_process:
             try:
                 forget(self._run, all_but=self._folder if self._goes_on else None)
             except OSError as problem:
                 error = problem
-        self._world.raise_first(error)
+        self._world.raise_on_any_rank(error)
 
     def _read(self, letter: str) -> np.ndarray:
         stores = [self._store(rank) for rank in range(self._world.size) if len(self._rows(rank))]
@@ -314,7 +314,7 @@ class WholeSet:
             device=self._world.device,
         )
         said = reporter(self._run, phase=f"a look at all clips, epoch {self._epoch}", num_clips=store.num_clips)
-        extract(store, extraction, report=said if self._world.is_main else lambda done, rate: None)
+        extract(store, extraction, report=said if self._world.is_main_process else lambda done, rate: None)
 
 
 def forget(run: RunDirectory, *, all_but: Path | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-class Meter:
+class ThroughputMeter:
     """Throughput and time left, over the steps of this launch."""
 
     def __init__(self, samples_per_step: int) -> None:
@@ -63,7 +63,7 @@ INTERVAL_S = 5.0  # between two samples (chosen by us): a few points even for a 
 MEGABYTE = 1e6
 
 
-class MachineLoad:
+class SystemMonitor:
     """Samples the node of this process and the device that it computes on, every few seconds.
 
     What other jobs on a shared node do is counted too, except for the memory of the process itself.

@@ -22,18 +22,18 @@ from crisscross.config.training import TrainingSettings
 from crisscross.config.views import AudioTransformSettings, VideoTransformSettings, ViewSettings
 from crisscross.data.loader import Batch, Clips, ViewDataset, batch_loader
 from crisscross.data.media.decode import DecodeError
-from crisscross.data.sampler import PassRequests, StepPlan
+from crisscross.data.sampler import EpochPlan, RankBatches
 from crisscross.methods.base import Trainable
 from crisscross.optim.build import build_optimizer, set_learning_rates
 from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import augmented_views
-from crisscross.training.checkpoint import Books
-from crisscross.training.features import WholeSet, forget
-from crisscross.training.metrics import MachineLoad, Meter
-from crisscross.utils.distributed import World, data_parallel, share_buffers
+from crisscross.training.checkpoint import CheckpointManager
+from crisscross.training.features import TrainSetFeatures, forget
+from crisscross.training.metrics import SystemMonitor, ThroughputMeter
+from crisscross.utils.distributed import DistributedContext, data_parallel, share_buffers
 from crisscross.utils.rng import derive_key
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 
 Trained = TypeVar("Trained", bound=Trainable, covariant=True)
 """The kind of network."""
@@ -83,7 +83,7 @@ class NonFiniteLossError(RuntimeError):
 class Trainer(Generic[Trained]):
     """One process's part in a training."""
 
-    def __init__(self, run: RunDirectory, task: Task[Trained], world: World) -> None:
+    def __init__(self, run: RunDirectory, task: Task[Trained], world: DistributedContext) -> None:
         """Build everything and take the newest valid checkpoint, if there is one.
 
         Args:
@@ -101,13 +101,13 @@ class Trainer(Generic[Trained]):
                 f" choose a number of devices that divides {task.node}.micro_batch_size"
             )
         self.run, self.task, self.world = run, task, world
-        self.plan = StepPlan(
+        self.plan = EpochPlan(
             num_clips=len(task.clips),
             draws_per_clip=task.training.draws_per_clip,
             batch_size=task.training.global_batch_size,
             seed=task.seed,
             node=task.node,
-            pick=self._pick if task.network.picks_clips else None,
+            pick=self._pick if task.network.custom_sampling else None,
         )
         self.total_steps = task.training.epochs * self.plan.steps_per_epoch
         self.video_transform = VideoTransformSettings(**task.views.video.transform)
@@ -126,14 +126,14 @@ class Trainer(Generic[Trained]):
             )
         self.scaler = GradScaler(world.device.type, enabled=task.training.precision == "fp16")
         self.step = 0
-        self.books = Books(run, world)
+        self.books = CheckpointManager(run, world)
         about = self._resume()
         self._started_at = self.step
         kept = [epoch * self.plan.steps_per_epoch for epoch in task.training.keep_epochs]
         self.books.open(about, keep_steps=[*kept, self.total_steps])
         self._loss_of = self._wrapped()
-        self._meter = Meter(task.training.global_batch_size)
-        self._machine = MachineLoad(world.device)
+        self._meter = ThroughputMeter(task.training.global_batch_size)
+        self._machine = SystemMonitor(world.device)
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave; either way everything is on disk afterwards.
@@ -145,13 +145,13 @@ class Trainer(Generic[Trained]):
         try:
             try:
                 done = self.step >= self.total_steps or self._train(batches)
-            except Interrupted as signal_name:
+            except Preempted as signal_name:
                 logger.info("%s: stopped before step %d of %d", signal_name, self.step + 1, self.total_steps)
                 done = False
             if self.total_steps == 0:
                 self._save()
             self.books.make_durable()
-            if done and self.world.is_main:
+            if done and self.world.is_main_process:
                 forget(self.run)
             return done
         finally:
@@ -256,7 +256,7 @@ class Trainer(Generic[Trained]):
                     f" checkpoint is good; lower the learning rate or use {self.task.node}.precision=fp32."
                     f" Clips of this step: {shown}"
                 )
-        self.world.raise_first(error)
+        self.world.raise_on_any_rank(error)
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Yield this process's batch of every pass from the current step on."""
@@ -276,16 +276,16 @@ class Trainer(Generic[Trained]):
                 pin_memory=self.world.device.type == "cuda",
             )
             for batch in loader:
-                self.world.raise_first(batch if isinstance(batch, DecodeError) else None)
+                self.world.raise_on_any_rank(batch if isinstance(batch, DecodeError) else None)
                 yield batch
 
-    def _requests(self) -> Iterator[PassRequests]:
+    def _requests(self) -> Iterator[RankBatches]:
         """Yield what is to be decoded: all that is left, or epoch after epoch where the network picks the clips."""
         share = self.task.training.samples_per_pass // self.world.size
         step, per_epoch = self.step, self.plan.steps_per_epoch
         while step < self.total_steps:
-            end = (step // per_epoch + 1) * per_epoch if self.network.picks_clips else self.total_steps
-            yield PassRequests(self.plan, step, end, share=share, rank=self.world.rank, num_ranks=self.world.size)
+            end = (step // per_epoch + 1) * per_epoch if self.network.custom_sampling else self.total_steps
+            yield RankBatches(self.plan, step, end, share=share, rank=self.world.rank, num_ranks=self.world.size)
             step = end
 
     def _record(self, metrics: dict[str, float]) -> None:
@@ -293,7 +293,7 @@ class Trainer(Generic[Trained]):
         times = self._meter.tick()
         if self.step % self.task.tracking.log_every_steps == 0 or self.step == self.total_steps:
             metrics = self.books.record(self.step, metrics, measured={**times, **self._machine.sample()})
-        if self.world.is_main and self._meter.report_due():
+        if self.world.is_main_process and self._meter.report_due():
             self.run.write_progress(
                 state="running",
                 phase=self.task.phase,
@@ -338,7 +338,7 @@ class Trainer(Generic[Trained]):
                 network,
                 self.world,
                 uses_all_parameters=self.network.uses_all_parameters,
-                own_state=self.network.own_state,
+                replicated_buffers=self.network.replicated_buffers,
             )
         return network
 
@@ -349,7 +349,7 @@ class Trainer(Generic[Trained]):
 
     def _at_epoch_start(self) -> bool:
         """Whether an epoch begins here that the network wants to know of."""
-        return self.network.begins_epochs and self.step % self.plan.steps_per_epoch == 0
+        return self.network.needs_epoch_start and self.step % self.plan.steps_per_epoch == 0
 
     def _begin_epoch(self) -> None:
         """Let the network get ready.
@@ -359,15 +359,22 @@ class Trainer(Generic[Trained]):
         epoch = self.step // self.plan.steps_per_epoch
         share_buffers(self.network)
         task = self.task
-        goes_on = self.step == self._started_at
-        look = WholeSet(self.run, task.clips, task.views, task.execution, self.world, epoch=epoch, goes_on=goes_on)
+        look = TrainSetFeatures(
+            self.run,
+            task.clips,
+            task.views,
+            task.execution,
+            self.world,
+            epoch=epoch,
+            goes_on=self.step == self._started_at,
+        )
         seed = derive_key(self.task.seed, "epoch", epoch)
-        for parameter in self.network.begin_epoch(epoch, look.features_of, seed=seed):
+        for parameter in self.network.on_epoch_start(epoch, look.features_of, seed=seed):
             self.optimizer.state.pop(parameter, None)
         self.network.train()
 
     def _pick(self, epoch: int) -> np.ndarray:
-        return self.network.clips_of_epoch(self.plan.num_samples, seed=derive_key(self.task.seed, "pick", epoch))
+        return self.network.epoch_indices(self.plan.num_samples, seed=derive_key(self.task.seed, "pick", epoch))
 
     def _epoch_to_keep(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)

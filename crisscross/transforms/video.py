@@ -34,7 +34,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoDraws:
+class VideoParams:
     """What was drawn for each clip of a batch; NumPy arrays with one row a clip.
 
     Boxes are top, left, height, width as fractions of the frame. ``jitter_order`` (B, 4) holds the operations
@@ -52,9 +52,9 @@ class VideoDraws:
     blur_sigmas_px: np.ndarray
     cutouts_px: np.ndarray
 
-    def rows(self, wanted: slice | np.ndarray) -> VideoDraws:
+    def rows(self, wanted: slice | np.ndarray) -> VideoParams:
         """Return the draws of some of the clips."""
-        return VideoDraws(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
+        return VideoParams(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
 
 def augment_video(
@@ -98,7 +98,7 @@ def evaluate_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTr
     return _normalise_(torch.cat(crops), settings)
 
 
-def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoDraws:
+def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoParams:
     """Draw a batch's augmentations; row b depends on ``keys[b]``, ``aspect[b]`` and the settings alone."""
     aspect = _aspects(aspect)
     if np.shape(keys) != aspect.shape:
@@ -115,7 +115,7 @@ def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTra
     side = np.floor(cutout[:, 0] * settings.cutout_max_px) + 1
     side *= (chosen[:, 5] < settings.cutout_probability) & (settings.cutout_max_px > 0)
     corner = np.floor(cutout[:, 1:] * (settings.crop_px - side + 1)[:, None])
-    return VideoDraws(
+    return VideoParams(
         boxes=boxes,
         flip=chosen[:, 1] < settings.flip_probability,
         jitter_order=order,
@@ -127,7 +127,7 @@ def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTra
     )
 
 
-def apply_video(video: Tensor, draws: VideoDraws, settings: VideoTransformSettings) -> Tensor:
+def apply_video(video: Tensor, draws: VideoParams, settings: VideoTransformSettings) -> Tensor:
     """Carry out what was drawn: crop, flip, jitter, grayscale, blur, normalisation, cutout, in this order.
 
     Args:
@@ -202,7 +202,7 @@ def _jitter(keys: np.ndarray, settings: VideoTransformSettings, chosen: np.ndarr
     return order, np.array([1.0, 1.0, 1.0, 0.0]) + (2 * draw[:, 4:] - 1) * strength
 
 
-def _apply_part(video: Tensor, draws: VideoDraws, settings: VideoTransformSettings, out: Tensor) -> None:
+def _apply_part(video: Tensor, draws: VideoParams, settings: VideoTransformSettings, out: Tensor) -> None:
     """Augment clips into ``out``. ``place[i]`` is the clip that lies in row i while they are being sorted."""
     place = np.argsort(draws.jitter_order[:, 0], kind="stable")
     x = _crop(video[torch.from_numpy(place).to(video.device)], draws.boxes[place], draws.flip[place], settings)

@@ -28,7 +28,7 @@ COMPILED = "_orig_mod."
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among its fellows.
 
     Attributes:
@@ -43,7 +43,7 @@ class World:
     _control: dist.ProcessGroup | None = field(default=None, repr=False)
 
     @property
-    def is_main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
@@ -67,7 +67,7 @@ class World:
         dist.all_gather_object(errors, error, group=self._control)
         return next(item for item in errors if item is not None)
 
-    def raise_first(self, error: Exception | None) -> None:
+    def raise_on_any_rank(self, error: Exception | None) -> None:
         """Raise the first error that any process has, on all of them; do nothing when there is none."""
         error = self.first_error(error)
         if error is not None:
@@ -96,7 +96,7 @@ class World:
 
 
 @contextlib.contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str) -> Iterator[DistributedContext]:
     """Join the process group that the environment describes, if it describes one, and leave it at the end.
 
     Args:
@@ -108,13 +108,13 @@ def join_world(device: str) -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
     if size == 1:
-        yield World(rank=0, size=1, device=chosen)
+        yield DistributedContext(rank=0, size=1, device=chosen)
         return
     _check_address(os.environ.get("MASTER_ADDR", ""))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=JOIN_TIMEOUT)
     try:
         control = dist.new_group(backend="gloo")
-        yield World(rank=dist.get_rank(), size=size, device=chosen, _control=control)
+        yield DistributedContext(rank=dist.get_rank(), size=size, device=chosen, _control=control)
     finally:
         dist.destroy_process_group()
 
@@ -137,7 +137,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(gathered)
 
 
-def computed_once(compute: Callable[[], Computed]) -> Computed:
+def main_process_only(compute: Callable[[], Computed]) -> Computed:
     """Return what rank 0 computes, on every process; the others wait for it, ``JOIN_TIMEOUT`` at most.
 
     Args:
@@ -168,7 +168,7 @@ def share_buffers(network: nn.Module) -> None:
 
 
 def data_parallel(
-    network: nn.Module, world: World, *, uses_all_parameters: bool, own_state: Sequence[str] = ()
+    network: nn.Module, world: DistributedContext, *, uses_all_parameters: bool, replicated_buffers: Sequence[str] = ()
 ) -> DistributedDataParallel:
     """Return a network whose gradients are averaged over the processes.
 
@@ -176,10 +176,10 @@ def data_parallel(
         network: on the world's device.
         world: of more than one process.
         uses_all_parameters: whether every parameter gets a gradient in every pass.
-        own_state: buffers that every process changes alike by itself: they are not sent around.
+        replicated_buffers: buffers that every process changes alike by itself: they are not sent around.
     """
     on_gpu = world.device.type == "cuda"
-    own = [name for name, _ in network.named_buffers() if name.removeprefix(COMPILED) in own_state]
+    own = [name for name, _ in network.named_buffers() if name.removeprefix(COMPILED) in replicated_buffers]
     # It has no public way.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(

@@ -18,7 +18,10 @@ CODE_ROOT = Path(__file__).resolve().parents[2]
 """Where this code is: a checkout, a snapshot (launch/slurm/snapshot.py) or an installation."""
 
 CODE = ("crisscross", "experiments", "launch", "analysis", "pyproject.toml")
-"""What of the project a result can depend on; tests and documents do not make a checkout dirty."""
+"""What of the project a result can depend on, less ``DOCUMENTS``; tests and documents do not make a checkout dirty."""
+
+DOCUMENTS = ":(exclude,glob)**/*.md"
+"""A pathspec that leaves the README files out."""
 
 MAX_DIFF_BYTES = 2**20
 """What a run from a working tree keeps of uncommitted changes (chosen by us); a snapshot has its diff anyway."""
@@ -43,7 +46,7 @@ def _git_state(root: Path) -> dict[str, Any]:
         if not git(root, "ls-files", "-co", "--exclude-standard", "--", CODE[0]):
             return {}  # an installation that a repository around it ignores
         # The last option because a user may have set it to "no".
-        status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE)
+        status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE, DOCUMENTS)
     except (OSError, subprocess.SubprocessError):
         return {}
     lines = status.decode(errors="replace").splitlines()
@@ -106,7 +109,7 @@ def code_diff(root: Path, commit: str) -> bytes:
         OSError, SubprocessError: when git is not there or fails.
     """
     own_index = root / os.fsdecode(git(root, "rev-parse", "--git-path", "index")).removesuffix("\n")
-    new = os.fsdecode(git(root, "ls-files", "-o", "--exclude-standard", "-z", "--", *CODE)).split("\0")[:-1]
+    new = os.fsdecode(git(root, "ls-files", "-o", "--exclude-standard", "-z", "--", *CODE, DOCUMENTS)).split("\0")[:-1]
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"  # a copy: what somebody is about to commit there is not ours to change
         if own_index.is_file():
@@ -116,4 +119,4 @@ def code_diff(root: Path, commit: str) -> bytes:
         # Spelled out, because a user's settings could make it something that git apply does not take.
         style = ["--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"]
         style += ["--src-prefix=a/", "--dst-prefix=b/"]
-        return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, index=index)
+        return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, DOCUMENTS, index=index)

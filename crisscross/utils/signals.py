@@ -18,7 +18,7 @@ PEER_LOST_EXIT_CODE = 76
 """EX_PROTOCOL of sysexits.h: another process of the same job is gone. Nothing wrong with this one, run it again."""
 
 
-class Interruption:
+class ShutdownSignal:
     """The flag that the handlers set."""
 
     def __init__(self) -> None:
@@ -50,29 +50,29 @@ class Interruption:
         self.signal_name = signal.Signals(number).name
 
 
-class Interrupted(Exception):
+class Preempted(Exception):
     """Raised where a job can leave in good order, because a signal asked it to; the message is the signal's name."""
 
 
-INTERRUPTION = Interruption()
+INTERRUPTION = ShutdownSignal()
 """Signal handlers belong to the process, so there is one flag a process."""
 
 
-def leave_if_asked() -> None:
+def raise_if_preempted() -> None:
     """Stop here when a signal asked the job to leave.
 
     Raises:
         Interrupted: naming the signal.
     """
     if INTERRUPTION.requested:
-        raise Interrupted(INTERRUPTION.signal_name)
+        raise Preempted(INTERRUPTION.signal_name)
 
 
 WORKER_GRACE_S = 30
 """How long a loader worker outlives a SIGTERM (chosen by us): longer than any step."""
 
 
-def outlive_signals() -> None:
+def ignore_in_worker() -> None:
     """In a forked loader worker: do not die of what tells the whole process group to leave.
 
     The training process still needs its workers to finish the step that it is in, and a worker that dies makes PyTorch

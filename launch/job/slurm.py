@@ -23,7 +23,7 @@ from pathlib import Path
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, INTERRUPTION, PEER_LOST_EXIT_CODE
 from launch.job.run import report_failures, run_experiment
-from launch.slurm.assignments import Batch, is_given_to
+from launch.slurm.assignments import SbatchCall, is_given_to
 
 COURIER_SECONDS = 30.0
 """How long the last delivery to an MLflow server may hold up the end of a job; what it misses waits (chosen by us)."""
@@ -34,7 +34,7 @@ HURRIED_COURIER_SECONDS = 3.0
 
 def run_task(folder: Path) -> int:
     """Run the experiment that this array task was given and return the exit code."""
-    batch = Batch(folder)
+    batch = SbatchCall(folder)
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
         run = RunDirectory.open(batch.run_path(index))
@@ -84,10 +84,10 @@ def _delivering(run: RunDirectory) -> Iterator[None]:
     if tracking["delivery"] != "direct" or not is_first_rank():
         yield
         return
-    from crisscross.tracking.sync_process import Courier
+    from crisscross.tracking.sync_process import SyncProcess
 
     # In a hurry when told to leave, and when something went wrong: Slurm may be about to kill us.
-    with Courier(
+    with SyncProcess(
         [run], uri=tracking["uri"], experiment=tracking["experiment"], timeout_s=HURRIED_COURIER_SECONDS
     ) as courier:
         yield
@@ -155,7 +155,7 @@ def write_to(log: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJobInfo:
     """What Slurm says of this job.
 
     Attributes:
@@ -169,7 +169,7 @@ class Job:
     is_preempted: bool
 
 
-def look() -> Job:
+def query_job() -> SlurmJobInfo:
     """Ask ``scontrol show job`` until it answers: many jobs that end at the same moment all ask at once."""
     for attempt in range(LOOKS):
         if attempt:
@@ -179,11 +179,11 @@ def look() -> Job:
         if "JobState" in found:
             is_running = found["JobState"] == "RUNNING"
             is_promised = found.get("PreemptTime", "None") not in ("None", "N/A", "Unknown")
-            return Job(True, is_running, is_running and is_promised)
-    return Job(False, False, False)
+            return SlurmJobInfo(True, is_running, is_running and is_promised)
+    return SlurmJobInfo(False, False, False)
 
 
-def go_on_later(job: Job, signal_name: str | None) -> bool:
+def requeue_or_wait(job: SlurmJobInfo, signal_name: str | None) -> bool:
     """See to it that an interrupted job starts again, where that is ours to do; for one process of the job.
 
     After SIGUSR2 the job is put back into the queue. After SIGTERM nothing is asked for: Slurm queues a job again that
@@ -208,10 +208,10 @@ def go_on_later(job: Job, signal_name: str | None) -> bool:
     return job.is_preempted
 
 
-def leave_alone() -> None:
+def requeue_sweep_job() -> None:
     """Leave an interrupted job of hydra-submitit-launcher, whose script ends with srun; for every rank."""
     if is_first_rank():
-        go_on_later(look(), INTERRUPTION.signal_name)
+        requeue_or_wait(query_job(), INTERRUPTION.signal_name)
     else:
         time.sleep(2 * SCONTROL_TIMEOUT_S)
 

@@ -14,7 +14,7 @@ from launch.study.graph import Experiment
 
 
 @dataclass
-class Job:
+class LocalJob:
     """One experiment of a launch.
 
     Attributes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.console import say, short_path, this_command
-from launch.local.jobs import Job
+from launch.local.jobs import LocalJob
 from launch.run_log import warnings_in
 from launch.study.record import last_lines
 
@@ -16,7 +16,7 @@ LOG_LINES = 10
 """Lines of a failed experiment's log that are shown."""
 
 
-def report_warnings(jobs: Sequence[Job], console: Console) -> None:
+def report_warnings(jobs: Sequence[LocalJob], console: Console) -> None:
     """Show what the runs of this launch have warned of, each once, and in which log it stands."""
     logs: dict[str, list[Path]] = {}
     for job in jobs:
@@ -28,7 +28,7 @@ def report_warnings(jobs: Sequence[Job], console: Console) -> None:
         say(console, f"warning: {text} (log: {short_path(paths[0])}{others})", style="yellow")
 
 
-def report_failures(jobs: Sequence[Job], console: Console) -> int:
+def report_failures(jobs: Sequence[LocalJob], console: Console) -> int:
     """Say what did not end well and return the exit code."""
     for job in jobs:
         if job.state == "failed":

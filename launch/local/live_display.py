@@ -16,7 +16,7 @@ from rich.text import Text
 from launch.console import clock, describe
 
 if TYPE_CHECKING:
-    from launch.local.jobs import Job
+    from launch.local.jobs import LocalJob
 
 
 HEARTBEAT_S = 10.0
@@ -39,13 +39,13 @@ class Display:
         self._console = console
         self._at_a_time = max(1, at_a_time)
         self._heartbeat_s = heartbeat_s
-        self._jobs: Sequence[Job] = ()
+        self._jobs: Sequence[LocalJob] = ()
         self._live: Live | None = None
         self._began = time.time()
         self._next_heartbeat = self._began + heartbeat_s
 
     @contextlib.contextmanager
-    def showing(self, jobs: Sequence[Job]) -> Iterator[None]:
+    def showing(self, jobs: Sequence[LocalJob]) -> Iterator[None]:
         """Show these jobs for as long as the block lasts."""
         self._jobs = jobs
         if not self._console.is_terminal:
@@ -60,7 +60,7 @@ class Display:
         """Print one line that stays."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def event(self, job: Job, what: str) -> None:
+    def event(self, job: LocalJob, what: str) -> None:
         """Tell that a job has started or ended."""
         took = f" ({clock(job.ended - job.started)})" if job.ended and job.started else ""
         elapsed = clock(time.time() - self._began)
@@ -105,7 +105,7 @@ class Display:
         return Group(table, Text(self.overall(), style="bold"))
 
 
-def time_left_s(jobs: Sequence[Job], *, at_a_time: int) -> tuple[float | None, bool]:
+def time_left_s(jobs: Sequence[LocalJob], *, at_a_time: int) -> tuple[float | None, bool]:
     """Estimate how long a launch still takes.
 
     Every waiting experiment is taken to last as long as the mean of its kind, and the work to spread evenly.

@@ -18,7 +18,7 @@ from pathlib import Path
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE
 from launch.environment import ENVIRONMENT_EXIT_CODE
-from launch.local.jobs import Job, job_command
+from launch.local.jobs import LocalJob, job_command
 from launch.local.live_display import Display
 from launch.resources import Capacity, job_environment, num_processes
 from launch.study.graph import Graph
@@ -60,7 +60,7 @@ class LocalRunner:
     command: Callable[[Path], Sequence[str]] = job_command
     poll_s: float = 0.2
     stop_seconds: float = STOP_SECONDS
-    jobs: dict[str, Job] = field(init=False)
+    jobs: dict[str, LocalJob] = field(init=False)
     unusable: str = field(init=False, default="")
     _has_begun: bool = field(init=False, default=False)
     _stop_asked: float | None = field(init=False, default=None)
@@ -68,7 +68,7 @@ class LocalRunner:
     _stop_deadline: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.jobs = {item.identity: Job(item, self.runs[item.identity]) for item in self.graph}
+        self.jobs = {item.identity: LocalJob(item, self.runs[item.identity]) for item in self.graph}
         for job in self.jobs.values():
             if job.run.result is not None:
                 job.state, job.kept = "done", True
@@ -82,7 +82,7 @@ class LocalRunner:
         """Whether a signal ended the launch."""
         return self._stop_asked is not None
 
-    def run(self) -> list[Job]:
+    def run(self) -> list[LocalJob]:
         """Run everything that can run and return how each experiment ended."""
         with self._signals(), self.display.showing(list(self.jobs.values())):
             try:
@@ -118,13 +118,13 @@ class LocalRunner:
                 break  # the first one shows whether any can run here
         return any(job.state not in ENDED for job in self.jobs.values())
 
-    def _running(self) -> list[Job]:
+    def _running(self) -> list[LocalJob]:
         return [job for job in self.jobs.values() if job.state == "running"]
 
-    def _parents(self, job: Job) -> list[Job]:
+    def _parents(self, job: LocalJob) -> list[LocalJob]:
         return [self.jobs[parent.identity] for parent in job.experiment.parents]
 
-    def _block(self, job: Job) -> None:
+    def _block(self, job: LocalJob) -> None:
         """End what cannot run because a parent ended without a result."""
         states = {parent.state for parent in self._parents(job)}
         if states & {"failed", "parent failed"}:
@@ -133,16 +133,16 @@ class LocalRunner:
         elif states & {"interrupted", "parent interrupted"}:
             self._end(job, "parent interrupted")
 
-    def _busy(self) -> list[Job]:
+    def _busy(self) -> list[LocalJob]:
         return [job for job in self.jobs.values() if job.state in ("running", "attached")]
 
-    def _is_ready(self, job: Job, busy: Sequence[Job]) -> bool:
+    def _is_ready(self, job: LocalJob, busy: Sequence[LocalJob]) -> bool:
         if any(parent.state != "done" for parent in self._parents(job)):
             return False
         used = sum(self.capacity.cost(other.experiment.config) for other in busy)
         return used + self.capacity.cost(job.experiment.config) <= self.capacity.total or not busy
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: LocalJob) -> None:
         try:
             if job.run.is_running:
                 job.state, job.started = "attached", None
@@ -156,7 +156,7 @@ class LocalRunner:
         job.state = "running"
         self.display.event(job, "started" if not job.run.checkpoints.is_dir() else "started again, resumes")
 
-    def _start_process(self, job: Job) -> None:
+    def _start_process(self, job: LocalJob) -> None:
         config = job.experiment.config
         job.gpus = self._free_gpus(num_processes(config))
         job.started = time.time()
@@ -179,7 +179,7 @@ class LocalRunner:
         used = [gpu for job in self._running() for gpu in job.gpus]
         return tuple(sorted(self.capacity.gpus, key=used.count)[:count])
 
-    def _reap(self, job: Job) -> None:
+    def _reap(self, job: LocalJob) -> None:
         code = job.child.poll()
         if code is None:
             return
@@ -196,7 +196,7 @@ class LocalRunner:
             job.reason = _reason(job, code)
             self._end(job, "failed")
 
-    def _look_at_attached(self, job: Job) -> None:
+    def _look_at_attached(self, job: LocalJob) -> None:
         if job.run.result is not None:
             self._end(job, "done")
         elif not job.run.is_running:
@@ -207,7 +207,7 @@ class LocalRunner:
             else:
                 job.state = "waiting"  # it was interrupted: ours to go on with
 
-    def _end(self, job: Job, state: str) -> None:
+    def _end(self, job: LocalJob, state: str) -> None:
         job.state, job.ended = state, time.time()
         said = job.run.progress or {}
         if _PROGRESS_STATES.get(state, said.get("state")) != said.get("state"):  # killed, or never started
@@ -251,7 +251,7 @@ class LocalRunner:
                 signal.signal(number, handler)
 
 
-def _reason(job: Job, code: int) -> str:
+def _reason(job: LocalJob, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -50,7 +50,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Task:
+class ArrayTask:
     """One task of an array: of a planned one, or of one that is in the queue already."""
 
     array: Array
@@ -71,7 +71,7 @@ class After:
         by_index: the whole of an array, task i before task i (``aftercorr``); ``tasks`` is then empty.
     """
 
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[ArrayTask, ...] = ()
     by_index: Array | None = None
 
     @property
@@ -94,7 +94,7 @@ class Planner:
 
     kind_of: Callable[[Experiment], str]
     max_array_size: int
-    queued: Mapping[str, Task] = field(default_factory=dict)
+    queued: Mapping[str, ArrayTask] = field(default_factory=dict)
 
     def plan(self, experiments: Sequence[Experiment]) -> list[Array]:
         """Return the arrays in the order in which they are to be submitted.
@@ -106,7 +106,7 @@ class Planner:
         tasks = dict(self.queued)
         arrays: list[Array] = []
         for level in _levels(experiments):
-            groups: dict[tuple[str, Array | tuple[Task, ...] | None], list[Experiment]] = {}
+            groups: dict[tuple[str, Array | tuple[ArrayTask, ...] | None], list[Experiment]] = {}
             for experiment in level:
                 parents = tuple(tasks[parent.identity] for parent in experiment.parents if parent.identity in tasks)
                 key = None if not parents else parents[0].array if len(parents) == 1 else parents
@@ -114,11 +114,15 @@ class Planner:
             for (kind, key), members in groups.items():
                 for array in self._arrays(kind, key, members, tasks):
                     arrays.append(array)
-                    tasks.update({item.identity: Task(array, index) for index, item in array.tasks.items()})
+                    tasks.update({item.identity: ArrayTask(array, index) for index, item in array.tasks.items()})
         return arrays
 
     def _arrays(
-        self, kind: str, key: Array | tuple[Task, ...] | None, members: Sequence[Experiment], tasks: Mapping[str, Task]
+        self,
+        kind: str,
+        key: Array | tuple[ArrayTask, ...] | None,
+        members: Sequence[Experiment],
+        tasks: Mapping[str, ArrayTask],
     ) -> Iterator[Array]:
         if not isinstance(key, Array):
             after = None if key is None else After(key)
@@ -136,7 +140,7 @@ class Planner:
                 yield Array(kind, chosen, After(by_index=key))
             return
         for index, children in sorted(by_parent.items()):  # an array a parent
-            yield from self._arrays(kind, (Task(key, index),), children, tasks)
+            yield from self._arrays(kind, (ArrayTask(key, index),), children, tasks)
 
 
 def _levels(experiments: Sequence[Experiment]) -> list[list[Experiment]]:

@@ -29,7 +29,7 @@ LOCK_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class Batch:
+class SbatchCall:
     """One sbatch call: its folder is all that its jobs are handed.
 
     Attributes:
@@ -39,7 +39,7 @@ class Batch:
     folder: Path
 
     @classmethod
-    def create(cls, runs_root: Path, *, kind: str, runs: Mapping[int, Path], dependency: str | None) -> Batch:
+    def create(cls, runs_root: Path, *, kind: str, runs: Mapping[int, Path], dependency: str | None) -> SbatchCall:
         """Make the folder of a batch.
 
         Args:
@@ -114,7 +114,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Assignment:
     """The job that an experiment, or a study's table, was given to.
 
     Attributes:
@@ -123,7 +123,7 @@ class Claim:
         cancelled: when ``launch/cancel.py`` ended it, in Unix seconds; 0 = it did not.
     """
 
-    batch: Batch
+    batch: SbatchCall
     index: int | None
     cancelled: float = 0.0
 
@@ -145,7 +145,7 @@ def user_name() -> str:
     return str(os.getuid())
 
 
-def read_claim(path: Path, runs_root: Path) -> Claim | None:
+def read_claim(path: Path, runs_root: Path) -> Assignment | None:
     """Read a claim; None when there is none.
 
     Args:
@@ -155,17 +155,17 @@ def read_claim(path: Path, runs_root: Path) -> Claim | None:
     content = read_json(path)
     if not content:
         return None
-    batch = Batch(slurm_folder(runs_root.resolve()) / content["batch"])
-    return Claim(batch, content["index"], content.get("cancelled", 0.0))
+    batch = SbatchCall(slurm_folder(runs_root.resolve()) / content["batch"])
+    return Assignment(batch, content["index"], content.get("cancelled", 0.0))
 
 
-def is_given_to(batch: Batch, index: int, run: RunDirectory) -> bool:
+def is_given_to(batch: SbatchCall, index: int, run: RunDirectory) -> bool:
     """Whether an array task is the one that runs an experiment: another submission may have taken it over."""
     claim = read_claim(claim_path(run.path), batch.folder.parents[1])
     return claim is not None and (claim.batch.name, claim.index) == (batch.name, index)
 
 
-def queue_of(claims: Iterable[Claim]) -> Queue:
+def queue_of(claims: Iterable[Assignment]) -> Queue:
     """Ask squeue once about the jobs of these claims, whoever submitted them.
 
     Raises:
@@ -176,12 +176,12 @@ def queue_of(claims: Iterable[Claim]) -> Queue:
     return read_queue({*others, user_name()} if others else ())
 
 
-def write_claim(path: Path, claim: Claim) -> None:
+def write_claim(path: Path, claim: Assignment) -> None:
     """Write a claim in the place of one that is void. Only under ``submitting``."""
     write_json(path, {"batch": claim.batch.name, "index": claim.index, "cancelled": claim.cancelled})
 
 
-def withdraw_claim(path: Path, batch: Batch) -> None:
+def withdraw_claim(path: Path, batch: SbatchCall) -> None:
     """Take back the claim of a batch that was not submitted."""
     if (read_json(path) or {}).get("batch") == batch.name:
         path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
-from launch.slurm.assignments import Claim, queue_of, read_claim
+from launch.slurm.assignments import Assignment, queue_of, read_claim
 from launch.slurm.commands import NoSlurmError, Queue, QueuedTask, read_ended
 from launch.study.graph import Graph
 from launch.study.record import StudyRunningError, claim_path, last_lines, record_path, table_claim_path
@@ -79,10 +79,10 @@ class SlurmView:
     """
 
     queue: Queue | None = None
-    claims: Mapping[Path, Claim] = field(default_factory=dict)
+    claims: Mapping[Path, Assignment] = field(default_factory=dict)
     ended: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
 
-    def task(self, claim: Claim) -> QueuedTask | None:
+    def task(self, claim: Assignment) -> QueuedTask | None:
         """Return the job of a claim, None when it is not in the queue."""
         return None if self.queue is None else claim.task_in(self.queue)
 
@@ -100,7 +100,7 @@ def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmVi
     Raises:
         SlurmError: when there are such jobs and Slurm does not answer.
     """
-    claims: dict[Path, Claim] = {}
+    claims: dict[Path, Assignment] = {}
     for path in _paths(runs_root, records):
         claim = None if (path / "result.json").is_file() else read_claim(claim_path(path), runs_root)
         if claim is not None:
@@ -115,7 +115,7 @@ def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmVi
     return SlurmView(queue, claims, ended)
 
 
-def table_claim(runs_root: Path, record: Mapping[str, Any]) -> Claim | None:
+def table_claim(runs_root: Path, record: Mapping[str, Any]) -> Assignment | None:
     """Return the claim of a study's table."""
     path = record_path(runs_root, f"{record['study']}.{record['fingerprint']}")
     return read_claim(table_claim_path(path), runs_root)
@@ -171,7 +171,7 @@ def _blocked_by(parents: Sequence[Path], slurm: SlurmView) -> str:
 
 
 def _on_slurm(
-    claim: Claim,
+    claim: Assignment,
     slurm: SlurmView,
     path: Path,
     parents: Sequence[Path],
@@ -201,7 +201,7 @@ def _on_slurm(
 
 
 def _how_it_ended(
-    claim: Claim, slurm: SlurmView, path: Path, parents: Sequence[Path], progress: Mapping[str, Any]
+    claim: Assignment, slurm: SlurmView, path: Path, parents: Sequence[Path], progress: Mapping[str, Any]
 ) -> tuple[str, str]:
     """Return state and reason of an experiment whose job is gone from the queue without a result."""
     if claim.cancelled:
@@ -237,7 +237,7 @@ _WORDS = {
 """What progress.json says of an experiment whose job has ended like this."""
 
 
-def settle(runs_root: Path, records: Sequence[Mapping[str, Any]], slurm: SlurmView) -> None:
+def record_final_states(runs_root: Path, records: Sequence[Mapping[str, Any]], slurm: SlurmView) -> None:
     """Write into run directories what has become of jobs that could not say it themselves.
 
     Args:

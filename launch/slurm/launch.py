@@ -9,7 +9,7 @@ from rich.console import Console
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.sync import catch_up, refill
 from launch.console import print_graph, print_header, say, this_command
-from launch.results import print_table, say_next
+from launch.results import print_next_steps, print_table
 from launch.slurm.arrays import Array, Planner
 from launch.slurm.commands import SlurmError, site_facts
 from launch.slurm.job_status import states_of
@@ -77,7 +77,7 @@ def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_rep
     if has_report:
         return 0
     has_table = print_table(plan, console)
-    say_next(plan, console)
+    print_next_steps(plan, console)
     return 0 if has_table else 1
 
 
@@ -179,4 +179,4 @@ def _report(plan: Plan, done: Submission, console: Console) -> None:
         say(console, f"when the cause is gone: {this_command()}")
     elif done.num_calls:
         say(console, "this shell may be closed: the jobs run, resume and finish by themselves")
-    say_next(plan, console)
+    print_next_steps(plan, console)

@@ -13,7 +13,7 @@ from crisscross.tracking.client import TrackingError, check_port
 from crisscross.tracking.sync import catch_up, pending
 from crisscross.utils.redact import mask_passwords
 from launch.slurm.commands import SlurmError
-from launch.slurm.job_status import read_slurm, settle
+from launch.slurm.job_status import read_slurm, record_final_states
 from launch.study.record import read_records
 from launch.tracking import note_latest
 
@@ -30,7 +30,7 @@ def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> l
     """
     lines = []
     try:
-        settle(runs_root, records, read_slurm(runs_root, records))
+        record_final_states(runs_root, records, read_slurm(runs_root, records))
     except SlurmError as error:  # deliver all the same
         lines.append(f"Slurm: {error}")
     for (uri, experiment), runs in stores(runs_root, records).items():

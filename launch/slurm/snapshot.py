@@ -102,6 +102,8 @@ def _read(source: Path) -> _Files:
     files: dict[str, tuple[bool, bytes]] = {}
     num_bytes = 0
     for name, path in _follow_links(source, names, lister):
+        if name.endswith(".md"):  # no result depends on documents
+            continue
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())

@@ -17,8 +17,16 @@ from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import write_text
-from launch.slurm.arrays import Array, Planner, Task
-from launch.slurm.assignments import Batch, Claim, queue_of, read_claim, submitting, withdraw_claim, write_claim
+from launch.slurm.arrays import Array, ArrayTask, Planner
+from launch.slurm.assignments import (
+    Assignment,
+    SbatchCall,
+    queue_of,
+    read_claim,
+    submitting,
+    withdraw_claim,
+    write_claim,
+)
 from launch.slurm.commands import NoSlurmError, Queue, SlurmError, SlurmSilentError, check, site_facts, slurm, submit
 from launch.slurm.script import script_text
 from launch.study.cluster import ClusterSettings, resource_kind
@@ -45,7 +53,7 @@ class Submission:
         not_submitted: experiments that it did not take.
     """
 
-    kept: dict[str, Task] = field(default_factory=dict)
+    kept: dict[str, ArrayTask] = field(default_factory=dict)
     elsewhere: list[Experiment] = field(default_factory=list)
     arrays: list[Array] = field(default_factory=list)
     table_job: str | None = None
@@ -111,7 +119,7 @@ class Submitter:
         done.seconds = time.monotonic() - began
         return done
 
-    def _quiet_queue(self, claims: Sequence[Claim]) -> Queue:
+    def _quiet_queue(self, claims: Sequence[Assignment]) -> Queue:
         """Ask squeue until none of these jobs is just ending: it may leave a result or nothing, and soon be gone."""
         deadline = time.monotonic() + ENDING_SECONDS
         told = False
@@ -178,7 +186,7 @@ class Submitter:
                 assert claim.index is not None  # a table's job alone is in no array
                 kind = claim.batch.about.get("kind", "")
                 array = arrays.setdefault(task.job_id, Array(kind, {}, job_id=task.job_id))
-                found.kept[experiment.identity] = Task(array, claim.index)
+                found.kept[experiment.identity] = ArrayTask(array, claim.index)
         if orphans:
             slurm("scancel", *orphans)
         found.elsewhere = list(elsewhere.values())
@@ -187,9 +195,9 @@ class Submitter:
     def _submit_array(self, array: Array, runs: Mapping[str, RunDirectory]) -> None:
         """Claim, submit, note: in this order, so that a crash in between leaves a trace that the next launch reads."""
         paths = {index: runs[item.identity].path for index, item in array.tasks.items()}
-        batch = Batch.create(self.runs_root, kind=array.kind, runs=paths, dependency=array.dependency)
+        batch = SbatchCall.create(self.runs_root, kind=array.kind, runs=paths, dependency=array.dependency)
         for index, path in paths.items():
-            write_claim(claim_path(path), Claim(batch, index))
+            write_claim(claim_path(path), Assignment(batch, index))
             runs[array.tasks[index].identity].say_queued()
         write_text(batch.script, self.script_of(array, batch.folder))
         try:
@@ -241,9 +249,9 @@ class Submitter:
             slurm("scancel", waiting.job_id)
         arrays = [*(task.array for task in done.kept.values()), *done.arrays]
         after = sorted({array.submitted_id for array in arrays})
-        batch = Batch.create(self.runs_root, kind="table", runs={}, dependency=":".join(["afterany", *after]))
+        batch = SbatchCall.create(self.runs_root, kind="table", runs={}, dependency=":".join(["afterany", *after]))
         write_text(batch.script, self.table_script(record, batch.folder, after=after))
-        write_claim(path, Claim(batch, None))
+        write_claim(path, Assignment(batch, None))
         try:
             done.table_job = _submit(batch)
         except (SlurmError, OSError) as error:
@@ -252,7 +260,7 @@ class Submitter:
         done.num_calls += 1
 
 
-def _submit(batch: Batch) -> str:
+def _submit(batch: SbatchCall) -> str:
     """Hand a batch to sbatch; where that fails, look whether Slurm has taken the job nevertheless.
 
     sbatch gives up on a controller that answers too late, which may have queued the job all the same.

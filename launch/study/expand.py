@@ -20,7 +20,7 @@ from crisscross.config.experiment import (
 from crisscross.config.method import modalities_of
 from crisscross.utils.plain import canonical_json, plain_copy
 from launch.study.cluster import ClusterSettings, resource_kind_of
-from launch.study.overrides import Routed, compose_config, groups_of, has_key
+from launch.study.overrides import RoutedOverrides, compose_config, groups_of, has_key
 from launch.tracking import resolve
 
 
@@ -105,7 +105,7 @@ class Composer:
 
     def __init__(
         self,
-        routed: Routed,
+        routed: RoutedOverrides,
         study: StudySettings,
         *,
         roots: Mapping[str, str],

@@ -29,7 +29,7 @@ LAUNCH_KEYS = ("seeds", "fair", "roots", "dry_run", "max_parallel", "study.floor
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutedOverrides:
     """Overrides by where they go.
 
     Attributes:
@@ -98,7 +98,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def route(arguments: Sequence[str], *, study: str) -> Routed:
+def route(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
     """Say which override goes where; call it inside ``hydra_configs``.
 
     Args:
@@ -124,7 +124,7 @@ def route(arguments: Sequence[str], *, study: str) -> Routed:
             raise ValueError(
                 f"{item.input_line}: a study sweeps over {', '.join([*axes, 'seeds'])} only: give one value"
             )
-    return Routed(launch, whole_study, launcher, _route_to_kinds(rest, extra=_keys(launch)))
+    return RoutedOverrides(launch, whole_study, launcher, _route_to_kinds(rest, extra=_keys(launch)))
 
 
 def _at_scale(study: str, overrides: Sequence[Override]) -> str:

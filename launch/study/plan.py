@@ -24,7 +24,7 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.plain import canonical_json
 from launch.study.expand import Composer, LaunchSettings, StudySettings, known_roots, without_unknown
 from launch.study.graph import Experiment, Graph
-from launch.study.overrides import Routed, hydra_configs, route
+from launch.study.overrides import RoutedOverrides, hydra_configs, route
 from launch.study.record import write_record
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -98,7 +98,7 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
     return Plan(launch, graph, study_fingerprint(families), tuple(overrides), (*left_out, *ineffective))
 
 
-def _families_of_whole(routed: Routed, launch: LaunchSettings) -> set[str]:
+def _families_of_whole(routed: RoutedOverrides, launch: LaunchSettings) -> set[str]:
     """Return the families of all that a study could run, whichever part of it was asked for; empty where axes are keys.
 
     A value of an axis that changes much of a config, such as a method, cannot be left out of it: launches of parts of

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.make_tables import main, print_tables
 from crisscross.tracking.query import search_runs
-from crisscross.tracking.sync import mark_latest
+from crisscross.tracking.sync import set_latest_tag
 
 from .conftest import Study
 
@@ -174,7 +174,7 @@ def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path
     assert "not comparable" not in words(printed)
     assert "uv run analysis/make_tables.py --study relaxation --fingerprint 0123abcd" in printed
     assert "0123abcd" not in _written(tmp_path / "tables", "md").read_text()
-    mark_latest("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
+    set_latest_tag("relaxation", "0123abcd", uri=study.uri, experiment="crisscross")
     assert main(out) == 0
     assert cells(capsys.readouterr().out)["mild"] == ["50.0"] * 3
     assert main([*out, "--fingerprint", "89abcdef"]) == 0
@@ -203,7 +203,7 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
         assert ("is the server up?" if what == "refused" else "`uv run launch/sweep_relaxation.py`") in line
     assert main(["--uri", "mlruns", *out]) == 1
     assert "is no MLflow store" in one_line(capsys)
-    mark_latest("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
+    set_latest_tag("relaxation", "89abcdef", uri=study.uri, experiment="crisscross")
     assert main(["--uri", study.uri, *out]) == 1
     assert "has no runs of the study relaxation" in one_line(capsys)
     study.pretraining("mild")

@@ -15,7 +15,7 @@ from analysis.make_tables import print_all
 from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, tidy
 from crisscross.tracking import query
 from crisscross.tracking.client import TrackingError
-from crisscross.tracking.query import Wanted, experiment_tags, search_runs, study_runs
+from crisscross.tracking.query import RunColumns, experiment_tags, search_runs, study_runs
 from crisscross.utils.files import file_lock
 from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
 from tests.tracking.jobs import client
@@ -74,7 +74,7 @@ def by_client(monkeypatch: pytest.MonkeyPatch):
     return ask
 
 
-def _read(store: Made, wanted: Wanted) -> list[str]:
+def _read(store: Made, wanted: RunColumns) -> list[str]:
     runs = study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT)
     return [json.dumps(run, sort_keys=True) for run in runs]  # in which NaN equals NaN
 
@@ -82,9 +82,9 @@ def _read(store: Made, wanted: Wanted) -> list[str]:
 @pytest.mark.parametrize(
     "wanted",
     [
-        Wanted((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
-        Wanted(tags=("crisscross.run.identity",)),
-        Wanted(params=("data.fingerprint",), metrics=""),
+        RunColumns((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
+        RunColumns(tags=("crisscross.run.identity",)),
+        RunColumns(params=("data.fingerprint",), metrics=""),
     ],
     ids=["tables", "identities", "all metrics"],
 )
@@ -96,7 +96,7 @@ def test_sql_and_mlflows_client_say_the_same(store, by_client, wanted):
 
 
 def test_the_oddities_are_there(store):
-    told = "\n".join(_read(store, Wanted(("crisscross.error",), (), METRICS)))
+    told = "\n".join(_read(store, RunColumns(("crisscross.error",), (), METRICS)))
     assert "NaN" in told
     assert "1.7976931348623157e+308" in told  # how MLflow keeps infinity
     assert '"metrics": {}' in told
@@ -118,7 +118,7 @@ def test_tables_are_byte_identical_either_way(store, by_client, tmp_path, capsys
 
 def test_everything_that_has_a_column_is_read(store):
     everything = search_runs(f"tags.`study.{store.name}` LIKE '%'", uri=store.uri, experiment=EXPERIMENT)
-    wanted = Wanted((*COLUMNS_OF_TAGS.values(), f"study.{store.name}"), PARAMS, METRICS)
+    wanted = RunColumns((*COLUMNS_OF_TAGS.values(), f"study.{store.name}"), PARAMS, METRICS)
     few = tidy(study_runs(store.name, wanted=wanted, uri=store.uri, experiment=EXPERIMENT), study=store.name)
     assert few.equals(tidy(everything, study=store.name)[few.columns])
     assert (few["backbone"] != "").any()
@@ -137,7 +137,7 @@ def test_reading_leaves_no_trace_and_mlflow_alone(store, tmp_path):
 
 
 def test_what_sql_cannot_read_is_left_to_mlflow(store, tmp_path):
-    wanted, tag = Wanted(("kind",), ("seed",), METRICS), f"study.{store.name}"
+    wanted, tag = RunColumns(("kind",), ("seed",), METRICS), f"study.{store.name}"
 
     def read(uri: str, experiment: str = EXPERIMENT):
         return query.read_runs(uri, experiment, having=tag, wanted=wanted)

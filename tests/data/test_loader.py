@@ -10,12 +10,12 @@ from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
 from crisscross.data.catalog import open_manifest
 from crisscross.data.loader import Clips, SegmentDataset, ViewDataset, batch_loader
-from crisscross.data.sampler import PassRequests, StepPlan
+from crisscross.data.sampler import EpochPlan, RankBatches
 from tests.support import tiny_config
 
 
-def _plan(**changes: int) -> StepPlan:
-    return StepPlan(**{"num_clips": 10, "draws_per_clip": 3, "batch_size": 7, "seed": 0, **changes})
+def _plan(**changes: int) -> EpochPlan:
+    return EpochPlan(**{"num_clips": 10, "draws_per_clip": 3, "batch_size": 7, "seed": 0, **changes})
 
 
 def test_an_epoch_sees_no_sample_twice() -> None:
@@ -51,7 +51,7 @@ def test_a_batch_that_no_epoch_fills_is_refused() -> None:
 def test_processes_share_every_pass() -> None:
     plan = _plan(batch_size=8)
     whole = [ids.tolist() for _, ids in plan.batches(1, 4)]
-    ranks = [list(PassRequests(plan, 1, 4, share=2, rank=rank, num_ranks=2)) for rank in (0, 1)]
+    ranks = [list(RankBatches(plan, 1, 4, share=2, rank=rank, num_ranks=2)) for rank in (0, 1)]
     for step, ids in enumerate(whole):
         passes = [ranks[rank][2 * step + index] for index in (0, 1) for rank in (0, 1)]
         assert [sample for share in passes for _, sample in share] == ids

@@ -16,7 +16,7 @@ import pytest
 
 from crisscross.data import manifest as manifest_module
 from crisscross.data import probe_files as probing
-from crisscross.data.file_list import Listed, assign_splits
+from crisscross.data.file_list import ListedClip, assign_splits
 from crisscross.data.manifest import CLIP_COLUMNS, build_manifest, read_fingerprint, read_manifest
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.requirements import REAL_DATA, needs_real_data
@@ -362,7 +362,7 @@ class TestProcesses:
 
 class TestSplits:
     def test_depends_on_paths_alone(self):
-        clips = [Listed(f"a/{n}.mp4", "a", None) for n in range(20)]
+        clips = [ListedClip(f"a/{n}.mp4", "a", None) for n in range(20)]
         forward = {row.path: row.split for row in assign_splits(clips, test_fraction=0.3)}
         backward = {row.path: row.split for row in assign_splits(clips[::-1], test_fraction=0.3)}
         assert forward == backward
@@ -373,12 +373,12 @@ class TestSplits:
         [(1, 0.3, 0), (2, 0.3, 1), (2, 0.9, 1), (3, 0.01, 1), (10, 0.3, 3), (10, 0.0, 0), (1, 0.9, 0)],
     )
     def test_both_sides_get_a_clip(self, num_clips, test_fraction, num_test):
-        clips = [Listed(f"{n}.mp4", "a", None) for n in range(num_clips)]
+        clips = [ListedClip(f"{n}.mp4", "a", None) for n in range(num_clips)]
         splits = [row.split for row in assign_splits(clips, test_fraction=test_fraction)]
         assert splits.count("test") == num_test
 
     def test_given_splits_are_kept(self):
-        clips = [Listed("1.mp4", "a", "val"), Listed("2.mp4", "a", None)]
+        clips = [ListedClip("1.mp4", "a", "val"), ListedClip("2.mp4", "a", None)]
         assert [row.split for row in assign_splits(clips, test_fraction=0.5)] == ["val", "train"]
 
 

@@ -246,7 +246,7 @@ def test_pretraining_on_a_dataset_of_folds(overrides: list[str], message: str) -
 def test_a_dry_run_tells_it(tmp_path: Path) -> None:
     root = make_miniature("kinetics_sound", tmp_path / "ks")
     (root / "annotations" / "val.csv").unlink()
-    code = "import sys; from launch.study import main; sys.exit(main('relaxation'))"
+    code = "import sys; from launch.main import main; sys.exit(main('relaxation'))"
     overrides = [*data_overrides("kinetics_sound", root), f"runs_root={tmp_path / 'runs'}", "dry_run=true"]
     done = subprocess.run([sys.executable, "-c", code, *overrides], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -24,7 +24,7 @@ from crisscross.data.catalog import check_batch, describe_data, manifest_directo
 from crisscross.data.datasets import list_official
 from crisscross.data.datasets.matching import read_classes
 from crisscross.data.datasets.youtube import video_id, wrong_time
-from crisscross.data.file_list import Listed
+from crisscross.data.file_list import ListedClip
 from crisscross.data.manifest import Manifest
 from crisscross.run.identity import scientific
 from tests.data.miniatures import KINETICS_CLASSES, MINIATURES, data_overrides, make_miniature
@@ -48,11 +48,11 @@ def prepared(name: str, root: Path, *overrides: str) -> tuple[dict[str, Any], Ma
     return data, open_manifest(parse(DataSettings, data))
 
 
-def listed(name: str, root: Path, *, annotations: Path | None = None, allow_missing: bool = True) -> list[Listed]:
+def listed(name: str, root: Path, *, annotations: Path | None = None, allow_missing: bool = True) -> list[ListedClip]:
     return list_official(name, root, annotations, allow_missing=allow_missing)
 
 
-def problems(rows: list[Listed]) -> dict[str, str]:
+def problems(rows: list[ListedClip]) -> dict[str, str]:
     return {row.path: row.problem for row in rows if row.problem}
 
 

@@ -13,7 +13,7 @@ from crisscross.config.data import DataSettings
 from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.datasets import hmdb51, list_official, ucf101
 from crisscross.data.datasets.matching import MISSING, missing_by_split, read_classes
-from crisscross.data.file_list import Listed
+from crisscross.data.file_list import ListedClip
 from tests.data.test_official_readers import data_node
 from tests.requirements import REAL_DATA, needs_real_data
 
@@ -28,7 +28,7 @@ def real(name: str, tmp_path: Path, root: Path, annotations: Path):
     return open_manifest(parse(DataSettings, data))
 
 
-def _sources(rows: list[Listed], source_of: Callable[[str], str | None]) -> int:
+def _sources(rows: list[ListedClip], source_of: Callable[[str], str | None]) -> int:
     """Return how many source videos the names tell of, each on one side of every official fold."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:

@@ -214,7 +214,8 @@ def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subp
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
-        "from crisscross.data import prepare, probing\n"
+        "from crisscross.data import probe_files as probing\n"
+        "from crisscross.data.prepare import __main__ as prepare\n"
         "original = probing.probe_one\n"
         "def slow(*arguments):\n"
         f"    with open({str(root.parent / 'begun')!r}, 'a') as begun:\n"

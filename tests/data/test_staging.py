@@ -20,7 +20,7 @@ from crisscross.data.staging import local_disk, staged
 from crisscross.run.identity import identity
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 from tests.processes import kill_when, run_at_once, run_ranks
 from tests.requirements import missing
 from tests.support import assert_same_state, final_state, history, tiny_config
@@ -193,7 +193,7 @@ class TestSeveral:
                 INTERRUPTION.note("SIGTERM")
 
         monkeypatch.setattr(staging, "_put", struck)
-        with pytest.raises(Interrupted, match="SIGTERM"):
+        with pytest.raises(Preempted, match="SIGTERM"):
             staged(manifest, settings(config, tmp_path))
         monkeypatch.setattr(INTERRUPTION, "signal_name", None)
         monkeypatch.setattr(staging, "_put", original)
@@ -217,7 +217,7 @@ class TestSeveral:
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert holder.stdout.readline() == b"\n"
         try:
-            with pytest.raises(Interrupted):
+            with pytest.raises(Preempted):
                 staged(manifest, settings(config, tmp_path), report=report)
         finally:
             holder.kill()

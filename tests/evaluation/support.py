@@ -15,14 +15,16 @@ from crisscross.config.base import parse
 from crisscross.config.evaluation import LinearSettings, RetrievalSettings, SvmSettings, complete
 from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.manifest import CLIP_COLUMNS, Manifest
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 
 Settings = SvmSettings | LinearSettings | RetrievalSettings
 
 
-def rows_of(features: np.ndarray, labels: np.ndarray) -> Rows:
+def rows_of(features: np.ndarray, labels: np.ndarray) -> FeatureMatrix:
     """Return rows of features (N, V, D), in memory."""
-    return Rows((np.asarray(features, np.float32),), np.arange(len(features)), np.asarray(labels), features.shape[1])
+    return FeatureMatrix(
+        (np.asarray(features, np.float32),), np.arange(len(features)), np.asarray(labels), features.shape[1]
+    )
 
 
 def clusters(

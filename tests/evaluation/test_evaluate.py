@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.figures.evaluated_run import HeldOut
+from analysis.figures.evaluated_run import EvaluatedRun
 from crisscross import evaluate as evaluate_module
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings
@@ -246,7 +246,7 @@ def test_evaluation_does_not_change_the_backbones(folder: Path) -> None:
 
 
 def test_features_are_those_of_the_evaluation_and_the_same_where_they_are_gone(evaluated: RunDirectory) -> None:
-    held_out = HeldOut(evaluated)
+    held_out = EvaluatedRun(evaluated)
     assert list(held_out.fold.test["path"]) == list(pd.read_csv(evaluated.path / "predictions.csv")["path"])
     found = {modality: held_out.features(modality) for modality in ("v", "a", "av")}
     assert found["v"].shape == found["a"].shape == (6, 2, 32)
@@ -257,13 +257,13 @@ def test_features_are_those_of_the_evaluation_and_the_same_where_they_are_gone(e
     shutil.copytree(evaluated.path, copy)
     shutil.rmtree(copy / "features")
     before = sorted(copy.iterdir())
-    again = HeldOut(RunDirectory(copy))
+    again = EvaluatedRun(RunDirectory(copy))
     np.testing.assert_allclose(again.features("av"), found["av"], rtol=1e-4, atol=1e-6)
     assert sorted(copy.iterdir()) == before
 
 
 def test_the_middle_of_clips_as_networks_and_as_people_see_it(evaluated: RunDirectory) -> None:
-    held_out = HeldOut(evaluated)
+    held_out = EvaluatedRun(evaluated)
     paths = [*held_out.fold.test["path"][:2]]
     seen, heard = (held_out.middle(held_out.rows(paths), stream) for stream in "va")
     assert seen.video.shape == (2, 3, 4, 24, 24)

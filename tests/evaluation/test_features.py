@@ -20,7 +20,7 @@ from crisscross.data.media.decode import DecodeError
 from crisscross.training import features as module
 from crisscross.training.augment import segment_views
 from crisscross.training.features import Extraction, FeatureStore, extract
-from crisscross.utils.signals import INTERRUPTION, SIGNALS, Interrupted
+from crisscross.utils.signals import INTERRUPTION, SIGNALS, Preempted
 from tests.support import tiny_config
 
 NUM_CLIPS, NUM_SEGMENTS = 12, 2
@@ -180,7 +180,7 @@ def test_after_a_signal_an_extraction_goes_on_where_it_stopped(
         return x.flatten(1)
 
     for done in (6, 9):
-        with pytest.raises(Interrupted, match="SIGTERM"):
+        with pytest.raises(Preempted, match="SIGTERM"):
             _extract(settings, tmp_path, network, workers=workers, checkpoint_minutes=10.0)
         assert FeatureStore(tmp_path / "features", NUM_CLIPS, NUM_SEGMENTS).done == done
         INTERRUPTION.signal_name = None

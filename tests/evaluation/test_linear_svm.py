@@ -11,9 +11,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from crisscross.evaluation import feature_matrix as rows_module
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 from tests.evaluation.support import clusters, rows_of
 
 CPU = torch.device("cpu")
@@ -26,7 +26,9 @@ PROBLEMS = [  # classes, spread, clips, features, factor of the first feature
 ]
 
 
-def _fit(rows: Rows, *, c: float, standardise: bool, num_classes: int, start: np.ndarray | None = None) -> LinearSvm:
+def _fit(
+    rows: FeatureMatrix, *, c: float, standardise: bool, num_classes: int, start: np.ndarray | None = None
+) -> LinearSvm:
     moments = rows.moments() if standardise else None
     return fit_svm(rows, num_classes=num_classes, c=c, moments=moments, device=CPU, start=start)
 
@@ -117,5 +119,5 @@ def test_scores_are_means_over_the_segments_of_a_linear_function() -> None:
 def test_a_fit_leaves_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = clusters(20, spread=1.0)
     monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Preempted, match="SIGTERM"):
         _fit(rows_of(train, labels), c=0.1, standardise=True, num_classes=4)

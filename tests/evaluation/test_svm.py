@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from crisscross.evaluation import svm as module
-from crisscross.evaluation.cache import Memo
+from crisscross.evaluation.cache import JsonCache
 from crisscross.evaluation.scores import top_k
 from crisscross.evaluation.svm import SvmResult, evaluate_svm
 from crisscross.utils.files import read_json
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 GRID = (1e-3, 1e-2, 1e-1)
@@ -30,7 +30,7 @@ def _run(
     num_classes: int = 4,
     groups: np.ndarray | None = None,
     sources: np.ndarray | None = None,
-    memo: Memo | None = None,
+    memo: JsonCache | None = None,
     **changes: Any,
 ) -> SvmResult:
     return evaluate_svm(
@@ -257,8 +257,8 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
         return original(*arguments)
 
     monkeypatch.setattr(module, "_held_out_hits", counted)
-    memo = Memo(tmp_path / "features" / "svm.json")
-    with pytest.raises(Interrupted, match="SIGUSR2"):
+    memo = JsonCache(tmp_path / "features" / "svm.json")
+    with pytest.raises(Preempted, match="SIGUSR2"):
         _run(train, labels, train, memo=memo)
     assert len(read_json(memo.path)) == 1  # what was in the middle does not count
     monkeypatch.setattr(INTERRUPTION, "signal_name", None)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.arrays import Array, Planner, Task, compressed
+from launch.slurm.arrays import Array, ArrayTask, Planner, compressed
 from launch.study.graph import Experiment, Graph
 from tests.launch.support import evaluation, pretraining
 
 
-def _planner(size: int = 1001, **queued: Task) -> Planner:
+def _planner(size: int = 1001, **queued: ArrayTask) -> Planner:
     return Planner(lambda experiment: experiment.kind, size, queued)
 
 
@@ -69,7 +69,7 @@ def test_what_is_queued_already_is_waited_for(tmp_path: Path) -> None:
     parents = [pretraining(tmp_path, seed=seed) for seed in range(3)]
     children = [evaluation(tmp_path, parent) for parent in parents]
     there = Array("pretrain", {}, job_id="77")
-    queued = {parents[0].identity: Task(there, 4), parents[1].identity: Task(there, 9)}
+    queued = {parents[0].identity: ArrayTask(there, 4), parents[1].identity: ArrayTask(there, 9)}
     (array, new, last) = Planner(lambda experiment: experiment.kind, 1001, queued).plan([parents[2], *children])
     assert (new.indices, new.dependency) == ("4,9", "aftercorr:77")
     assert list(new.tasks.values()) == children[:2]

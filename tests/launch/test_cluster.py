@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from launch.study.cluster import RESOURCE_KINDS, ClusterSettings, Resources, check_one_kind
 from launch.study.overrides import CONF, hydra_configs, parse_overrides
 from launch.study.plan import make_plan
-from tests.launch.test_sbatch import cluster_of
+from tests.launch.test_script import cluster_of
 from tests.launch.test_study import _prepare as fake_prepare
 
 LAUNCHERS = sorted(path.stem for path in (CONF / "hydra/launcher").glob("*.yaml") if path.stem != "local")

@@ -18,7 +18,7 @@ from launch.slurm.preflight import check_imports
 from launch.study.cluster import ClusterSettings
 from launch.study.graph import Graph
 from tests.launch.support import config_of, evaluation, make_runner, pretraining
-from tests.launch.test_sbatch import cluster_of
+from tests.launch.test_script import cluster_of
 from tests.requirements import missing
 
 REPOSITORY = Path(__file__).parents[2]

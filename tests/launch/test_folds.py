@@ -11,7 +11,7 @@ import pytest
 
 from crisscross.utils.files import read_json
 from crisscross.utils.signals import INTERRUPTION
-from launch.run_single import require_one_job_a_fold, run_folds, run_here
+from launch.run_single import require_one_job_a_fold, run_folds, run_in_process
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, tiny_config
 
@@ -83,7 +83,7 @@ def test_each_fold_and_the_mean_are_printed(
     root = make_miniature("ucf101", tmp_path / "ucf101")
     chosen = ("downstream.training.epochs=1", "downstream.optim.groups.base.initial=0.01", "downstream.head.dropout=0")
     overrides = (*data_overrides("ucf101", root), *TINY_FINETUNING, *chosen, "data.folds=[1,3]")
-    run_here("downstream", tiny_config("downstream", tmp_path, *overrides))
+    run_in_process("downstream", tiny_config("downstream", tmp_path, *overrides))
     printed = capsys.readouterr().out
     results = re.findall(r"^result: (runs/downstream/untrained-s0-finetune-ucf101-fold(\d)\S+)$", printed, re.M)
     assert [fold for _, fold in results] == ["1", "3"]

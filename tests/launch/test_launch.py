@@ -212,7 +212,7 @@ def test_done_without_the_table_is_no_success(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.slow
 def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from crisscross.tracking.query import search_runs
-    from crisscross.tracking.sync import mark_latest
+    from crisscross.tracking.sync import set_latest_tag
 
     place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
     everything = "tags.`crisscross.run.identity` LIKE '%'"  # but the run that keeps the tables
@@ -238,7 +238,7 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     assert tables["tags"]["crisscross.made_of"].startswith("tables relaxation.")
     assert len(search_runs(everything, **place)) == 5
     (Path("mlflow.db")).unlink()
-    mark_latest("relaxation", "0" * 8, **place)  # another store in its place, which has other things
+    set_latest_tag("relaxation", "0" * 8, **place)  # another store in its place, which has other things
     assert _launch(tmp_path, {}, "tracking.delivery=direct") == 0
     assert len(search_runs(everything, **place)) == 5
     (Path("mlflow.db")).unlink()

@@ -12,14 +12,14 @@ import psutil
 import pytest
 
 from crisscross.run.run_dir import RunDirectory
-from launch.local.jobs import Job
+from launch.local.jobs import LocalJob
 from launch.slurm.job_status import standing_of
 from launch.study.graph import Graph
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
 from tests.requirements import missing
 
 
-def _states(jobs: list[Job]) -> dict[str, str]:
+def _states(jobs: list[LocalJob]) -> dict[str, str]:
     return {job.experiment.label: job.state for job in jobs}
 
 

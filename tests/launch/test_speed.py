@@ -19,7 +19,7 @@ import pytest
 from crisscross.run.state import read_state
 from crisscross.tracking.client import store_key
 from crisscross.tracking.metadata import mlflow_status
-from crisscross.tracking.sync_state import Notes
+from crisscross.tracking.sync_state import SyncState
 from launch.study import overrides as overrides_module
 from launch.study.plan import Plan, make_plan, register
 
@@ -63,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     plan = make_plan("relaxation", chosen)
     (folder / "mlflow.db").write_text("not empty")
     for run in register(plan, where="local").values():
-        notes = Notes(run, store_key(uri, "crisscross"))
+        notes = SyncState(run, store_key(uri, "crisscross"))
         standing = read_state(run)
         notes.sent.run_id, notes.sent.status = "1", mlflow_status(standing.state)
         notes.sent.tags = {"crisscross.state": standing.state, "crisscross.error": standing.error}

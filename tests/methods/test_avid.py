@@ -17,7 +17,7 @@ from crisscross.config.method import settings_of
 from crisscross.config.views import AudioTransformSettings
 from crisscross.data.catalog import check_batch
 from crisscross.methods.avid import Method, draw_negatives, nce_loss, update_memory_
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from tests.methods.support import TINY, random_views, tiny_run
@@ -39,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def _build(num_clips: int = NUM_CLIPS, **changed: object) -> Method:
-    return build_method({**OPTIONS, **changed}, TINY, ClipFacts(num_clips=num_clips, num_classes=3), seed=0)
+    return build_method({**OPTIONS, **changed}, TINY, DatasetInfo(num_clips=num_clips, num_classes=3), seed=0)
 
 
 def _views(*clip_ids: int, seed: int = 0) -> Views:
@@ -47,7 +47,7 @@ def _views(*clip_ids: int, seed: int = 0) -> Views:
 
 
 def _state(method: Method) -> dict[str, torch.Tensor]:
-    return {name: method.get_buffer(name).clone() for name in method.own_state}
+    return {name: method.get_buffer(name).clone() for name in method.replicated_buffers}
 
 
 # The loss.
@@ -266,7 +266,7 @@ from crisscross.utils.distributed import data_parallel, join_world
 from tests.methods.test_avid import _build, _state, _views
 with join_world("cpu") as world:
     method = _build()
-    wrapped = data_parallel(method, world, uses_all_parameters=True, own_state=method.own_state)
+    wrapped = data_parallel(method, world, uses_all_parameters=True, replicated_buffers=method.replicated_buffers)
     for step in range(2):
         torch.manual_seed(10 * step + world.rank)
         clips = [[0, 1], [2, 1]][world.rank]  # both have clip 1

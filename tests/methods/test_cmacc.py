@@ -15,11 +15,11 @@ from torch import nn
 from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import settings_of
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.methods.cmacc import NO_CLIP, KeyQueue, Method, contrast, gradient_embeddings, kmeans_seeds
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.utils.distributed import World, data_parallel
+from crisscross.utils.distributed import DistributedContext, data_parallel
 from tests.methods.support import TINY, random_views
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import CONTEXT
@@ -39,7 +39,7 @@ OTHER = {"video": "audio", "audio": "video"}
 
 
 def _build() -> Method:
-    return build_method(OPTIONS, TINY, ClipFacts(num_clips=12, num_classes=3), seed=0)
+    return build_method(OPTIONS, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=0)
 
 
 def _views(step: int, clips: list[int]) -> Views:
@@ -265,8 +265,8 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     method = _build().eval()
-    world = World(rank=rank, size=2, device=torch.device("cpu"))
-    network = data_parallel(method, world, uses_all_parameters=True, own_state=method.own_state)
+    world = DistributedContext(rank=rank, size=2, device=torch.device("cpu"))
+    network = data_parallel(method, world, uses_all_parameters=True, replicated_buffers=method.replicated_buffers)
     losses = _three_steps(method, network, [[4 * step + 2 * rank, 4 * step + 2 * rank + 1] for step in range(3)], rank)
     torch.save({"losses": losses, **method.state_dict()}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()

@@ -9,7 +9,7 @@ import torch
 
 from crisscross.config.experiment import ModelSettings
 from crisscross.config.method import method_names
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
 from crisscross.models.backbones import untrained_backbones
 from tests.methods.support import TINY
@@ -20,7 +20,7 @@ PAPER = ModelSettings(
     projector={"hidden_dim": 2048, "output_dim": 2048, "num_layers": 3},
     predictor={"hidden_dim": 512},
 )
-CLIPS = ClipFacts(num_clips=12, num_classes=3)
+CLIPS = DatasetInfo(num_clips=12, num_classes=3)
 ALL_ON = {"video_weight": 1.0, "audio_weight": 1.0, "sync_weight": 1.0, "async_weight": 1.0}
 PAIRS = {"v1v2", "a1a2", "v1a1", "v2a2", "v1a2", "v2a1"}
 

@@ -14,7 +14,7 @@ import torch
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings, ModelSettings, PretrainSettings
 from crisscross.evaluation.backbones import backbones_of
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.models.backbones import untrained_backbones
 from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
@@ -68,7 +68,7 @@ def _compose(*overrides: str) -> dict[str, Any]:
 
 
 def test_the_loss_is_the_cross_entropy() -> None:
-    method = build_method(SUPERVISED, TINY, ClipFacts(num_clips=12, num_classes=3), seed=0)
+    method = build_method(SUPERVISED, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=0)
     frames = torch.randn(1, 5, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = [2, 0, 1, 1, 0]
     views = Views(frames, None, torch.arange(5), torch.tensor(labels), epoch=0)
@@ -83,7 +83,7 @@ def test_the_loss_is_the_cross_entropy() -> None:
 
 
 def test_it_starts_from_the_untrained_floor_and_has_no_audio_network() -> None:
-    method = build_method(SUPERVISED, TINY, ClipFacts(num_clips=12, num_classes=3), seed=7)
+    method = build_method(SUPERVISED, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=7)
     floor = untrained_backbones(TINY, seed=7).video_backbone.state_dict()
     assert_same_state(dict(method.video_backbone.state_dict()), dict(floor))
     assert {name for name, _ in method.named_children()} == {"video_backbone", "head"}
@@ -192,7 +192,7 @@ def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
     with pytest.raises(ValueError, match=message):
         make_plan("relaxation", [*typed, f"runs_root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError, match=message):
-        build_method(SUPERVISED, TINY, ClipFacts(num_clips=12, num_classes=1), seed=0)
+        build_method(SUPERVISED, TINY, DatasetInfo(num_clips=12, num_classes=1), seed=0)
 
 
 def test_the_authors_rates_are_torchvisions() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crisscross.config.method import settings_of
-from crisscross.methods.base import ClipFacts, Views, build_method
+from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.methods.xdc import balanced_draws, clustered, whitened
 from tests.methods.support import TINY, random_views
 
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def _build(num_clips: int = NUM_CLIPS, seed: int = 0, **options: int):
-    clips = ClipFacts(num_clips=num_clips, num_classes=3)
+    clips = DatasetInfo(num_clips=num_clips, num_classes=3)
     return build_method({**OPTIONS, **options}, TINY, clips, seed=seed)
 
 
@@ -85,15 +85,15 @@ def test_assignments_are_those_of_the_features_and_belong_to_an_epoch() -> None:
     method = _build(recluster_every_epochs=2, whiten_dims=2)
     video, audio = _groups([6, 3, 3]), _groups([2, 8, 2], seed=1)
     assert method.clusters_epoch == -1
-    replaced = method.begin_epoch(0, _found(video, audio), seed=5)
+    replaced = method.on_epoch_start(0, _found(video, audio), seed=5)
     assert _same_partition(method.video_clusters.numpy(), np.repeat([0, 1, 2], [6, 3, 3]))
     assert _same_partition(method.audio_clusters.numpy(), np.repeat([0, 1, 2], [2, 8, 2]))
     heads = [*method.video_head.parameters(), *method.audio_head.parameters()]
     assert [id(parameter) for parameter in replaced] == [id(parameter) for parameter in heads]
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    assert not [*method.begin_epoch(1, _found(audio, video), seed=6)]
+    assert not [*method.on_epoch_start(1, _found(audio, video), seed=6)]
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
-    assert len([*method.begin_epoch(2, _found(audio, video), seed=7)]) == 4
+    assert len([*method.on_epoch_start(2, _found(audio, video), seed=7)]) == 4
     assert _same_partition(method.video_clusters.numpy(), np.repeat([0, 1, 2], [2, 8, 2]))
     assert method.clusters_epoch == 2
 
@@ -106,7 +106,7 @@ def test_encoders_are_looked_through_in_eval_mode() -> None:
         assert networks.keys() == {"v", "a"}
         return _found(_groups([4, 4, 4]), _groups([4, 4, 4]))(networks)
 
-    method.begin_epoch(0, look, seed=0)
+    method.on_epoch_start(0, look, seed=0)
     assert modes
     assert not any(modes)
 
@@ -114,17 +114,17 @@ def test_encoders_are_looked_through_in_eval_mode() -> None:
 def test_fresh_heads_are_drawn_from_the_seed_and_the_epoch() -> None:
     wide = _build(num_clips=400, num_clusters=200)
     features = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
-    wide.begin_epoch(0, _found(features, features), seed=1)
+    wide.on_epoch_start(0, _found(features, features), seed=1)
     for head in (wide.video_head, wide.audio_head):
         assert head.weight.std().item() == pytest.approx(0.01, rel=0.1)
         assert abs(head.weight.mean().item()) < 0.001
         assert not head.bias.any()
     assert not torch.equal(wide.video_head.weight, wide.audio_head.weight)
     first = wide.video_head.weight.clone()
-    wide.begin_epoch(1, _found(features, features), seed=2)
+    wide.on_epoch_start(1, _found(features, features), seed=2)
     assert not torch.equal(wide.video_head.weight, first)
     torch.manual_seed(99)
-    wide.begin_epoch(1, _found(features, features), seed=1)
+    wide.on_epoch_start(1, _found(features, features), seed=1)
     assert torch.equal(wide.video_head.weight, first)
 
 
@@ -158,8 +158,8 @@ def test_fewer_distinct_clips_than_clusters_leave_clusters_empty() -> None:
         found = clustered(features, 12, whiten_dims=8, iterations=20, seed=0)
     assert _same_partition(found, np.repeat(np.arange(5), 6))
     method = _build(num_clips=30, num_clusters=12)
-    method.begin_epoch(0, _found(features, np.full((30, 4), 1.0, np.float32)), seed=0)
-    clips = method.clips_of_epoch(60, seed=3)
+    method.on_epoch_start(0, _found(features, np.full((30, 4), 1.0, np.float32)), seed=0)
+    clips = method.epoch_indices(60, seed=3)
     assert clips.shape == (60,)
     loss, _ = method(_views(clips[:4].tolist()))
     assert torch.isfinite(loss)
@@ -203,22 +203,22 @@ def test_half_of_an_epoch_is_balanced_by_each_modality() -> None:
     rare_sight, rare_sound = np.repeat([0, 1], [90, 10]), np.tile([0] * 9 + [2], 10)
     method.video_clusters.copy_(torch.from_numpy(rare_sight))
     method.audio_clusters.copy_(torch.from_numpy(rare_sound))
-    clips = method.clips_of_epoch(4000, seed=1)
+    clips = method.epoch_indices(4000, seed=1)
     # 1/2 from its own half, and in the other half as often as among the clips.
     assert (rare_sight[clips] == 1).mean() == pytest.approx(0.5 * 0.5 + 0.5 * 0.1, abs=0.01)
     assert (rare_sound[clips] == 2).mean() == pytest.approx(0.5 * 0.5 + 0.5 * 0.1, abs=0.01)
-    np.testing.assert_array_equal(clips, method.clips_of_epoch(4000, seed=1))
-    assert not np.array_equal(clips, method.clips_of_epoch(4000, seed=2))
+    np.testing.assert_array_equal(clips, method.epoch_indices(4000, seed=1))
+    assert not np.array_equal(clips, method.epoch_indices(4000, seed=2))
     assert abs(np.corrcoef(np.arange(4000), clips)[0, 1]) < 0.1  # in random order
 
 
 def test_assignments_are_in_the_state() -> None:
     method, other = _build(), _build(seed=1)
-    method.begin_epoch(0, _found(_groups([6, 3, 3]), _groups([2, 8, 2])), seed=5)
+    method.on_epoch_start(0, _found(_groups([6, 3, 3]), _groups([2, 8, 2])), seed=5)
     other.load_state_dict(method.state_dict())
     assert other.clusters_epoch == 0
-    np.testing.assert_array_equal(other.clips_of_epoch(24, seed=1), method.clips_of_epoch(24, seed=1))
-    assert set(method.own_state) <= dict(method.named_buffers()).keys()
+    np.testing.assert_array_equal(other.epoch_indices(24, seed=1), method.epoch_indices(24, seed=1))
+    assert set(method.replicated_buffers) <= dict(method.named_buffers()).keys()
 
 
 @pytest.mark.parametrize(

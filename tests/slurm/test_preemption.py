@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.training.checkpoint import load_newest
+from crisscross.training.checkpoint import load_latest
 from crisscross.utils.files import read_json
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import (
@@ -84,7 +84,7 @@ def _pending(cluster: SlurmCluster) -> list[str]:
 
 def _stopped(study: Study, run: RunDirectory) -> tuple[Pace, psutil.Process]:
     """Stop a run between two checkpoints; return how far it is and its process, for what strikes it next."""
-    study.wait_until(lambda: bool(load_newest(run.checkpoints)), what="a checkpoint")
+    study.wait_until(lambda: bool(load_latest(run.checkpoints)), what="a checkpoint")
     return Pace.of(run), stop(run)
 
 

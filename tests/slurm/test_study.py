@@ -10,7 +10,7 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
-from launch.slurm.assignments import Batch
+from launch.slurm.assignments import SbatchCall
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import HELD, REPOSITORY, Study, assert_same_results, assert_told_once, stop
 
@@ -49,8 +49,8 @@ def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
     assert "| untrained (floor) |" in last.stdout
 
 
-def _batches(study: Study) -> list[Batch]:
-    return [Batch(path.parent) for path in (study.folder / "runs" / "slurm").glob("*/batch.json")]
+def _batches(study: Study) -> list[SbatchCall]:
+    return [SbatchCall(path.parent) for path in (study.folder / "runs" / "slurm").glob("*/batch.json")]
 
 
 def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluster) -> None:

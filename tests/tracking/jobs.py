@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from crisscross.run.metrics_log import Journal
+from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.client import absolute
 from crisscross.tracking.query import search_runs
@@ -65,7 +65,7 @@ class Job:
         if self.journal is not None:
             self.journal.close()
         durable = at or read_json(self.run.path / "durable.json") or {"step": 0, "metrics_bytes": 0}
-        self.journal = Journal(self.run.metrics_path, resume_at=durable["metrics_bytes"])
+        self.journal = MetricsLog(self.run.metrics_path, resume_at=durable["metrics_bytes"])
         self.step = durable["step"]
 
     def train(self, steps: int, *, names: int = 3) -> None:

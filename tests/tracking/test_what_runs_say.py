@@ -9,8 +9,8 @@ import time
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.client import store_key
 from crisscross.tracking.query import experiment_tags
-from crisscross.tracking.sync import mark_latest, pending
-from crisscross.tracking.sync_process import Courier
+from crisscross.tracking.sync import pending, set_latest_tag
+from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.files import read_json, write_json
 from tests.tracking.jobs import (
     EXPERIMENT,
@@ -136,7 +136,7 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
 def test_the_last_word_waits_for_no_grace(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
-    with Courier([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
+    with SyncProcess([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
         pass
     assert courier.close(1) == []
     assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"
@@ -195,7 +195,7 @@ def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
     send(run, uri)
     assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
     assert all_runs(uri, run)[0]["tags"]["study.relaxation.89abcdef"] == '{"relaxation":"mild"}'
-    mark_latest("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
+    set_latest_tag("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
     tags = experiment_tags(uri=uri, experiment=EXPERIMENT)
     assert tags["study.relaxation.latest"] == "89abcdef"
     assert tags["study.relaxation.0123abcd"] == "12.5"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crisscross.training import checkpoint
-from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_newest
+from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_latest
 
 
 def _state(value: float) -> dict:
@@ -26,7 +26,7 @@ def _save(writer: CheckpointWriter, *steps: int) -> None:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     _save(CheckpointWriter(tmp_path / "checkpoints"), 5)
-    state, about = load_newest(tmp_path / "checkpoints")
+    state, about = load_latest(tmp_path / "checkpoints")
     assert torch.equal(state["weights"], _state(5)["weights"])
     assert state["nested"] == {"steps": [1, 2, 3]}
     assert (about["step"], about["metrics_bytes"]) == (5, 50)
@@ -46,7 +46,7 @@ def test_later_changes_to_the_tensors_do_not_reach_the_checkpoint(tmp_path: Path
     writer.save(1, state, metrics_bytes=0)
     state["weights"].zero_()
     writer.wait()
-    assert load_newest(tmp_path / "checkpoints")[0]["weights"].eq(1.0).all()
+    assert load_latest(tmp_path / "checkpoints")[0]["weights"].eq(1.0).all()
 
 
 @pytest.mark.parametrize("damage", ["flip a byte", "cut", "empty", "no hash", "broken hash file"])
@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
         newest.with_suffix(".json").unlink()
     else:
         newest.with_suffix(".json").write_text('{"step": 2, "sha')
-    state, about = load_newest(folder)
+    state, about = load_latest(folder)
     assert about["step"] == 1
     assert state["weights"].eq(1.0).all()
     assert "step-000000002" in caplog.text
@@ -80,16 +80,16 @@ def test_damaged_checkpoints_never_crowd_out_good_ones(tmp_path: Path) -> None:
     _save(CheckpointWriter(folder), 20, 21)
     for step in (20, 21):
         (folder / f"step-{step:09d}.json").unlink()
-    assert load_newest(folder, discard_damaged=True) is None
+    assert load_latest(folder, discard_damaged=True) is None
     assert list(folder.iterdir()) == []
     _save(CheckpointWriter(folder), 12, 13)
-    assert load_newest(folder)[1]["step"] == 13
+    assert load_latest(folder)[1]["step"] == 13
 
 
 def test_the_history_that_is_told_never_shrinks(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path / "checkpoints", history_step=10)
     _save(writer, 7)
-    assert load_newest(tmp_path / "checkpoints")[1]["history_step"] == 10
+    assert load_latest(tmp_path / "checkpoints")[1]["history_step"] == 10
     assert json.loads((tmp_path / "durable.json").read_text())["history_step"] == 10
     _save(writer, 12)
     assert json.loads((tmp_path / "durable.json").read_text())["history_step"] == 12
@@ -105,11 +105,11 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_start_over(
 
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match="Input/output error"):
-        load_newest(tmp_path / "checkpoints")
+        load_latest(tmp_path / "checkpoints")
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert load_newest(tmp_path / "checkpoints") is None
+    assert load_latest(tmp_path / "checkpoints") is None
 
 
 def test_pickled_code_is_refused(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ from pathlib import Path
 import resource, signal
 import torch
 from crisscross.training import checkpoint
-from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_newest
+from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_latest
 folder = Path(sys.argv[1])
 writer = CheckpointWriter(folder)
 writer.save(1, {"weights": torch.ones(10)}, metrics_bytes=7)
@@ -139,7 +139,7 @@ try:
     writer.wait()
 except CheckpointError as error:
     print(error)
-print(load_newest(folder)[1]["step"], [path.name for path in folder.glob(".*")])
+print(load_latest(folder)[1]["step"], [path.name for path in folder.glob(".*")])
 """
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 from pathlib import Path
 
-from crisscross.run.metrics_log import Journal
+from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.client import DEFAULT_EXPERIMENT
 from crisscross.tracking.sync import deliver_all
@@ -45,7 +45,7 @@ class FinishedStudy:
     def _pretrain(self, run: RunDirectory) -> None:
         level = _number_of(run.label)
         losses = [-(1 - math.exp(-step / 4)) * (0.5 + level) for step in range(1, NUM_STEPS + 1)]
-        journal = Journal(run.metrics_path)
+        journal = MetricsLog(run.metrics_path)
         for step, loss in enumerate(losses, start=1):
             pairs = {f"loss/{pair}": loss for pair in ("v1v2", "a1a2", "v1a1")}
             collapse = {"collapse/video_std": 0.06, "collapse/audio_std": 0.05}

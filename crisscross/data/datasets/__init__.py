@@ -11,10 +11,10 @@ from pathlib import Path
 
 from crisscross.config.datasets import DATASETS
 from crisscross.data.datasets import audioset, dcase2013, esc50, hmdb51, kinetics, ucf101
-from crisscross.data.datasets.matching import Place, check_complete, read_classes
-from crisscross.data.file_list import Listed
+from crisscross.data.datasets.matching import DatasetFolder, check_complete, read_classes
+from crisscross.data.file_list import ListedClip
 
-READERS: dict[str, Callable[[Place], list[Listed]]] = {
+READERS: dict[str, Callable[[DatasetFolder], list[ListedClip]]] = {
     "kinetics400": kinetics.read,
     "kinetics_sound": kinetics.read,
     "audioset": audioset.read,
@@ -30,7 +30,7 @@ SOURCE_OF: dict[str, Callable[[str], str | None]] = {"ucf101": ucf101.source_of,
 whose clips have something in common that their folds do not keep together."""
 
 
-def list_official(name: str, root: Path, annotations: Path | None, *, allow_missing: bool) -> list[Listed]:
+def list_official(name: str, root: Path, annotations: Path | None, *, allow_missing: bool) -> list[ListedClip]:
     """List the clips of an official dataset.
 
     Args:
@@ -49,7 +49,7 @@ def list_official(name: str, root: Path, annotations: Path | None, *, allow_miss
             f"data.annotations={annotations}: no such file or folder: give where {known.lists} of {name} are"
         )
     classes = read_classes(name) if known.has_class_list else frozenset()
-    place = Place(name, root, annotations, known.lists, known.layout, classes)
+    place = DatasetFolder(name, root, annotations, known.lists, known.layout, classes)
     listed = READERS[name](place)
     if not allow_missing:
         check_complete(place, listed)

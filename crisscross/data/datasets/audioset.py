@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from crisscross.data.datasets.matching import Place, Wanted, lines, match, table
+from crisscross.data.datasets.matching import DatasetFolder, ExpectedClip, lines, match, table
 from crisscross.data.datasets.youtube import video_id, wrong_part
-from crisscross.data.file_list import Listed
+from crisscross.data.file_list import ListedClip
 
 LABELS = "class_labels_indices.csv"
 
@@ -26,7 +26,7 @@ SIDES = {
 USUAL = (".", "metadata", "annotations", "csv", "..")
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the clips of AudioSet.
 
     Raises:
@@ -50,7 +50,7 @@ def read(place: Place) -> list[Listed]:
                     raise ValueError(f"{where}: the label {mids[0]!r} is not in {LABELS}: give the original lists")
                 starts_s[key] = start_s
                 file = f"{path.stem}/{key}_{start_s:06.0f}_{end_s:06.0f}.mp4"
-                wanted.append(Wanted(key, file, names[mids[0]], split))
+                wanted.append(ExpectedClip(key, file, names[mids[0]], split))
     listed = match(wanted, place.files(), video_id)
     return [row if row.problem else replace(row, problem=wrong_part(row.path, starts_s)) for row in listed]
 

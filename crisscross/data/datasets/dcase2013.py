@@ -11,15 +11,15 @@ import re
 from collections import Counter
 from pathlib import PurePosixPath
 
-from crisscross.data.datasets.matching import MISSING, Place, Wanted, folder_and_stem, lines, match
-from crisscross.data.file_list import Listed
+from crisscross.data.datasets.matching import MISSING, DatasetFolder, ExpectedClip, folder_and_stem, lines, match
+from crisscross.data.file_list import ListedClip
 
 SIDES = {"scenes_stereo": "train", "scenes_stereo_testset": "test"}
 NUM_RECORDINGS = 10  # of a class, on either side
 NAME = re.compile(r"([a-z]+?)_?(\d+)")
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the recordings: development set = train, evaluation set = test.
 
     Raises:
@@ -31,7 +31,7 @@ def read(place: Place) -> list[Listed]:
     return match(wanted, files, folder_and_stem)
 
 
-def _from_lists(place: Place) -> list[Wanted]:
+def _from_lists(place: DatasetFolder) -> list[ExpectedClip]:
     try:
         paths = place.find_lists(r"meta.*\.txt", (".",), single=True)
     except FileNotFoundError:
@@ -45,13 +45,13 @@ def _from_lists(place: Place) -> list[Wanted]:
             side = SIDES.get(PurePosixPath(file).parent.name)
             if side is None:
                 raise ValueError(f"{where}: {file!r} is in neither {' nor '.join(SIDES)}: name the folder of each file")
-            wanted.append(Wanted(folder_and_stem(file), file, place.check_label(label, where), side))
+            wanted.append(ExpectedClip(folder_and_stem(file), file, place.check_label(label, where), side))
     return wanted
 
 
-def _from_names(place: Place, files: list[str]) -> list[Wanted]:
+def _from_names(place: DatasetFolder, files: list[str]) -> list[ExpectedClip]:
     """Take what is there as the list, and as many more as each class lacks to its ten."""
-    wanted: list[Wanted] = []
+    wanted: list[ExpectedClip] = []
     counts: Counter[tuple[str, str]] = Counter()
     for file in files:
         found, folder = NAME.fullmatch(PurePosixPath(file).stem), PurePosixPath(file).parent.name
@@ -59,10 +59,10 @@ def _from_names(place: Place, files: list[str]) -> list[Wanted]:
             label = place.check_label(found[1], f"data.root={place.root}, {file}")
             if (key := folder_and_stem(file)) not in {clip.key for clip in wanted}:
                 counts[folder, label] += 1
-                wanted.append(Wanted(key, file, label, SIDES[folder]))
+                wanted.append(ExpectedClip(key, file, label, SIDES[folder]))
     for folder, side in SIDES.items():
         for label in sorted(place.classes):
             for number in range(counts[folder, label] + 1, NUM_RECORDINGS + 1):
                 key = f"{folder}/{label} (recording {number} of {NUM_RECORDINGS})"
-                wanted.append(Wanted(key, key, label, side, MISSING))
+                wanted.append(ExpectedClip(key, key, label, side, MISSING))
     return wanted

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from crisscross.config.datasets import DATASETS
-from crisscross.data.datasets.matching import Place, Wanted, match, stem, table
-from crisscross.data.file_list import Listed
+from crisscross.data.datasets.matching import DatasetFolder, ExpectedClip, match, stem, table
+from crisscross.data.file_list import ListedClip
 
 FOLDS = DATASETS["esc50"].folds
 USUAL = ("meta", ".", "../meta")
 COLUMNS = ("filename", "fold", "category")
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the clips of ESC-50: fold k's clips are the test of fold k and train of the others.
 
     The suffix need not be that of the CSV, so that a re-encoded copy (FLAC) can be used.
@@ -26,5 +26,5 @@ def read(place: Place) -> list[Listed]:
         if fold not in map(str, FOLDS):
             raise ValueError(f"{where}: fold {fold!r}: expected 1 to 5; give the original list")
         names = [f"{'test' if str(other) == fold else 'train'}{other}" for other in FOLDS]
-        wanted.append(Wanted(stem(name), f"audio/{name}", label, "+".join(names)))
+        wanted.append(ExpectedClip(stem(name), f"audio/{name}", label, "+".join(names)))
     return match(wanted, place.files(), stem)

@@ -10,8 +10,8 @@ import re
 from collections import defaultdict
 
 from crisscross.config.datasets import DATASETS
-from crisscross.data.datasets.matching import Place, Wanted, add_side, folder_and_stem, lines, match
-from crisscross.data.file_list import Listed
+from crisscross.data.datasets.matching import DatasetFolder, ExpectedClip, add_side, folder_and_stem, lines, match
+from crisscross.data.file_list import ListedClip
 
 FOLDS = DATASETS["hmdb51"].folds
 SIDES = {"0": None, "1": "train", "2": "test"}
@@ -38,7 +38,7 @@ def source_of(file: str) -> str | None:
     return found[1] if found else None
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the clips of HMDB51. Those that no fold uses are listed with that as their problem.
 
     Raises:
@@ -67,5 +67,5 @@ def read(place: Place) -> list[Listed]:
         for file, names in splits.items():
             path = f"{label}/{file}"
             problem = "" if names else "used by no fold"
-            wanted.append(Wanted(folder_and_stem(path), path, label, "+".join(names), problem))
+            wanted.append(ExpectedClip(folder_and_stem(path), path, label, "+".join(names), problem))
     return match(wanted, files, folder_and_stem)

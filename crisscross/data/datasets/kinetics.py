@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from crisscross.data.datasets.matching import Place, Wanted, match, read_classes, table
+from crisscross.data.datasets.matching import DatasetFolder, ExpectedClip, match, read_classes, table
 from crisscross.data.datasets.youtube import video_id, wrong_part
-from crisscross.data.file_list import Listed
+from crisscross.data.file_list import ListedClip
 
 SIDES = {"train": r"(?:.*[_-])?train\.csv", "val": r"(?:.*[_-])?val(?:id|idate|idation)?\.csv"}
 USUAL = ("annotations", ".", "kinetics400", "lists", "..", "../annotations")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the clips of the place's classes, the validation set as split ``val``.
 
     For Kinetics-Sound, files of other classes of Kinetics400 are left alone: they are no part of it.
@@ -39,7 +39,7 @@ def read(place: Place) -> list[Listed]:
     return [_checked(row, everything, starts_s) for row in listed if not _of_another(row, place, everything)]
 
 
-def _rows(place: Place) -> Iterator[tuple[Wanted, float]]:
+def _rows(place: DatasetFolder) -> Iterator[tuple[ExpectedClip, float]]:
     paths = place.find_lists("|".join(SIDES.values()), USUAL)
     for split, pattern in SIDES.items():
         named = [path for path in paths if re.fullmatch(pattern, path.name)]
@@ -52,16 +52,16 @@ def _rows(place: Place) -> Iterator[tuple[Wanted, float]]:
             except ValueError:
                 raise ValueError(f"{where}: {start!r} to {end!r} are no seconds: give the original list") from None
             path = f"{split}/{label}/{name}_{start_s:06.0f}_{end_s:06.0f}.mp4"
-            yield Wanted(name, path, label, split), start_s
+            yield ExpectedClip(name, path, label, split), start_s
 
 
-def _of_another(row: Listed, place: Place, everything: Place) -> bool:
+def _of_another(row: ListedClip, place: DatasetFolder, everything: DatasetFolder) -> bool:
     """Whether a file that no list names lies in the folder of a class that is not asked for."""
     label = everything.class_of(row.path)
     return not row.label and label is not None and label not in place.classes
 
 
-def _checked(row: Listed, everything: Place, starts_s: dict[str, float]) -> Listed:
+def _checked(row: ListedClip, everything: DatasetFolder, starts_s: dict[str, float]) -> ListedClip:
     """Compare the folder and the times in a file's name with the list."""
     folder = everything.class_of(row.path)
     if not row.label:

@@ -1,7 +1,7 @@
 """What every reader of an official dataset needs: the files that are there, the lists, and how the two are matched.
 
-A reader turns the official lists into ``Wanted`` clips; ``match`` finds their files. Whatever the lists name and the
-folder lacks, or the other way round, is listed with its problem, so that nothing is dropped in silence.
+A reader turns the official lists into ``ExpectedClip`` rows; ``match`` finds their files. Whatever the lists name and
+the folder lacks, or the other way round, is listed with its problem, so that nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from crisscross.data.file_list import Listed, checked_name, media_files
+from crisscross.data.file_list import ListedClip, checked_name, media_files
 
 MISSING = "missing"
 """The problem of a clip that the official lists name and that is not there."""
@@ -29,7 +29,7 @@ NUM_NAMED = 3  # how many files an error names
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedClip:
     """A clip as the official lists name it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Wanted:
 
 
 @dataclass
-class Place:
+class DatasetFolder:
     """Where a dataset lies.
 
     Attributes:
@@ -154,8 +154,12 @@ class Place:
 
 
 def match(
-    wanted: Iterable[Wanted], files: Iterable[str], key_of: Callable[[str], str | None], *, ignore: Iterable[str] = ()
-) -> list[Listed]:
+    wanted: Iterable[ExpectedClip],
+    files: Iterable[str],
+    key_of: Callable[[str], str | None],
+    *,
+    ignore: Iterable[str] = (),
+) -> list[ListedClip]:
     """Give every clip of the official lists its file.
 
     Args:
@@ -175,23 +179,23 @@ def match(
     rows, seen = [], set()
     for clip in wanted:
         if clip.key in seen:
-            rows.append(Listed(clip.path, clip.label, None, "listed more than once"))
+            rows.append(ListedClip(clip.path, clip.label, None, "listed more than once"))
             continue
         seen.add(clip.key)
         name = clip.path.rpartition("/")[2]
         found = sorted(by_key.get(clip.key, ()), key=lambda file: (file.rpartition("/")[2] != name, file))
         if not found:
-            rows.append(Listed(clip.path, clip.label, clip.split, clip.problem or MISSING))
+            rows.append(ListedClip(clip.path, clip.label, clip.split, clip.problem or MISSING))
             continue
-        rows.append(Listed(found[0], clip.label, clip.split, clip.problem))
-        rows += [Listed(other, clip.label, None, f"a second file of {found[0]}") for other in found[1:]]
+        rows.append(ListedClip(found[0], clip.label, clip.split, clip.problem))
+        rows += [ListedClip(other, clip.label, None, f"a second file of {found[0]}") for other in found[1:]]
     seen.update(ignore)
     strays += [file for key, found in by_key.items() if key not in seen for file in found]
-    rows += [Listed(file, "", None, NOT_LISTED) for file in sorted(strays)]
+    rows += [ListedClip(file, "", None, NOT_LISTED) for file in sorted(strays)]
     return [checked_name(row) for row in rows]
 
 
-def check_complete(place: Place, listed: Sequence[Listed]) -> None:
+def check_complete(place: DatasetFolder, listed: Sequence[ListedClip]) -> None:
     """Make sure that a dataset is not half downloaded.
 
     Raises:
@@ -211,7 +215,7 @@ def check_complete(place: Place, listed: Sequence[Listed]) -> None:
     )
 
 
-def missing_by_split(listed: Iterable[Listed]) -> dict[str, tuple[int, int]]:
+def missing_by_split(listed: Iterable[ListedClip]) -> dict[str, tuple[int, int]]:
     """Return for each split how many clips are missing, and of how many."""
     missing: Counter[str] = Counter()
     total: Counter[str] = Counter()

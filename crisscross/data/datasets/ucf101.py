@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 
 from crisscross.config.datasets import DATASETS
-from crisscross.data.datasets.matching import Place, Wanted, add_side, folder_and_stem, lines, match
-from crisscross.data.file_list import Listed
+from crisscross.data.datasets.matching import DatasetFolder, ExpectedClip, add_side, folder_and_stem, lines, match
+from crisscross.data.file_list import ListedClip
 
 FOLDS = DATASETS["ucf101"].folds
 SOURCE = re.compile(r"(?:.*/)?(v_.+_g\d+)_c\d+")
@@ -23,7 +23,7 @@ def source_of(file: str) -> str | None:
     return found[1] if found else None
 
 
-def read(place: Place) -> list[Listed]:
+def read(place: DatasetFolder) -> list[ListedClip]:
     """List the clips of UCF101; each is in one of train and test of each fold.
 
     Raises:
@@ -43,7 +43,7 @@ def read(place: Place) -> list[Listed]:
                 add_side(splits, path, side, fold, where)
     files = place.files()
     wanted = [
-        Wanted(folder_and_stem(path), f"UCF-101/{path}", path.partition("/")[0], "+".join(names))
+        ExpectedClip(folder_and_stem(path), f"UCF-101/{path}", path.partition("/")[0], "+".join(names))
         for path, names in splits.items()
     ]
     place.check_folders(files, {clip.label for clip in wanted})

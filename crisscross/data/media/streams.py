@@ -114,7 +114,7 @@ def choose_stream(
 
 
 @dataclass
-class Skim:
+class NonRefSkip:
     """Up to which time, in seconds, pictures that no other picture refers to may be left undecoded."""
 
     until_s: float = -math.inf
@@ -122,18 +122,18 @@ class Skim:
 
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, skim: Skim | None = None
+    container: av.container.InputContainer, stream: av.VideoStream, skim: NonRefSkip | None = None
 ) -> Iterator[tuple[av.VideoFrame | None, str]]: ...
 
 
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.AudioStream, skim: Skim | None = None
+    container: av.container.InputContainer, stream: av.AudioStream, skim: NonRefSkip | None = None
 ) -> Iterator[tuple[av.AudioFrame | None, str]]: ...
 
 
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, skim: Skim | None = None
+    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, skim: NonRefSkip | None = None
 ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame | None, str]]:
     """Yield each frame in decode order as ``(frame, "")``, and ``(None, reason)`` where one is lost."""
     for other in container.streams:  # the demuxer need not even read what nobody decodes

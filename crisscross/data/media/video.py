@@ -14,7 +14,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation
 
-from crisscross.data.media.streams import DecodeError, SeekError, Skim, decoded_frames, is_seekable, seek, tick_of
+from crisscross.data.media.streams import DecodeError, NonRefSkip, SeekError, decoded_frames, is_seekable, seek, tick_of
 
 # Averaging is the cheapest filter that does not alias, bicubic serves where a side grows. The flags make the result
 # the same on every processor, and cost nothing measurable.
@@ -24,7 +24,7 @@ MAX_PIXEL_ASPECT = 10.0  # a header that claims more is taken to be wrong (chose
 
 
 @dataclass(frozen=True)
-class Turn:
+class Rotation:
     """A rotation by a multiple of 90 degrees, with or without mirroring, in the order of the attributes."""
 
     transposed: bool = False
@@ -37,16 +37,16 @@ class Turn:
         return pixels[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
 
 
-def turn_of(frame: av.VideoFrame) -> Turn:
+def turn_of(frame: av.VideoFrame) -> Rotation:
     """Return how the container wants a frame turned, so that people stand upright; odd angles to the nearest 90."""
     side_data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # typed as a dict of other keys
     if side_data is None:
-        return Turn()
+        return Rotation()
     # x' = a x + c y and y' = b x + d y, in 16.16 fixed point, rows (a b u) (c d v) (tx ty w)
     a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
-        return Turn(transposed=True, flip_horizontal=c < 0, flip_vertical=b < 0)
-    return Turn(flip_horizontal=a < 0, flip_vertical=d < 0)
+        return Rotation(transposed=True, flip_horizontal=c < 0, flip_vertical=b < 0)
+    return Rotation(flip_horizontal=a < 0, flip_vertical=d < 0)
 
 
 def pixel_aspect(stream: av.video.VideoStream) -> float:
@@ -139,7 +139,7 @@ class BreakOff:
 
 
 def pictures(
-    container: av.container.InputContainer, stream: av.VideoStream, skim: Skim | None = None
+    container: av.container.InputContainer, stream: av.VideoStream, skim: NonRefSkip | None = None
 ) -> Iterator[Picture | BreakOff]:
     """Yield the stream's pictures from where the container stands, with times that never go backwards.
 
@@ -209,7 +209,7 @@ class PictureReader:
         self._is_reading = False
         self._feed: Iterator[Picture | BreakOff] = iter(())
         self._sought = False
-        self._skim = Skim() if seeks and stream.codec_context.name in SKIMMED_CODECS else None
+        self._skim = NonRefSkip() if seeks and stream.codec_context.name in SKIMMED_CODECS else None
         self._previous: Picture | None = None
         self._next: Picture | BreakOff | None = None
 

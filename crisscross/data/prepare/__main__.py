@@ -29,7 +29,7 @@ from crisscross.config.data import DataSettings
 from crisscross.config.datasets import DATASETS
 from crisscross.data.catalog import make_writable, manifest_directory, source_options
 from crisscross.data.datasets.matching import MISSING, missing_by_split, named
-from crisscross.data.file_list import Listed
+from crisscross.data.file_list import ListedClip
 from crisscross.data.prepare.compact_encode import CompactSettings
 from crisscross.data.shards import DEFAULT_SHARD_BYTES
 from crisscross.data.source import STREAMS, Source
@@ -177,7 +177,7 @@ def _find(settings: DataSettings, directory: Path) -> None:
         source.list_clips()  # raises where too much is missing
 
 
-def _write_missing(path: Path, missing: Sequence[Listed]) -> None:
+def _write_missing(path: Path, missing: Sequence[ListedClip]) -> None:
     if not missing:
         path.unlink(missing_ok=True)
         return

@@ -264,11 +264,11 @@ def _copy_task(task: _Task) -> None:
         return
     from crisscross.data.media.streams import DecodeError
     from crisscross.data.prepare.compact_encode import write_copy
-    from crisscross.data.source import stamp_of
+    from crisscross.data.source import file_stat
 
     partial = workplace / f"{uuid.uuid4().hex}{PurePosixPath(clip.copy).suffix}"
     try:
-        if stamp_of(root, clip.path) != clip.stamp:
+        if file_stat(root, clip.path) != clip.stamp:
             _note_failure(target, clip, "missing or changed since the manifest was built")
             return
         write_copy(root / clip.path, partial, clip.streams, settings)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from crisscross.training.metrics import MachineLoad
+from crisscross.training.metrics import SystemMonitor
 from tests.support import needs_cuda
 
 
 def test_samples_come_at_intervals_and_are_possible() -> None:
-    load = MachineLoad(torch.device("cpu"), interval_s=3600)
+    load = SystemMonitor(torch.device("cpu"), interval_s=3600)
     first = load.sample()
     assert load.sample() == {}
     assert all(name.startswith("system/") for name in first)
@@ -21,6 +21,6 @@ def test_samples_come_at_intervals_and_are_possible() -> None:
 @needs_cuda
 def test_a_gpu_is_sampled_too() -> None:
     block = torch.zeros(64_000_000 // 4, device="cuda")
-    found = MachineLoad(torch.device("cuda")).sample()
+    found = SystemMonitor(torch.device("cuda")).sample()
     assert found["system/gpu_0_memory_usage_megabytes"] > block.numel() * 4 / 1e6
     assert 0 < found["system/gpu_0_memory_usage_percentage"] <= 100

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.run.metrics_log import Journal, read_journal
+from crisscross.run.metrics_log import MetricsLog, read_metrics
 from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
 from crisscross.utils import git as code_version
 from crisscross.utils.files import write_atomically, write_json, write_text
@@ -128,27 +128,27 @@ def test_on_a_full_disk_a_run_still_says_why_it_failed(config: dict, small_disk:
 
 def test_the_journal_is_cut_to_what_is_durable(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal = Journal(path)
+    journal = MetricsLog(path)
     journal.write(1, {"loss": 1.0})
     covered = journal.sync()
     journal.write(2, {"loss": 2.0})
     journal.close()
-    journal = Journal(path, resume_at=covered, durable_step=1)
+    journal = MetricsLog(path, resume_at=covered, durable_step=1)
     journal.write(1, {"loss": 9.0})  # already told
     journal.write(2, {"loss": 2.5})
     journal.close()
-    assert [(line["step"], line["metrics"]["loss"]) for line in read_journal(path)] == [(1, 1.0), (2, 2.5)]
-    assert [line["step"] for line in read_journal(path, start=covered)] == [2]
-    assert [line["step"] for line in read_journal(path, end=covered)] == [1]
+    assert [(line["step"], line["metrics"]["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 2.5)]
+    assert [line["step"] for line in read_metrics(path, start=covered)] == [2]
+    assert [line["step"] for line in read_metrics(path, end=covered)] == [1]
 
 
 def test_a_journal_shorter_than_its_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 0 bytes, the checkpoint covers 10: the history was damaged"):
-        Journal(tmp_path / "metrics.jsonl", resume_at=10)
+        MetricsLog(tmp_path / "metrics.jsonl", resume_at=10)
 
 
 def test_half_a_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "time_ms": 5, "metrics": {}}\n{"step": 2, "ti')
-    assert [line["step"] for line in read_journal(path)] == [1]
-    assert list(read_journal(tmp_path / "nothing")) == []
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    assert list(read_metrics(tmp_path / "nothing")) == []

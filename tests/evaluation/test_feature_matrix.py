@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crisscross.evaluation import feature_matrix as module
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 
 NUM, SEGMENTS, DIMS = 11, 3, (4, 2)
 CLIPS = np.array([7, 0, 3, 10, 4, 5])
@@ -17,7 +17,7 @@ LABELS = np.array([2, 0, 1, 1, 0, 2])
 WHOLE = np.random.default_rng(0).normal(loc=3, scale=2, size=(NUM, SEGMENTS, sum(DIMS))).astype(np.float32)
 EXPECTED = WHOLE[CLIPS]
 
-Make = Callable[[], Rows]
+Make = Callable[[], FeatureMatrix]
 
 
 @pytest.fixture(params=["in memory", "on disk"])
@@ -26,13 +26,13 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "on disk":
         monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
 
-    def rows() -> Rows:
+    def rows() -> FeatureMatrix:
         arrays = []
         for index, part in enumerate(np.split(WHOLE, [DIMS[0]], axis=2)):
             path = tmp_path / f"{index}.f32"
             path.write_bytes(part.tobytes())
             arrays.append(np.memmap(path, np.float32, "r", shape=part.shape))
-        made = Rows.of(tuple(arrays), CLIPS, LABELS)
+        made = FeatureMatrix.of(tuple(arrays), CLIPS, LABELS)
         assert len(made.arrays) == (2 if request.param == "on disk" else 1)
         return made
 
@@ -101,7 +101,7 @@ def test_moments_of_features_that_hardly_vary_far_from_zero() -> None:
     features = np.full((50, 2, 3), 1000.0, np.float32)
     features[..., 1] += np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
     features[..., 2] = 0.1  # which no float is
-    mean, std = Rows((features,), np.arange(50), np.zeros(50, int), 2).moments()
+    mean, std = FeatureMatrix((features,), np.arange(50), np.zeros(50, int), 2).moments()
     flat = features.reshape(-1, 3).astype(np.float64)
     assert np.allclose(mean, flat.mean(axis=0))
     assert std[[0, 2]].tolist() == [1, 1]  # nothing to divide by

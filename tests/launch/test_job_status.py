@@ -11,9 +11,17 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import write_json
 from launch.slurm import commands as slurm_queue
 from launch.slurm import job_status as standing
-from launch.slurm.assignments import Batch, Claim, read_claim, slurm_folder, submitting, withdraw_claim, write_claim
+from launch.slurm.assignments import (
+    Assignment,
+    SbatchCall,
+    read_claim,
+    slurm_folder,
+    submitting,
+    withdraw_claim,
+    write_claim,
+)
 from launch.slurm.commands import Queue, QueuedTask, read_ended, read_queue
-from launch.slurm.job_status import SlurmView, Standing, read_slurm, settle, standing_of
+from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of
 from launch.study.graph import Graph
 from launch.study.record import claim_path, write_record
 from tests.launch.support import evaluation, pretraining, runs_of
@@ -31,9 +39,9 @@ class World:
         slurm_folder(root).mkdir(parents=True)
         self.claims = {}
         for run, job_id in ((self.parent, "12"), (self.child, "13")):
-            batch = Batch.create(root, kind="pretrain", runs={3: run.path}, dependency=None)
+            batch = SbatchCall.create(root, kind="pretrain", runs={3: run.path}, dependency=None)
             batch.note_job(job_id)
-            write_claim(claim_path(run.path), Claim(batch, 3))
+            write_claim(claim_path(run.path), Assignment(batch, 3))
             self.claims[run.path] = read_claim(claim_path(run.path), root)
 
     def view(self, *tasks: QueuedTask, **ended: str) -> SlurmView:
@@ -106,7 +114,7 @@ def test_dependents_end_with_their_parent(world: World, parent_says: str, expect
     world.parent.write_progress(state=parent_says)
     view = world.view(**({"job13": "CANCELLED"} if accounting else {}))
     if parent_says == "cancelled":
-        write_claim(claim_path(world.parent.path), Claim(world.claims[world.parent.path].batch, 3, cancelled=1.0))
+        write_claim(claim_path(world.parent.path), Assignment(world.claims[world.parent.path].batch, 3, cancelled=1.0))
         view = SlurmView(
             view.queue,
             {**view.claims, world.parent.path: read_claim(claim_path(world.parent.path), world.root)},
@@ -137,12 +145,12 @@ def test_settling_writes_what_jobs_could_not_say(world: World) -> None:
     record = write_record(
         world.root, "relaxation.1a2b3c4d", experiments=list(world.graph), about={"study": "relaxation"}, overrides=[]
     )
-    settle(world.root, [record], world.view(job12="OUT_OF_MEMORY", job13="CANCELLED"))
+    record_final_states(world.root, [record], world.view(job12="OUT_OF_MEMORY", job13="CANCELLED"))
     said = world.parent.progress
     assert (said["state"], said["error"], said["step"]) == ("failed", "out of memory", 5)
     assert world.child.progress["state"] == "blocked"
     world.child.write_progress(state="queued")
-    settle(world.root, [record], SlurmView())  # Slurm did not answer: nothing is concluded
+    record_final_states(world.root, [record], SlurmView())  # Slurm did not answer: nothing is concluded
     assert world.child.progress["state"] == "queued"
 
 

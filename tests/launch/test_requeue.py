@@ -11,15 +11,15 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
 from launch.job import requeue as revive
 from launch.job import slurm as inside_slurm
-from launch.job.slurm import Job
-from launch.slurm.assignments import Batch, Claim, slurm_folder, write_claim
+from launch.job.slurm import SlurmJobInfo
+from launch.slurm.assignments import Assignment, SbatchCall, slurm_folder, write_claim
 from launch.study.record import claim_path
 from tests.launch.support import config_of
 
-RUNNING = Job(True, True, False)
-PREEMPTED = Job(True, True, True)
-CANCELLED = Job(True, False, False)
-SILENT = Job(False, False, False)
+RUNNING = SlurmJobInfo(True, True, False)
+PREEMPTED = SlurmJobInfo(True, True, True)
+CANCELLED = SlurmJobInfo(True, False, False)
+SILENT = SlurmJobInfo(False, False, False)
 
 
 class Here:
@@ -29,12 +29,12 @@ class Here:
         self.run = RunDirectory.create("pretrain", config_of(root))
         write_json(self.run.path / "launches.json", [{"slurm_job": "12_3"}])
         slurm_folder(root).mkdir()
-        self.batch = Batch.create(root, kind="pretrain", runs={3: self.run.path}, dependency=None)
-        write_claim(claim_path(self.run.path), Claim(self.batch, 3))
+        self.batch = SbatchCall.create(root, kind="pretrain", runs={3: self.run.path}, dependency=None)
+        write_claim(claim_path(self.run.path), Assignment(self.batch, 3))
         self.job, self.requeues, self.waits, self.refuses = RUNNING, 0, 0, False
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-        monkeypatch.setattr(inside_slurm, "look", lambda: self.job)
+        monkeypatch.setattr(inside_slurm, "query_job", lambda: self.job)
         monkeypatch.setattr(inside_slurm, "_requeue", self._requeue)
         monkeypatch.setattr(inside_slurm.time, "sleep", self._wait)
 

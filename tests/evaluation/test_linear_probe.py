@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from crisscross.evaluation import linear_probe as module
-from crisscross.evaluation.feature_matrix import Rows
+from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_probe import evaluate_linear
 from crisscross.evaluation.scores import top_k
-from crisscross.utils.signals import INTERRUPTION, Interrupted
+from crisscross.utils.signals import INTERRUPTION, Preempted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 TRAIN, LABELS = clusters(20, spread=1.0)
@@ -131,7 +131,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(module, "_order", order)
     path = tmp_path / "features" / "linear.pt"
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Preempted, match="SIGTERM"):
         _run(dropout=0.2, path=path)
     monkeypatch.setattr(INTERRUPTION, "signal_name", None)
     assert np.array_equal(_run(dropout=0.2, path=path), whole)
@@ -148,7 +148,7 @@ def test_a_training_that_is_done_is_not_done_again(tmp_path: Path, monkeypatch: 
 def test_rows_on_disk_give_the_same_bits(tmp_path: Path) -> None:
     file = tmp_path / "a.f32"
     file.write_bytes(TRAIN.tobytes())
-    on_disk = Rows((np.memmap(file, np.float32, "r", shape=TRAIN.shape),), np.arange(20), LABELS, 3)
+    on_disk = FeatureMatrix((np.memmap(file, np.float32, "r", shape=TRAIN.shape),), np.arange(20), LABELS, 3)
     settings = protocol("linear", epochs=2, batch_size=16)
     found = evaluate_linear(on_disk, rows_of(TEST, TEST_LABELS), num_classes=4, settings=settings, seed=0)
     assert np.array_equal(found, _run(epochs=2))

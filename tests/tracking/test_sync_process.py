@@ -17,7 +17,7 @@ import pytest
 from crisscross.tracking import client as mlflow_store
 from crisscross.tracking.client import TrackingError
 from crisscross.tracking.sync import deliver_all, pending
-from crisscross.tracking.sync_process import Courier
+from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
 from tests.tracking.jobs import (
@@ -94,7 +94,7 @@ def test_the_courier_delivers_beside_the_job_and_once_more_at_its_end(tmp_path, 
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     started = time.monotonic()
-    with Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=300) as courier:
+    with SyncProcess([run], uri=uri, experiment=EXPERIMENT, interval_s=0.2, timeout_s=300) as courier:
         assert time.monotonic() - started < 1
         job.train(5)
         job.checkpoint()
@@ -119,9 +119,10 @@ def test_the_courier_survives_the_job_just_long_enough(uri, tmp_path):
     code = """
         import os, signal, sys
         from crisscross.run.run_dir import RunDirectory
-        from crisscross.tracking.sync_process import Courier
+        from crisscross.tracking.sync_process import SyncProcess
 
-        courier = Courier([RunDirectory.open(sys.argv[1])], uri=sys.argv[2], experiment="crisscross", interval_s=600)
+        runs = [RunDirectory.open(sys.argv[1])]
+        courier = SyncProcess(runs, uri=sys.argv[2], experiment="crisscross", interval_s=600)
         courier.__enter__()
         print(courier._process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -144,7 +145,7 @@ def test_a_courier_without_a_server_says_what_waits(tmp_path, caplog, capfd):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        courier = Courier([run], uri=uri, experiment=EXPERIMENT, interval_s=0.1)
+        courier = SyncProcess([run], uri=uri, experiment=EXPERIMENT, interval_s=0.1)
         with courier:
             time.sleep(1.5)
         (line,) = courier.close(30)

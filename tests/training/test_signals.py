@@ -7,11 +7,11 @@ import signal
 import pytest
 
 from crisscross.utils import signals as interruption
-from crisscross.utils.signals import Interruption
+from crisscross.utils.signals import ShutdownSignal
 
 
 def test_signals_set_the_flag() -> None:
-    flag = Interruption()
+    flag = ShutdownSignal()
     assert not flag.requested
     flag._handle(signal.SIGTERM, None)
     assert flag.requested
@@ -19,7 +19,7 @@ def test_signals_set_the_flag() -> None:
 
 
 def test_a_sigint_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    flag = Interruption()
+    flag = ShutdownSignal()
     now = 100.0
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
     flag._handle(signal.SIGINT, None)
