@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -24,6 +25,9 @@ from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINTS_BEYOND_KEPT = 3
+"""The last two (``CheckpointWriter``'s ``keep_last``) and the one that is being written."""
 
 
 class CheckpointError(RuntimeError):
@@ -107,6 +111,26 @@ class CheckpointWriter:
                 _delete(checkpoint_path(self._directory, step))
         for leftover in self._directory.glob(".*.part"):
             leftover.unlink(missing_ok=True)
+
+
+def require_space(directory: Path, num_bytes: int) -> None:
+    """Check that the disk has room for checkpoints; those that are there count as room.
+
+    Args:
+        directory: the run's ``checkpoints`` folder.
+        num_bytes: what all checkpoints take at a time.
+
+    Raises:
+        OSError: if it has not, one line with both numbers.
+    """
+    needed = num_bytes - sum(path.stat().st_size for path in directory.glob("*.pt"))
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise OSError(
+            f"{directory}: the checkpoints of this training may take {needed / 1e9:.1f} GB more, the disk has"
+            f" {free / 1e9:.1f} GB left: free some space, set runs_root to another disk, or keep fewer"
+            " (training.keep_epochs)"
+        )
 
 
 def load_latest(directory: Path, *, discard_damaged: bool = False) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -28,7 +28,7 @@ from crisscross.optim.build import build_optimizer, set_learning_rates
 from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import augmented_views
-from crisscross.training.checkpoint import CheckpointManager
+from crisscross.training.checkpoint import CHECKPOINTS_BEYOND_KEPT, CheckpointManager, require_space
 from crisscross.training.features import TrainSetFeatures, forget
 from crisscross.training.metrics import SystemMonitor, ThroughputMeter
 from crisscross.utils.distributed import DistributedContext, data_parallel, share_buffers
@@ -131,9 +131,28 @@ class Trainer(Generic[Trained]):
         self._started_at = self.step
         kept = [epoch * self.plan.steps_per_epoch for epoch in task.training.keep_epochs]
         self.books.open(about, keep_steps=[*kept, self.total_steps])
+        self._check_space()
         self._loss_of = self._wrapped()
         self._meter = ThroughputMeter(task.training.global_batch_size)
         self._machine = SystemMonitor(world.device)
+
+    def _check_space(self) -> None:
+        """Compare the free space of the disk with what the checkpoints of this training take.
+
+        Raises:
+            OSError: if there is too little, on every rank.
+        """
+        error: OSError | None = None
+        if self.world.is_main_process:
+            training, moments = self.task.training, 2 if self.task.optim.name == "adam" else 1
+            tensors = [*self.network.state_dict().values(), *[*self.network.parameters()] * moments]
+            num_kept = len({epoch for epoch in training.keep_epochs if 0 < epoch < training.epochs})
+            num = num_kept + CHECKPOINTS_BEYOND_KEPT if self.total_steps else 1
+            try:
+                require_space(self.run.checkpoints, num * sum(tensor.nbytes for tensor in tensors))
+            except OSError as problem:
+                error = problem
+        self.world.raise_on_any_rank(error)
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave; either way everything is on disk afterwards.

@@ -6,12 +6,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from crisscross.training import checkpoint
-from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_checkpoint, load_latest
+from crisscross.training.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    load_checkpoint,
+    load_latest,
+    require_space,
+)
+from tests.support import tiny_config
 
 
 def _state(value: float) -> dict:
@@ -126,6 +136,8 @@ import sys
 from pathlib import Path
 import resource, signal
 import torch
+from crisscross.run.run_dir import RunDirectory
+from crisscross.run_experiment import run as run_experiment
 from crisscross.training import checkpoint
 from crisscross.training.checkpoint import CheckpointError, CheckpointWriter, load_latest
 folder = Path(sys.argv[1])
@@ -176,3 +188,17 @@ def test_what_nobody_foresaw_is_told_by_its_kind(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(checkpoint, "write_atomically", fail)
     with pytest.raises(CheckpointError, match="KeyError: 'scaler'"):
         _save(CheckpointWriter(tmp_path / "checkpoints"), 1)
+
+
+def test_too_little_space_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "step-000000003.pt").write_bytes(bytes(1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4_000_000_000))
+    require_space(tmp_path, 4_000_001_000)  # what is there already needs no room
+    with pytest.raises(OSError, match=r"may take 5\.0 GB more, the disk has 4\.0 GB left: free some space"):
+        require_space(tmp_path, 5_000_000_000)
+    run = RunDirectory.create("pretrain", tiny_config("pretrain", tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    with pytest.raises(OSError, match=r"the checkpoints of this training may take 0\.0 GB more"):
+        run_experiment(run)
+    assert run.progress["state"] == "failed"
+    assert not run.metrics_path.exists() or not run.metrics_path.read_bytes()
