@@ -29,7 +29,7 @@ COLUMNS_OF_TAGS = {
     "state": "crisscross.state",
     "progress": "crisscross.progress",
     "error": "crisscross.error",
-    "identity": "crisscross.run.identity",
+    "identity": "crisscross.identity",
     "parent_identity": "crisscross.parent_identity",
     "parent_run_id": "mlflow.parentRunId",
     "family": "crisscross.family",

@@ -137,7 +137,7 @@ def _of_seed(rows: Iterable[Mapping[str, Any]], seed: int, variant: int) -> Iter
         key, value = row.get("key", ""), row.get("value")
         if key == "seed":
             changed["value"] = str(seed)
-        elif key in ("crisscross.run.identity", "crisscross.parent_identity", "crisscross.claim", "mlflow.parentRunId"):
+        elif key in ("crisscross.identity", "crisscross.parent_identity", "crisscross.claim", "mlflow.parentRunId"):
             changed["value"] = value and _other(value, seed)
         elif key == "mlflow.runName":
             changed["value"] = value.replace("-s0", f"-s{seed}")

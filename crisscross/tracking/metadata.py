@@ -92,7 +92,7 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.name": _scripts(about)[0],
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("commit"),
-        "crisscross.run.identity": about["identity"],
+        "crisscross.identity": about["identity"],
         "crisscross.parent_identity": ",".join(parent.identity for parent in parents),
         "kind": about["kind"],
         "study": ",".join(sorted({entry["study"] for entry in about["studies"].values()})),

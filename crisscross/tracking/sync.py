@@ -336,8 +336,8 @@ def refill(runs: Sequence[RunDirectory], *, study: str, tracking: Mapping[str, A
     """
     place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
     try:
-        wanted = RunColumns(tags=("crisscross.run.identity",))
-        there = {run["tags"].get("crisscross.run.identity") for run in study_runs(study, wanted=wanted, **place)}
+        wanted = RunColumns(tags=("crisscross.identity",))
+        there = {run["tags"].get("crisscross.identity") for run in study_runs(study, wanted=wanted, **place)}
     except TrackingError:  # no store, no experiment, or nobody there: the delivery makes them, or says so
         there = set()
     missing = [run for run in runs if run.identity not in there]

@@ -123,7 +123,7 @@ def test_every_figure_is_drawn_with_its_runs_beside_it(tiny, drawn):
         text = drawn[f"{stem}.md"].decode()
         listed = [run for run in known if run["run_id"] in text]
         assert len(listed) >= (1 if "figure5" in stem else 2)
-        assert all(run["tags"]["crisscross.run.identity"][:12] in text for run in listed)
+        assert all(run["tags"]["crisscross.identity"][:12] in text for run in listed)
         assert f"variant {stem[-8:]}" in text
 
 

@@ -59,7 +59,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     mlflow.delete_run(runs[4]["run_id"])
     (number,) = (one.experiment_id for one in mlflow.search_experiments() if one.name == "crisscross")
     for experiment in (number, mlflow.create_experiment("another")):  # one has no metrics, one is not ours
-        mlflow.create_run(experiment, tags={**runs[5]["tags"], "crisscross.run.identity": "f" * 64, "seed": "5"})
+        mlflow.create_run(experiment, tags={**runs[5]["tags"], "crisscross.identity": "f" * 64, "seed": "5"})
     return made
 
 
@@ -83,7 +83,7 @@ def _read(store: Made, wanted: RunColumns) -> list[str]:
     "wanted",
     [
         RunColumns((*COLUMNS_OF_TAGS.values(), "mlflow.note.content", "not there"), PARAMS, METRICS),
-        RunColumns(tags=("crisscross.run.identity",)),
+        RunColumns(tags=("crisscross.identity",)),
         RunColumns(params=("data.fingerprint",), metrics=""),
     ],
     ids=["tables", "identities", "all metrics"],

@@ -14,7 +14,7 @@ def recorded(
         "start_time_ms": start,
         "params": {"downstream.modalities": '["v"]', "data.folds": "[1, 3]"},
         "metrics": {} if top1 is None else {"eval/top1_v": top1},
-        "tags": {"kind": "downstream", "seed": "0", "crisscross.run.identity": identity},
+        "tags": {"kind": "downstream", "seed": "0", "crisscross.identity": identity},
     }
 
 

@@ -215,7 +215,7 @@ def test_the_launcher_records_everything_in_mlflow(tmp_path: Path, capsys: pytes
     from crisscross.tracking.sync import set_latest_tag
 
     place = {"uri": "sqlite:///mlflow.db", "experiment": "crisscross"}
-    everything = "tags.`crisscross.run.identity` LIKE '%'"  # but the run that keeps the tables
+    everything = "tags.`crisscross.identity` LIKE '%'"  # but the run that keeps the tables
     code = _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "tracking.delivery=direct")
     assert code == 1
     printed = capsys.readouterr().out

@@ -179,9 +179,9 @@ def assert_told_once(study: Study, *, uri: str | None = None) -> None:
     from mlflow import MlflowClient
 
     uri = uri or f"sqlite:///{study.folder / 'mlflow.db'}"
-    everything = "tags.`crisscross.run.identity` LIKE '%'"  # but the run that keeps the tables
+    everything = "tags.`crisscross.identity` LIKE '%'"  # but the run that keeps the tables
     told_of = search_runs(everything, uri=uri, experiment="crisscross")
-    found = {run["tags"]["crisscross.run.identity"]: run for run in told_of}
+    found = {run["tags"]["crisscross.identity"]: run for run in told_of}
     assert len(found) == len(told_of)
     runs = study.runs()
     assert {run.identity for run in runs.values()} == found.keys()

@@ -85,5 +85,5 @@ def _told(run: RunDirectory, server: Server) -> dict[int, float]:
     (found,) = known
     points = MlflowClient(tracking_uri=server.uri).get_metric_history(found["run_id"], "loss/total")
     assert len({point.step for point in points}) == len(points)
-    assert found["tags"]["crisscross.run.identity"] == run.identity
+    assert found["tags"]["crisscross.identity"] == run.identity
     return {point.step: point.value for point in points}

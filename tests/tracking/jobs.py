@@ -111,4 +111,4 @@ def assert_history_once(run: RunDirectory, uri: str, *, lines: int | None = None
 
 
 def all_runs(uri: str, run: RunDirectory) -> list[dict]:
-    return search_runs(f"tags.`crisscross.run.identity` = '{run.identity}'", uri=uri, experiment=EXPERIMENT)
+    return search_runs(f"tags.`crisscross.identity` = '{run.identity}'", uri=uri, experiment=EXPERIMENT)
