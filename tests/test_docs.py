@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -343,19 +342,6 @@ def test_the_list_of_versions_leaves_out_those_of_cuda(tmp_path: Path) -> None:
     assert len(pins) > 100
     assert all(re.match(r"[\w.-]+==\S+", pin) for pin in pins)
     assert not [pin for pin in pins if pin.startswith(("cuda", "nvidia", "triton"))]
-
-
-def test_tar_packs_names_relative_to_the_root(tmp_path: Path) -> None:
-    root = tmp_path / "ROOT"
-    (root / "train" / "blink").mkdir(parents=True)
-    (root / "train" / "blink" / "1.mp4").write_bytes(b"clip")
-    (root / "shards").mkdir()
-    (root / "shards" / "0001.tar").write_bytes(b"packed before")
-    for _ in range(2):
-        subprocess.run(["bash", "-c", _block("crisscross/data/README.md", "tar -cf")], cwd=tmp_path, check=True)
-    with tarfile.open(root / "shards" / "0000.tar") as tar:
-        files = {str(Path(member.name)) for member in tar if member.isfile()}
-    assert files == {"train/blink/1.mp4"}
 
 
 # ---- code, configs and keys
