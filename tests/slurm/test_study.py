@@ -175,7 +175,7 @@ def test_jobs_run_the_code_of_their_submission(
 ) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
-    code = clone / "crisscross" / "experiment.py"
+    code = clone / "crisscross" / "run_experiment.py"
     code.write_text(code.read_text() + "\nUNCOMMITTED = 1\n")
     monkeypatch.setenv("PYTHONPATH", str(clone))
     study = Study(tmp_path / "study", ("relaxation=[none]", "study.floor=false"), idle_slurm, cold=True)
@@ -191,7 +191,7 @@ def test_jobs_run_the_code_of_their_submission(
     assert "+UNCOMMITTED = 1" in (run.path / "code.diff").read_text()
     ran_on = read_json(run.path / "environment.json")["git"]
     assert ran_on["dirty"]
-    assert (study.folder / "runs" / "code" / ran_on["snapshot"] / "crisscross" / "experiment.py").is_file()
+    assert (study.folder / "runs" / "code" / ran_on["snapshot"] / "crisscross" / "run_experiment.py").is_file()
     (artifact,) = (study.folder / "mlruns").glob(f"*/{_mlflow_id(run)}/artifacts/code.diff")
     assert "+UNCOMMITTED = 1" in artifact.read_text()
 
