@@ -227,7 +227,7 @@ def test_dry_run_makes_no_run_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launch.study.plan._prepare", _prepare)
-    monkeypatch.setattr("launch.study._check_batches", lambda composer, launch: None)  # there are no clips to count
+    monkeypatch.setattr("launch.study.plan._check_batches", lambda composer, launch: None)
     monkeypatch.chdir(tmp_path)
     done = RunDirectory.create("pretrain", next(iter(_plan("relaxation=mild").graph)).config)
     done.write_result({"metrics": {}})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crisscross.run.run_dir import RunDirectory
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import HELD, Study, stop
 
@@ -104,7 +105,8 @@ def test_a_quota_hit(tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Calla
     used = disk / "ballast"
     if left:  # a training that finds too little at its start does not start: this one is on its way
         study.release()
-        run = study.run("pretrain/crisscross-none")
+        (path,) = (disk / "runs" / "pretrain").iterdir()
+        run = RunDirectory.open(path)
         study.wait_until_at_step(run, 3)
         process = stop(run)
         _fill(disk, used, left)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 STUDIES = ("dataset_size", "retrieval")
 SCRIPT = f"""
 import sys
-from launch.study import main
+from launch.main import main
 
 if __name__ == "__main__":
     sys.exit(main(*{STUDIES}))
