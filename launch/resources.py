@@ -103,6 +103,6 @@ def job_environment(config: Mapping[str, Any], *, gpus: Iterable[str] = ()) -> d
         **os.environ,
         **thread_environment(config),
         "PYTHONUNBUFFERED": "1",
-        "CRISSCROSS_LAUNCHER": str(os.getpid()),  # see launch/job.py: a job does not outlive its launcher
+        "CRISSCROSS_LAUNCHER": str(os.getpid()),  # see launch/job/run.py: a job does not outlive its launcher
         **({"CUDA_VISIBLE_DEVICES": chosen} if chosen else {}),
     }

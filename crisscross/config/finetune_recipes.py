@@ -1,6 +1,6 @@
 """The numbers of the paper's fine-tuning (PAPER section 5): what each pretraining set, dataset and clip length takes.
 
-``fill_in`` writes them into a config before it has an identity (completion.py). A number that is set there already
+``fill_in`` writes them into a config before it has an identity (evaluation.py). A number that is set there already
 stays. Nothing heavy is imported: a launch completes every config.
 """
 

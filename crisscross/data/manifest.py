@@ -10,7 +10,7 @@ Built once for a dataset, by decoding parts of every file; read by everything el
 A launch asks ``read_current`` first: where nothing has changed, nothing is built and neither pandas nor the decoder
 imported.
 
-``python -m crisscross.data.prepare DATASET --root CLIPS`` builds one by hand (``crisscross/data/prepare.py``).
+``python -m crisscross.data.prepare DATASET --root CLIPS`` builds one by hand (``crisscross/data/prepare``).
 """
 
 from __future__ import annotations

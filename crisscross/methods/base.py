@@ -1,7 +1,8 @@
 """What a pretraining method is: the one interface between the methods and everything else.
 
 A method is one file in this folder and one file in ``experiments/conf/method``. The file defines a class ``Method``, a
-subclass of ``BaseMethod``; the config's ``name`` is the file's name. Nothing else needs to know; a class in settings.py
+subclass of ``BaseMethod``; the config's ``name`` is the file's name. Nothing else needs to know; a class in
+crisscross/config/method.py
 lets a launch check the numbers before anything runs.
 """
 

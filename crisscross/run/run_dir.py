@@ -3,7 +3,7 @@
     config.yaml      the resolved config
     run.json         kind, identity, label, parents, git commit, the studies it belongs to
     checkpoints/     see training/checkpoint.py
-    metrics.jsonl    the history, see journal.py; durable.json says how much of it is safe
+    metrics.jsonl    the history, see metrics_log.py; durable.json says how much of it is safe
     features/        what an evaluation extracted; predictions.csv what it predicted
     classifier.pt    what a fine-tuning made: a plain state dict of backbone and head
     video_backbone.pt, audio_backbone.pt     what a pretraining made, in the format of released weights

@@ -1,6 +1,6 @@
 """What a run directory says about itself, in the words of MLflow: parameters, tags, status, description.
 
-Plain dicts and strings from files; MLflow itself is only in mlflow_store.py.
+Plain dicts and strings from files; MLflow itself is only in client.py.
 """
 
 from __future__ import annotations

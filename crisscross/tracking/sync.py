@@ -1,4 +1,4 @@
-"""Bringing an open MLflow store up to date with a run directory. MLflow itself is behind the store (mlflow_store.py).
+"""Bringing an open MLflow store up to date with a run directory. MLflow itself is behind the store (client.py).
 
 Every step here may be cut off by a kill and done again: parameters, tags and points that are already there are
 taken as what they are, because a point keeps the time at which it was written to the history.

@@ -1,4 +1,4 @@
-"""Stands in for launch/job.py: takes the run's lock, reports progress, and ends as it is told.
+"""Stands in for launch/job: takes the run's lock, reports progress, and ends as it is told.
 
     python fake_job.py PLAN.json RUN_DIR
 

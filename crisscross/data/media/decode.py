@@ -2,7 +2,7 @@
 
 Times are seconds on the file's own presentation timeline, shared by picture and sound, so the two stay aligned
 whatever the streams' own starts. Both views of a sample are cut in one opening of the file and, per stream, in one
-forward pass. ``streams.py`` and ``pictures.py`` say what is done about odd files, ``waveform.py`` how sound is
+forward pass. ``streams.py`` and ``video.py`` say what is done about odd files, ``audio.py`` how sound is
 resampled.
 
 Pictures are shown as a player shows them: rotation and mirroring of the container applied, non-square pixels

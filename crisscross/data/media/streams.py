@@ -4,7 +4,7 @@
 - A seek may land late (MPEG program streams, some AVI), find nothing (transport streams) or give damaged pictures.
   Where containers are known for it there is none; elsewhere it is checked by whoever asked for it, and ``SeekError``
   tells the caller to open the file anew and decode from the start.
-- A packet that does not decode is skipped and reported, for ``pictures.py`` and ``waveform.py`` to mark what it spoils.
+- A packet that does not decode is skipped and reported, for ``video.py`` and ``audio.py`` to mark what it spoils.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One compact copy of a clip: small H.264 pictures with frequent key frames, and sound at 16 kHz.
 
 What is copied is what this project's decoder shows: turned upright, with square pixels, in the order and at the times
-that ``pictures.py`` trusts, the sound mono and on the grid of ``waveform.py``. Each copy is read back before it
+that ``video.py`` trusts, the sound mono and on the grid of ``audio.py``. Each copy is read back before it
 counts.
 
 Pictures and sound go into one mp4, the sound as FLAC. AAC would be half as large, but its encoder's run-up (64 ms at
@@ -193,7 +193,7 @@ def _add_video(
         "g": str(settings.key_frame_every),
         "bf": "0",
         # Key frames at the given distance alone; and what x264 looks up ahead of time is not the same in every run
-        # (see toy_clips.py).
+        # (see synthetic/render.py).
         "x264-params": "scenecut=0:mbtree=0:rc-lookahead=0",
     }
     video.thread_count = 1
