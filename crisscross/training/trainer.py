@@ -31,7 +31,7 @@ from crisscross.training.augment import augmented_views
 from crisscross.training.checkpoint import CHECKPOINTS_BEYOND_KEPT, CheckpointManager, require_space
 from crisscross.training.features import TrainSetFeatures, forget
 from crisscross.training.metrics import SystemMonitor, ThroughputMeter
-from crisscross.utils.distributed import DistributedContext, data_parallel, share_buffers
+from crisscross.utils.distributed import DistributedContext, data_parallel, main_process_only, share_buffers
 from crisscross.utils.rng import derive_key
 from crisscross.utils.signals import INTERRUPTION, Preempted
 
@@ -142,17 +142,12 @@ class Trainer(Generic[Trained]):
         Raises:
             OSError: if there is too little, on every rank.
         """
-        error: OSError | None = None
-        if self.world.is_main_process:
-            training, moments = self.task.training, 2 if self.task.optim.name == "adam" else 1
-            tensors = [*self.network.state_dict().values(), *[*self.network.parameters()] * moments]
-            num_kept = len({epoch for epoch in training.keep_epochs if 0 < epoch < training.epochs})
-            num = num_kept + CHECKPOINTS_BEYOND_KEPT if self.total_steps else 1
-            try:
-                require_space(self.run.checkpoints, num * sum(tensor.nbytes for tensor in tensors))
-            except OSError as problem:
-                error = problem
-        self.world.raise_on_any_rank(error)
+        training, moments = self.task.training, 2 if self.task.optim.name == "adam" else 1
+        tensors = [*self.network.state_dict().values(), *[*self.network.parameters()] * moments]
+        num_kept = len({epoch for epoch in training.keep_epochs if 0 < epoch < training.epochs})
+        num = num_kept + CHECKPOINTS_BEYOND_KEPT if self.total_steps else 1
+        num_bytes = num * sum(tensor.nbytes for tensor in tensors)
+        main_process_only(lambda: require_space(self.run.checkpoints, num_bytes))
 
     def run_to_end(self) -> bool:
         """Train until the last step, or until asked to leave; either way everything is on disk afterwards.
