@@ -3,7 +3,7 @@
 ``fixtures/study-fc28989.tar.xz`` is the folder of a relaxation study of two rows on tiny clips, without its clips:
 
     launch/sweep_relaxation.py TINY_OVERRIDES TINY_PRETRAINING relaxation=[none]          to its end
-    launch/sweep_relaxation.py TINY_OVERRIDES TINY_PRETRAINING relaxation=[none,mild]     killed (SIGKILL) at step 6 of 9
+    launch/sweep_relaxation.py TINY_OVERRIDES TINY_PRETRAINING relaxation=[none,mild]    killed at step 6 of 9
 
 with the MLflow store as SQL text, ``@FOLDER@`` where the folder's path was, and under ``expected/`` what the same code
 gives when nothing kills it: the backbones of ``mild`` and the table of both rows.
