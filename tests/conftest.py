@@ -1,4 +1,4 @@
-"""A store with tables and nothing in it, a disk that is soon full; how many tests run side by side, in which order."""
+"""Shared fixtures (an empty MLflow store, a small disk), and the number and order of parallel tests."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ AT_WORK = (
     "launch/test_single.py",
 )
 
-# Before PyTorch is imported: workers share the cores, and threads that wait for each other burn what they share.
+# Before PyTorch is imported: workers share the cores, and waiting OpenMP threads spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start hundreds of processes, which would all compile again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start hundreds of processes, and each would compile again
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with & by a script: what tests start would ignore Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a script: children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Answer ``-n auto``: one worker more than there are cores, as tests on Slurm spend much of their time waiting."""
+    """Return the workers of ``-n auto``: one more than cores, as tests on Slurm mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -49,7 +49,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the files that take minutes begin first, those that wait and those that compute in turn."""
+    """Order the files: the slow ones first, waiting and computing ones in turn."""
     waiting = [f"slurm/test_{name}.py" for name in ON_SLURM]
     first = [name for name in chain(*zip_longest(waiting, AT_WORK)) if name]
     here = Path(__file__).parent
@@ -58,21 +58,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what collecting has imported out of the garbage collector's rounds: it stays until the end."""
+    """Exempt all imported objects from garbage collection: they stay until the end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def own_temporary_folder() -> Iterator[Path]:
-    """A folder of this worker for what is written by way of ``tempfile``; sockets in it have short paths."""
+    """A folder of this worker for ``tempfile``; its path is short, as sockets need it."""
     folder = Path(tempfile.mkdtemp(prefix="tests-", dir="/tmp"))
     before = tempfile.tempdir, os.environ.get("TMPDIR")
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
     yield folder
     tempfile.tempdir = before[0]
     os.environ.pop("TMPDIR") if before[1] is None else os.environ.update(TMPDIR=before[1])
-    # After multiprocessing has removed what it has there itself, with priority -100.
+    # After multiprocessing has removed its own files there, with priority -100.
     Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
 
 
@@ -88,13 +88,13 @@ def _nothing_is_left_behind(
 
 
 def pytest_sessionfinish() -> None:
-    """Leave no process behind."""
+    """Stop the warm interpreter."""
     stop_warm_python()
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
-    """A SQLite store with tables and nothing in them: making one takes seconds, copying it does not."""
+    """A SQLite store with empty tables: making one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("store")
     import_client()
     make_tables(folder / "mlflow.db")
@@ -117,5 +117,5 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         return disk
 
     yield mount
-    for disk in mounted:  # lazily: what a job started may still look at it
+    for disk in mounted:  # lazily: a child of a job may still read it
         subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -15,9 +15,9 @@ MARK = "CRISSCROSS_TEST"
 """Environment variable that names the running test to its children and theirs."""
 
 PATIENCE_S = 60.0
-"""How long what has been told to end may take."""
+"""Seconds that a process may take to end after its test."""
 
-SHARED = ("pymp-", "torchinductor_", "shared-")  # multiprocessing's, PyTorch's and ours for all tests of a worker
+SHARED = ("pymp-", "torchinductor_", "shared-")  # of multiprocessing, of PyTorch, and shared by the tests of a worker
 MADE_BY_COMMANDS = ("data", "runs", "tables", "figures", "mlflow.db", "mlruns", "outputs", "multirun")
 _started = False
 
@@ -33,16 +33,16 @@ sys.addaudithook(_note_start)
 
 @contextmanager
 def watched(name: str, *, mounts_below: Path, temporary: Path, patience_s: float = PATIENCE_S) -> Iterator[list[str]]:
-    """Compare what there is before and after a test.
+    """Compare processes, mounts and files before and after a test.
 
     Args:
-        name: the test's.
-        mounts_below: folder in which this worker's tests mount.
-        temporary: folder for temporary files of this worker alone.
-        patience_s: how long processes that have been told to end may take.
+        name: the name of the test.
+        mounts_below: the folder in which tests of this worker mount.
+        temporary: the folder for temporary files of this worker.
+        patience_s: seconds that a process may take to end.
 
     Yields:
-        What is left, a line each, once the block has ended.
+        A list that is empty inside the block; after it, one line for everything left behind.
     """
     global _started
     _started, left = False, []
@@ -59,7 +59,7 @@ def watched(name: str, *, mounts_below: Path, temporary: Path, patience_s: float
 
 
 def _processes(name: str, patience_s: float) -> list[int]:
-    """Return the processes that a test has started and that do not end by themselves."""
+    """Return the processes of a test that do not end by themselves."""
     deadline = time.monotonic() + patience_s
     while (found := _found(name)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -67,7 +67,7 @@ def _processes(name: str, patience_s: float) -> list[int]:
 
 
 def _found(name: str) -> list[int]:
-    """Look through /proc once; psutil would take a tenth of a second, after each of hundreds of tests."""
+    """Search /proc once: psutil takes a tenth of a second, after each of hundreds of tests."""
     parents = {int(path.name): _parent(path) for path in PROC.iterdir() if path.name.isdigit()}
     servers = {pid for pid, parent in parents.items() if parent == os.getpid() and _is_fork_server(pid)}
     mark = f"{MARK}={name}".encode()
@@ -93,7 +93,7 @@ def _is_marked(pid: int, mark: bytes) -> bool:
 
 
 def _is_fork_server(pid: int) -> bool:
-    """Whether it serves all tests of a worker, though one of them was the first to ask for it."""
+    """Return whether this is multiprocessing's server, which all tests of a worker share."""
     return any(word in _command(pid) for word in ("multiprocessing.forkserver", "multiprocessing.resource_tracker"))
 
 
@@ -112,11 +112,11 @@ def _mounts(below: Path) -> set[str]:
 
 
 def _files(temporary: Path) -> set[str]:
-    """Return what lies in the folder for temporary files, and what a command has made in the repository."""
+    """Return temporary files, and outputs of commands in the repository."""
     own = {str(path) for path in temporary.iterdir() if not path.name.startswith(SHARED)}
     return own | {str(REPOSITORY / name) for name in MADE_BY_COMMANDS if (REPOSITORY / name).exists()}
 
 
 def clean_environment() -> dict[str, str]:
-    """Return our environment for a process that outlives the test which starts it."""
+    """Return the environment of a process that outlives the test which starts it."""
     return {name: value for name, value in os.environ.items() if name != MARK}

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, which may be killed and started again."""
+"""A real MLflow server for tests, which can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Server:
         self.folder, self.uri, self.process = folder, f"http://127.0.0.1:{self.port}", None
 
     def start(self, *, workers: int = 1) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         log = (self.folder / "server.log").open("ab")
         self.process = subprocess.Popen(
             [
@@ -51,7 +51,7 @@ class Server:
         missing(reason)
 
     def stop(self) -> None:
-        """Kill it and its workers."""
+        """Kill the server and its workers."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

@@ -1,4 +1,4 @@
-"""Processes that tests strike."""
+"""Processes that tests start and kill."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 
 
 def kill_when(command: Sequence[str], reached: Callable[[], bool], *, timeout_s: float = 300.0) -> None:
-    """Start a command and SIGKILL it as soon as it has come so far, or has taken too long."""
-    struck = subprocess.Popen(command)
+    """Start a command and SIGKILL it when a condition holds, or after ``timeout_s``."""
+    process = subprocess.Popen(command)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and not reached():
         time.sleep(0.002)
-    struck.kill()
-    struck.wait()
+    process.kill()
+    process.wait()
 
 
 def run_ranks(command: Sequence[str], *, num: int, timeout_s: float = 300.0) -> list[tuple[int, str]]:
-    """Run a command as each of several ranks, as torchrun would; return exit codes and what went to stderr."""
+    """Run a command as several ranks, as torchrun does; return exit codes and stderr of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
 import tarfile
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +23,8 @@ import pytest
 import torch
 
 from tests.slurm.study import Study
-from tests.support import full_history
+from tests.support import full_history, tiny_config
+from tests.warm import warm_python
 
 FIXTURE = Path(__file__).parent / "fixtures" / "study-fc28989.tar.xz"
 NAMES = {
@@ -77,9 +79,13 @@ def test_an_older_study_goes_on_where_it_was_killed(older: Study):
     assert status.returncode in (0, 1), status.stderr
     assert "3 of 5 done" in status.stdout
 
+    tiny_config("pretrain", older.folder)  # makes the clips
+    for pattern in (MILD, "downstream/crisscross-mild"):
+        subprocess.run([*warm_python(), "-m", "launch.job", str(older.run(pattern).path)], check=True)
     launched = older.launch()
 
     assert launched.returncode == 0, launched.stdout + launched.stderr
+    assert "5 done already" in launched.stdout
     assert {f"{path.parent.parent.name}/{path.parent.name}" for path in older.folder.glob("runs/*/*/run.json")} == NAMES
     mild = older.run(MILD)
     assert "step 6" in (mild.path / "log.txt").read_text()

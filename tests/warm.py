@@ -1,62 +1,66 @@
-"""Starts the warm interpreter (tests/warm_python.py), one a pytest worker, when a test first asks for it."""
+"""Start the warm interpreter (tests/warm_python.py), one for all pytest workers, on its first use."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+from filelock import FileLock
 
 from tests.leftovers import clean_environment
 
 SCRIPT = Path(__file__).with_name("warm_python.py")
 START_TIMEOUT_S = 300.0
+OWNER = int(os.environ.setdefault("CRISSCROSS_TESTS_OWNER", str(os.getpid())))
+"""Process that stops the interpreter: pytest itself, from which its workers inherit the variable."""
 
-
-class _Server:
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp")  # a socket's path is short
-        address = Path(self._folder.name) / "socket"
-        self.command = [sys.executable, "-I", "-S", str(SCRIPT), str(address)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT), "--serve", str(address)],
-            env={
-                **clean_environment(),
-                "OMP_NUM_THREADS": "1",
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-                "MPLBACKEND": "agg",
-            },
-            cwd=self._folder.name,
-        )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not address.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError("the warm interpreter does not start")
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._folder.cleanup()
-
-
-_servers: list[_Server] = []
+FOLDER = Path("/tmp") / f"warm-{OWNER}"  # the path of a socket must be short
+_command: list[str] = []
 
 
 def warm_python() -> list[str]:
-    """Return a command that is used as ``[sys.executable]`` is, for children that are many and small.
+    """Return a command to use like ``[sys.executable]``, for many small children.
 
-    Not for tests of what is imported, of environment variables that libraries read when they are imported, or of
-    what becomes of the children of a process that is killed.
+    Not for tests of imports, of environment variables that libraries read on import, or of the children of a killed
+    process.
     """
-    if not _servers:
-        _servers.append(_Server())
-    return _servers[0].command
+    if not _command:
+        FOLDER.mkdir(exist_ok=True)
+        with FileLock(FOLDER / "lock"):
+            if not _socket().exists():
+                _start()
+        _command[:] = [sys.executable, "-I", "-S", str(SCRIPT), str(_socket())]
+    return _command
+
+
+def _socket() -> Path:
+    return FOLDER / "socket"
+
+
+def _start() -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-P", str(SCRIPT), "--serve", str(_socket()), str(OWNER)],
+        env={
+            **clean_environment(),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MPLBACKEND": "agg",
+        },
+        cwd="/tmp",
+    )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not _socket().exists():
+        if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
+            raise RuntimeError("the warm interpreter does not start")
+        time.sleep(0.05)
 
 
 def stop_warm_python() -> None:
-    """End it; nothing happens where none was started."""
-    while _servers:
-        _servers.pop().stop()
+    """Stop the warm interpreter, if one runs and this process owns it."""
+    if os.getpid() == OWNER and FOLDER.exists():
+        shutil.rmtree(FOLDER)  # the server ends within a second after its socket

@@ -1,11 +1,10 @@
-"""A warm interpreter: what a test starts through it is a fork of a process that has imported the libraries already.
+"""A warm interpreter: commands run in forks of a process that has imported the libraries.
 
-    python -I -S tests/warm_python.py SOCKET -m launch.job RUN_DIR     stands in for `python -m launch.job RUN_DIR`
+    python -I -S tests/warm_python.py SOCKET -m launch.job RUN_DIR     for `python -m launch.job RUN_DIR`
 
-Starting Python and importing PyTorch, MLflow and pandas is most of what a small job costs. The server holds no code of
-the project: a fork imports that from where its PYTHONPATH says. Signals, exit codes, output, environment and working
-directory are those of a process of one's own: what is sent to the client is passed on, and a client that is killed
-takes its fork along at once.
+Starting Python and importing PyTorch, MLflow and pandas is most of the cost of a small job. The server imports no code
+of the project: a fork imports it along its own PYTHONPATH. Signals, exit codes, output, environment and folder equal
+those of a separate process: the client passes signals on to its fork, and the fork is killed with its client.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ LIBRARIES = (
 
 
 def main(arguments: list[str]) -> None:
-    """Be the client, or with ``--serve SOCKET`` the server."""
+    """Run as the client, or with ``--serve SOCKET OWNER`` as the server."""
     if arguments[0] == "--serve":
-        serve(arguments[1])
+        serve(arguments[1], owner=int(arguments[2]))
     else:
         sys.exit(be_client(arguments[0], arguments[1:]))
 
 
 def be_client(address: str, command: list[str]) -> int:
-    """Have a command run, pass signals on to it, and end as it ends."""
+    """Run a command in a fork of the server, pass signals on, and exit as it exits."""
     import pickle
     import struct
 
@@ -69,13 +68,13 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     while len(content) < size:
         more = connection.recv(size - len(content))
         if not more:
-            raise EOFError("the warm interpreter is gone")
+            raise EOFError("the warm interpreter has ended")
         content += more
     return content
 
 
-def serve(address: str) -> None:
-    """Import the libraries, then fork for each client; only a fork comes out of that, and runs what it is for."""
+def serve(address: str, *, owner: int) -> None:
+    """Import the libraries, then fork for each client; the fork returns here and runs the command."""
     import atexit
     import gc
     import importlib
@@ -85,7 +84,7 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     assert threading.active_count() == 1, threading.enumerate()
     gc.freeze()
-    command = _fork_for_clients(address)
+    command = _fork_for_clients(address, owner)
     code = _run(command)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -93,7 +92,7 @@ def serve(address: str) -> None:
     atexit._run_exitfuncs()
     with suppress(OSError):
         sys.stdout.flush()
-    os._exit(code)  # taking all these modules apart would cost half a second
+    os._exit(code)  # unloading all modules would take half a second
 
 
 def _run(command: list[str]) -> int:
@@ -122,7 +121,8 @@ def _run(command: list[str]) -> int:
     return 0
 
 
-def _fork_for_clients(address: str) -> list[str]:
+def _fork_for_clients(address: str, owner: int) -> list[str]:
+    """Return the command of a client, in a fork; the server itself ends with its socket or its owner."""
     import pickle
     import selectors
     import struct
@@ -133,8 +133,8 @@ def _fork_for_clients(address: str) -> list[str]:
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     forks: dict[int, tuple[int, socket.socket]] = {}  # by file descriptor: of the client, and of the fork itself
-    while True:
-        for key, _ in selector.select():
+    while os.path.exists(address) and _is_alive(owner):  # noqa: PTH110
+        for key, _ in selector.select(timeout=1.0):
             if key.fileobj is listener:
                 client = listener.accept()[0]
                 header, descriptors, _, _ = socket.recv_fds(client, 4, 3)
@@ -156,7 +156,7 @@ def _fork_for_clients(address: str) -> list[str]:
                     client.sendall(struct.pack("!i", pid))
                 continue
             pid, client = forks[key.fd]
-            if key.fd == client.fileno():  # it never speaks again: it is gone
+            if key.fd == client.fileno():  # clients send nothing more: this one has ended
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 selector.unregister(client)
@@ -170,10 +170,19 @@ def _fork_for_clients(address: str) -> list[str]:
             with suppress(OSError):
                 client.sendall(struct.pack("!i", status))
             client.close()
+    os._exit(0)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _become(environment: dict[str, str], folder: str, mask: int, descriptors: list[int]) -> None:
-    """Take over what the client is."""
+    """Take over environment, folder, umask and file descriptors of the client."""
     os.setpgid(0, 0)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
