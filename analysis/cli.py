@@ -1,4 +1,4 @@
-"""What the scripts of the analysis ask for alike: where the runs are recorded, and a record that is up to date."""
+"""Command-line options of the analysis scripts, and the sync before reading."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from crisscross.tracking.artifacts import Keeper
-from crisscross.tracking.client import DEFAULT_EXPERIMENT, DEFAULT_URI
-from crisscross.tracking.sync import catch_up, runs_behind
+from crisscross.tracking.address import DEFAULT_EXPERIMENT, DEFAULT_URI
+from crisscross.tracking.artifacts import ArtifactLogger
+from crisscross.tracking.sync import sync_runs, unsynced_runs
 
 
-class Place(TypedDict):
-    """Where runs are recorded, as keyword arguments.
+class StoreLocation(TypedDict):
+    """An MLflow experiment, as keyword arguments.
 
     Attributes:
         uri: MLflow's tracking URI.
@@ -26,45 +26,59 @@ class Place(TypedDict):
     experiment: str
 
 
-def add_store_options(parser: argparse.ArgumentParser, *, studies: Iterable[str], what: str, runs_root: str) -> None:
-    """Add the options that say which runs are looked at.
+def add_study_options(parser: argparse.ArgumentParser, *, studies: Iterable[str], what: str, runs_root: str) -> None:
+    """Add the options that select a study, and those of ``add_store_options``.
 
     Args:
         parser: of a script.
-        studies: that can be chosen.
-        what: the script makes: ``tables``, ``figures``; its files go to a folder of that name by default.
-        runs_root: what the run directories are needed for.
+        studies: choices of ``--study``.
+        what: what the script makes, ``tables`` or ``figures``; also the default folder of its files.
+        runs_root: help text of ``--runs-root``: what the script needs the run directories for.
     """
-    add_place_options(parser, runs_root=runs_root)
+    add_store_options(parser, runs_root=runs_root)
     parser.add_argument("--study", choices=sorted(studies), help=f"the {what} of one study (default: all)")
-    parser.add_argument("--fingerprint", help="variant of the study, 8 digits (default: the one launched last)")
+    parser.add_argument(
+        "--fingerprint",
+        dest="study_hash",
+        metavar="FINGERPRINT",
+        help="variant of the study, 8 digits (default: the one launched last)",
+    )
     parser.add_argument("--out", default=what, help="folder of the files (default: %(default)s)")
 
 
-def add_place_options(parser: argparse.ArgumentParser, *, runs_root: str) -> None:
-    """Add the options that say where runs are recorded and where they are; ``runs_root``: what for."""
+def add_store_options(parser: argparse.ArgumentParser, *, runs_root: str) -> None:
+    """Add the options for the MLflow store and the run directories.
+
+    Args:
+        parser: of a script.
+        runs_root: help text of ``--runs-root``: what the script needs the run directories for.
+    """
     parser.add_argument("--uri", default=DEFAULT_URI, help="MLflow's tracking URI (default: %(default)s)")
     parser.add_argument("--experiment", default=DEFAULT_EXPERIMENT, help="MLflow experiment (default: %(default)s)")
     parser.add_argument("--runs-root", default="runs", type=Path, help=f"{runs_root} (default: %(default)s)")
     parser.add_argument(
         "--read-only",
         action="store_true",
-        help="write files alone: MLflow is not brought up to date, nor given them",
+        help="only write files: do not sync MLflow first, and log no artifacts",
     )
 
 
-def bring_up_to_date(options: argparse.Namespace) -> Place:
-    """Bring MLflow up to date with the run directories, and return its place as keyword arguments."""
-    place: Place = {"uri": options.uri, "experiment": options.experiment}
+def sync_store(options: argparse.Namespace) -> StoreLocation:
+    """Sync MLflow with the run directories, unless ``--read-only``.
+
+    Returns:
+        The MLflow experiment, as keyword arguments.
+    """
+    location: StoreLocation = {"uri": options.uri, "experiment": options.experiment}
     if options.read_only:
-        return place
-    with contextlib.suppress(ValueError):  # an address that is none: told when it is opened
-        behind = runs_behind(options.runs_root, **place)
-        if behind:
-            print(catch_up(behind, **place), file=sys.stderr)
-    return place
+        return location
+    with contextlib.suppress(ValueError):  # an invalid address: the first read reports it
+        unsynced = unsynced_runs(options.runs_root, **location)
+        if unsynced:
+            print(sync_runs(unsynced, **location).summary, file=sys.stderr)
+    return location
 
 
-def keeper_of(options: argparse.Namespace) -> Keeper:
-    """Return what keeps files in the store of the options; nothing is kept where it is only to be read."""
-    return Keeper(options.uri, options.experiment, enabled=not options.read_only)
+def artifacts_of(options: argparse.Namespace) -> ArtifactLogger:
+    """Return the artifact logger of the chosen store, disabled by ``--read-only``."""
+    return ArtifactLogger(options.uri, options.experiment, enabled=not options.read_only)

@@ -1,4 +1,4 @@
-"""One self-contained page with all tables and their figures; every number is a link to its runs in MLflow."""
+"""Self-contained HTML report whose numbers link to their runs in MLflow."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from urllib.parse import quote
 from analysis.studies import STUDIES
 from analysis.study_tables import StudyTables
 from analysis.tables.table import Cell, Table
-from crisscross.tracking.artifacts import Keeper
+from crisscross.tracking.artifacts import ArtifactLogger
 from crisscross.tracking.query import experiment_id_of
 from crisscross.utils.files import write_text
 from crisscross.utils.redact import mask_passwords
 
 LOCAL_UI = "http://127.0.0.1:5000"
-"""Where ``mlflow ui`` serves when it is told nothing."""
+"""Default address of ``mlflow ui``."""
 
 TITLE = "CrissCross: tables and figures"
 RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
@@ -51,7 +51,7 @@ li, details { color: #444; font-size: .85rem; } nav li { font-size: 1rem; } code
 
 @dataclass(frozen=True)
 class _Links:
-    """Where runs are shown: the address of MLflow's UI, and MLflow's number of the experiment."""
+    """Links to runs in MLflow's UI."""
 
     base: str
     experiment_id: str
@@ -60,35 +60,38 @@ class _Links:
         return escape(runs_url(self.base, self.experiment_id, run_ids))
 
 
-def make_page(
+def make_html_report(
     sections: Sequence[StudyTables],
     path: Path,
     *,
     figures: Path,
     uri: str,
     experiment: str,
-    keeper: Keeper,
+    artifacts: ArtifactLogger,
     ui: str | None = None,
 ) -> bool:
-    """Write the page and keep it in MLflow; return whether it is written, or say in one line why not.
+    """Write the report and log it; print errors as one line.
 
     Args:
-        sections: see ``write_page``.
+        sections: see ``write_html_report``.
         path: the file.
-        figures: see ``write_page``.
-        uri: see ``write_page``.
-        experiment: see ``write_page``.
-        keeper: keeps it.
-        ui: see ``write_page``.
+        figures: see ``write_html_report``.
+        uri: see ``write_html_report``.
+        experiment: see ``write_html_report``.
+        artifacts: logs the file.
+        ui: see ``write_html_report``.
+
+    Returns:
+        Whether the file was written.
     """
     try:
-        write_page(path, sections, figures=figures, uri=uri, experiment=experiment, ui=ui)
+        write_html_report(path, sections, figures=figures, uri=uri, experiment=experiment, ui=ui)
     except OSError as error:
         print(f"the page is not written: {path}: {error.strerror}: give a folder you can write", file=sys.stderr)
         return False
     print(f"Written: {path}")
     names = [section.name for section in sections]
-    keeper.keep(
+    artifacts.log(
         {f"report/{path.name}": path},
         kind="report",
         of=names[0] if len(names) == 1 else "all",
@@ -97,22 +100,22 @@ def make_page(
     return True
 
 
-def write_page(
+def write_html_report(
     path: Path, sections: Sequence[StudyTables], *, figures: Path, uri: str, experiment: str, ui: str | None = None
 ) -> None:
-    """Write the page. It has no time of its own: the same runs and figures give the same bytes.
+    """Write the report; the same runs and figures give the same bytes.
 
     Args:
         path: the file.
-        sections: one a study, in their order.
-        figures: folder whose PNGs of these studies and variants are put in, each with the ``.md`` beside it.
+        sections: tables of each study, in order.
+        figures: folder of the figures; the report embeds the PNG and the caption (``.md``) of these variants.
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        ui: address of MLflow's UI; None = the tracking server, or where ``mlflow ui`` serves by itself.
+        ui: address of MLflow's UI; None = the tracking server, or the default address of ``mlflow ui``.
 
     Raises:
-        OSError: when it cannot be written.
-        TrackingError: when the store cannot be read.
+        OSError: if the file cannot be written.
+        TrackingError: if the store cannot be read.
     """
     base = (ui or (uri if uri.startswith("http") else LOCAL_UI)).rstrip("/")
     links = _Links(mask_passwords(base), experiment_id_of(uri=uri, experiment=experiment))
@@ -129,7 +132,7 @@ def write_page(
 
 
 def _head(sections: Sequence[StudyTables], *, uri: str, experiment: str, links: _Links) -> str:
-    """Return what this page is made of: the store, and of each study the variant, scale, runs and commits."""
+    """Return the head: store, and variant, scale, runs and commits per study."""
     rows = []
     for section in sections:
         runs = section.runs
@@ -137,7 +140,7 @@ def _head(sections: Sequence[StudyTables], *, uri: str, experiment: str, links: 
         done, known = ((sum(map(len, some))) for some in ([f[f["status"] == "FINISHED"] for f in frames], frames))
         cells = (
             f'<a href="#{section.anchor}">{escape(runs.study)}</a>',
-            f"<code>{runs.fingerprint}</code>",
+            f"<code>{runs.study_hash}</code>",
             escape(", ".join(_texts(frames, "scale"))),
             f"{done} of {known} done",
             ", ".join(f"<code>{escape(commit[:8])}</code>" for commit in _texts(frames, "git_commit"))
@@ -176,11 +179,11 @@ def _contents(sections: Sequence[StudyTables], figures: Path) -> str:
 
 
 def _anchor(table: Table, section: StudyTables) -> str:
-    return f"{table.name}-{section.runs.fingerprint}"
+    return f"{table.name}-{section.runs.study_hash}"
 
 
 def _sentences(table: Table) -> tuple[str, str]:
-    """Return the first sentence of a caption, its question, and the others."""
+    """Return the first sentence of a caption (its question), and the others."""
     found = re.match(r"(.+?[.?]) (.*)", table.caption, re.DOTALL)
     return (found[1], found[2]) if found else (table.caption, "")
 
@@ -193,7 +196,7 @@ def _section(section: StudyTables, figures: Path, links: _Links) -> str:
     study = escape(section.runs.study)
     return "\n".join(
         [
-            f'<h2 id="{section.anchor}">Study {study}, variant <code>{section.runs.fingerprint}</code></h2>',
+            f'<h2 id="{section.anchor}">Study {study}, variant <code>{section.runs.study_hash}</code></h2>',
             *(_table(table, section, links) for table in section.tables),
             *(_figure(image, links) for image in section.figures(figures)),
         ]
@@ -209,7 +212,7 @@ def _table(table: Table, section: StudyTables, links: _Links) -> str:
     rows = []
     for row in table.rows:
         cells = "".join(_cell(cell, links) for cell in row.cells)
-        kind = ' class="floor"' if row.is_floor else ""
+        kind = ' class="floor"' if row.is_random_init else ""
         rows.append(f"<tr{kind}><td>{escape(row.label)}</td>{cells}</tr>")
     notes = "\n".join(f"<li>{escape(note)}</li>" for note in table.notes)
     return "\n".join(
@@ -227,7 +230,7 @@ def _table(table: Table, section: StudyTables, links: _Links) -> str:
 
 
 def _cell(cell: Cell, links: _Links) -> str:
-    text = escape(re.sub(r"^-(?=\d)", "\u2212", cell.text))  # a minus, no hyphen
+    text = escape(re.sub(r"^-(?=\d)", "\u2212", cell.text))  # a minus sign
     if cell.run_ids:
         text = f'<a href="{links.to(cell.run_ids)}">{text}</a>'
     if cell.is_missing:
@@ -236,7 +239,7 @@ def _cell(cell: Cell, links: _Links) -> str:
 
 
 def runs_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """Return the address of a run in MLflow's UI, or of its comparison of several."""
+    """Return the address of one run, or of a comparison of several."""
     if len(run_ids) == 1:
         return f"{base}/#/experiments/{experiment_id}/runs/{run_ids[0]}"
     runs, experiments = quote(json.dumps([*run_ids])), quote(json.dumps([experiment_id]))
@@ -246,21 +249,21 @@ def runs_url(base: str, experiment_id: str, run_ids: Sequence[str]) -> str:
 def _figure(image: Path, links: _Links) -> str:
     encoded = base64.b64encode(image.read_bytes()).decode()
     title, caption, more = _caption_of(image)
-    picture = f'<img alt="{escape(title)}" src="data:image/png;base64,{encoded}">'
+    img = f'<img alt="{escape(title)}" src="data:image/png;base64,{encoded}">'
     below = f"<figcaption>{escape(caption)}{_more(more, links)}</figcaption>"
-    return f'<h3 id="{escape(image.stem)}">{escape(title)}</h3>\n<figure>{picture}\n{below}</figure>'
+    return f'<h3 id="{escape(image.stem)}">{escape(title)}</h3>\n<figure>{img}\n{below}</figure>'
 
 
 def _caption_of(image: Path) -> tuple[str, str, list[str]]:
-    """Return the title, the caption and the further lines of the text beside a figure (``figures.base``)."""
-    about = image.with_suffix(".md")
-    first, *more = about.read_text().splitlines() if about.is_file() else [""]
+    """Return title, caption and further lines of a figure's ``.md`` file (``figures.base.caption_text``)."""
+    caption_file = image.with_suffix(".md")
+    first, *more = caption_file.read_text().splitlines() if caption_file.is_file() else [""]
     found = re.fullmatch(r"\*\*(.+?)\.\*\* (.*)", first)
     return (found[1], found[2], more) if found else (image.stem, first, more)
 
 
 def _more(lines: Sequence[str], links: _Links) -> str:
-    """Return what stands below a figure's caption as HTML: which runs it is made of, and what is missing."""
+    """Return the runs and missing parts of a figure as HTML."""
     parts = []
     for is_list, some in groupby((line for line in lines if line.strip()), key=lambda line: line.startswith("- ")):
         texts = [escape(line.removeprefix("- ")) for line in some]

@@ -1,4 +1,4 @@
-"""Draw the figures from the runs in MLflow: a PNG and a PDF each, and a text beside them that says which runs.
+"""Draw the figures from the runs in MLflow: PNG, PDF and caption.
 
 uv run analysis/make_figures.py
 uv run analysis/make_figures.py --figure 3-left --out figures
@@ -13,67 +13,63 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analysis.cli import add_store_options, bring_up_to_date, keeper_of
-from analysis.figures.base import Drawing, NotThereError, Wanted, caption_text
+from analysis.cli import add_study_options, artifacts_of, sync_store
+from analysis.figures.base import Drawing, FigureOptions, NotThereError, caption_text
+from analysis.runs import NoRunsError, StudyRuns, read_or_explain
 from analysis.studies import STUDIES
-from crisscross.tracking.artifacts import Keeper
-from crisscross.tracking.client import DEFAULT_EXPERIMENT
+from crisscross.tracking.address import DEFAULT_EXPERIMENT
+from crisscross.tracking.artifacts import ArtifactLogger
 from crisscross.utils.files import write_bytes, write_text
-
-if TYPE_CHECKING:
-    from analysis.runs import StudyRuns
 
 
 @dataclass(frozen=True)
-class Known:
-    """A figure that can be drawn.
+class FigureEntry:
+    """A figure and its source.
 
     Attributes:
-        study: of whose runs.
-        module: of ``analysis.figures``, which has the function ``build``.
+        study: the study whose runs it shows.
+        module: module of ``analysis.figures`` with a function ``build``; imported when the figure is drawn.
     """
 
     study: str
     module: str
 
-    def build(self, runs: StudyRuns, wanted: Wanted) -> Drawing:
-        """Draw it."""
-        return importlib.import_module(f"analysis.figures.{self.module}").build(runs, wanted)
+    def build(self, runs: StudyRuns, options: FigureOptions) -> Drawing:
+        """Draw the figure."""
+        return importlib.import_module(f"analysis.figures.{self.module}").build(runs, options)
 
 
 FIGURES = {
-    "3-left": Known("async", "figure3_left"),
-    "3-right": Known("async", "figure3_right"),
-    "4": Known("async", "figure4"),
-    "relaxation": Known("relaxation", "relaxation"),
-    "5": Known("retrieval", "figure5"),
+    "3-left": FigureEntry("async", "figure3_left"),
+    "3-right": FigureEntry("async", "figure3_right"),
+    "4": FigureEntry("async", "figure4"),
+    "relaxation": FigureEntry("relaxation", "relaxation"),
+    "5": FigureEntry("retrieval", "figure5"),
 }
-"""By the name that ``--figure`` knows, so that each study is read once."""
+"""The figures by the name that ``--figure`` takes."""
 BOTH = {"3": ("3-left", "3-right")}
 DRAWN, LEFT_OUT, FAILED = range(3)
-"""What became of a figure. It is left out where the runs that there are have nothing for it."""
+"""Result of one figure; LEFT_OUT if the study has no runs for it."""
 
 
-class _Pen:
-    """Draws figures of one store, one after the other; what goes wrong with one is one line on stderr."""
+class FigureWriter:
+    """Draws and writes figures of one store; prints errors as one line."""
 
-    def __init__(self, uri: str, *, experiment: str, fingerprint: str | None, out: Path, wanted: Wanted) -> None:
-        self._uri, self._experiment, self._fingerprint = uri, experiment, fingerprint
-        self._out, self._wanted = out, wanted
+    def __init__(self, uri: str, *, experiment: str, study_hash: str | None, out: Path, options: FigureOptions) -> None:
+        self._uri, self._experiment, self._study_hash = uri, experiment, study_hash
+        self._out, self._options = out, options
         self._studies: dict[str, StudyRuns] = {}
         self.drawn: dict[str, dict[str, Path]] = {}
 
     def draw(self, name: str) -> int:
-        """Draw a figure and write its files, or say in one line why not; return what became of it."""
-        from analysis.runs import NoRunsError
-        from crisscross.data.media.streams import DecodeError
+        """Draw a figure and write its files; return ``DRAWN``, ``LEFT_OUT`` or ``FAILED``."""
+        from crisscross.data.media.streams import DecodeError  # brings PyAV, which --help does not need
 
         study = FIGURES[name].study
         try:
             runs = self._runs(study)
-            drawing = FIGURES[name].build(runs, self._wanted)
+            drawing = FIGURES[name].build(runs, self._options)
         except NoRunsError as error:
             print(f"no figure {name}: {error}", file=sys.stderr)
             return FAILED
@@ -92,32 +88,35 @@ class _Pen:
         print(f"{drawing.title}: {', '.join(str(path) for path in files.values())}")
         for line in drawing.missing:
             print(f"  missing: {line}")
-        self.drawn.setdefault(f"{study}.{runs.fingerprint}", {}).update(files)
+        self.drawn.setdefault(f"{study}.{runs.study_hash}", {}).update(files)
         return DRAWN
 
     def _runs(self, study: str) -> StudyRuns:
-        from analysis.runs import read_or_explain
-
         if study not in self._studies:
             self._studies[study] = read_or_explain(
-                self._uri, experiment=self._experiment, study=study, fingerprint=self._fingerprint
+                self._uri, experiment=self._experiment, study=study, study_hash=self._study_hash
             )
         return self._studies[study]
 
 
 def write(drawing: Drawing, runs: StudyRuns, folder: Path) -> dict[str, Path]:
-    """Write a figure as PNG and PDF, and its caption; a variant never overwrites another one's.
+    """Write a figure as PNG and PDF, and its caption as Markdown.
+
+    Args:
+        drawing: the figure.
+        runs: the runs of its study.
+        folder: created if missing.
 
     Returns:
-        The files, by their names.
+        The files by name.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: if the folder cannot be written.
     """
-    from analysis.figures.style import as_bytes
+    from analysis.figures.style import as_bytes  # brings matplotlib, which --help does not need
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{drawing.name}-{runs.fingerprint}"
+    stem = f"{drawing.name}-{runs.study_hash}"
     files = {}
     for extension, content in as_bytes(drawing.figure).items():
         path = files[f"{stem}.{extension}"] = folder / f"{stem}.{extension}"
@@ -132,60 +131,59 @@ def draw_figures(
     uri: str,
     *,
     experiment: str = DEFAULT_EXPERIMENT,
-    fingerprint: str | None = None,
+    study_hash: str | None = None,
     runs_root: str | Path = "runs",
     out: str | Path = "figures",
     clips: Sequence[str] = (),
-    keeper: Keeper | None = None,
+    artifacts: ArtifactLogger | None = None,
     strict: bool = True,
 ) -> int:
-    """Draw figures, write them to files and keep these in MLflow; where that cannot be done, say so in one line.
+    """Draw, write and log figures; print errors as one line.
 
     Args:
         names: some of ``FIGURES``.
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        fingerprint: which variant of the study; None = the one launched last.
-        runs_root: folder of the run directories: features, weights and clips are found through them.
-        out: folder of the files, made when it is not there.
-        clips: paths in the manifest for figures that show clips; none = their own choice.
-        keeper: keeps the files; None = one for this store.
-        strict: whether a figure that the runs have nothing for is a failure.
+        study_hash: which variant of the study; None = the one launched last.
+        runs_root: folder of the run directories, which hold features, weights and the paths of clips.
+        out: folder of the files, created if missing.
+        clips: paths in the manifest for figures that show clips; empty = a fixed choice.
+        artifacts: logs the files; None = a logger for this store.
+        strict: whether a figure without runs is a failure.
 
     Returns:
-        The exit code: 0 when all figures are drawn, 1 when not.
+        The exit code: 0 if all figures are drawn, else 1.
     """
-    wanted = Wanted(Path(runs_root), tuple(clips))
-    pen = _Pen(uri, experiment=experiment, fingerprint=fingerprint, out=Path(out), wanted=wanted)
-    became = [pen.draw(name) for name in names]
-    keeper = keeper or Keeper(uri, experiment)
-    for of, files in pen.drawn.items():
-        kept = {f"figures/{name}": path for name, path in files.items()}
-        keeper.keep(kept, kind="figures", of=of, description=_description(*of.split(".")))
-    return 1 if FAILED in became or (strict and LEFT_OUT in became) else 0
+    options = FigureOptions(Path(runs_root), tuple(clips))
+    writer = FigureWriter(uri, experiment=experiment, study_hash=study_hash, out=Path(out), options=options)
+    results = [writer.draw(name) for name in names]
+    artifacts = artifacts or ArtifactLogger(uri, experiment)
+    for of, files in writer.drawn.items():
+        logged = {f"figures/{name}": path for name, path in files.items()}
+        artifacts.log(logged, kind="figures", of=of, description=_description(*of.split(".")))
+    return 1 if FAILED in results or (strict and LEFT_OUT in results) else 0
 
 
-def _description(study: str, fingerprint: str) -> str:
+def _description(study: str, study_hash: str) -> str:
     return (
-        f"Figures of the study {study}, variant {fingerprint}; the text beside each says which runs it is made of.\n\n"
-        f"    uv run analysis/make_figures.py --study {study} --fingerprint {fingerprint}"
+        f"Figures of the study {study}, variant {study_hash}; the text beside each says which runs it is made of.\n\n"
+        f"    uv run analysis/make_figures.py --study {study} --fingerprint {study_hash}"
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Draw the figures from the runs in MLflow.")
     parser.add_argument("--figure", choices=sorted([*FIGURES, *BOTH]), help="one of them (default: all)")
-    add_store_options(
+    add_study_options(
         parser,
-        studies={known.study for known in FIGURES.values()},
+        studies={entry.study for entry in FIGURES.values()},
         what="figures",
-        runs_root="run directories, where features, weights and clips are found; MLflow is brought up to date with them"
-        " first",
+        runs_root="folder of the run directories, which hold features and weights and are synced to MLflow first",
     )
     parser.add_argument(
         "--clips",
         default="",
-        help="clips to show in Figures 4 and 5: paths in the manifest, with commas between (default: the first"
+        help="clips to show in Figures 4 and 5: paths in the manifest, separated by commas (default: the first"
         " held-out clip of some classes)",
     )
     return parser
@@ -196,16 +194,16 @@ def _chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> lis
     of_study = [name for name in names if options.study in (None, FIGURES[name].study)]
     if not of_study:
         parser.error(f"--figure {options.figure} belongs to the study {FIGURES[names[0]].study}")
-    if options.fingerprint and len({FIGURES[name].study for name in of_study}) > 1:
-        parser.error("--fingerprint is of one study: say which with --study or --figure")
+    if options.study_hash and len({FIGURES[name].study for name in of_study}) > 1:
+        parser.error("--fingerprint is of one study: name it with --study or --figure")
     return of_study
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line and draw the figures.
+    """Run the command.
 
     Args:
-        argv: the arguments without the program's name; None = those of this process.
+        argv: the arguments without the program's name; None = ``sys.argv[1:]``.
 
     Returns:
         The exit code.
@@ -215,12 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = _chosen(options, parser)
     return draw_figures(
         names,
-        **bring_up_to_date(options),
-        fingerprint=options.fingerprint,
+        **sync_store(options),
+        study_hash=options.study_hash,
         runs_root=options.runs_root,
         out=options.out,
         clips=[path for path in options.clips.split(",") if path],
-        keeper=keeper_of(options),
+        artifacts=artifacts_of(options),
     )
 
 

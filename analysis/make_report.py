@@ -1,4 +1,4 @@
-"""Print all tables, draw all figures, and put them on one page: of every study that the store has runs of.
+"""Print all tables, draw all figures, and write one HTML report.
 
 uv run analysis/make_report.py
 uv run analysis/make_report.py --uri http://127.0.0.1:5000 --out report
@@ -11,15 +11,14 @@ import contextlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from analysis.cli import Place, add_place_options, bring_up_to_date, keeper_of
+from analysis.cli import StoreLocation, add_store_options, artifacts_of, sync_store
+from analysis.html_report import make_html_report
 from analysis.make_figures import FIGURES, draw_figures
 from analysis.make_tables import PAGE, print_tables, studies_in
-from crisscross.tracking.artifacts import Keeper
-
-if TYPE_CHECKING:
-    from analysis.study_tables import StudyTables
+from analysis.runs import NoRunsError
+from analysis.study_tables import StudyTables, make_study_tables
+from crisscross.tracking.artifacts import ArtifactLogger
 
 
 def make_report(
@@ -30,123 +29,125 @@ def make_report(
     runs_root: str | Path,
     out: str | Path = ".",
     ui: str | None = None,
-    keeper: Keeper | None = None,
+    artifacts: ArtifactLogger | None = None,
 ) -> int:
-    """Print the tables of some studies, draw their figures, make one page of both.
+    """Print tables of some studies, draw their figures, write one report.
 
     Args:
-        uri: this and all else but the next two as for ``analysis.make_tables.print_all``.
-        experiment: see there.
-        studies: see there.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+        studies: the hash of the variant by study; None = the one launched last.
         runs_root: folder of the run directories, for the figures.
-        out: folder in which ``figures`` and ``tables`` are made; the page is ``tables/report.html``.
-        ui: see there.
-        keeper: see there.
+        out: folder of ``figures/`` and ``tables/``; the report is ``tables/report.html``.
+        ui: address of MLflow's UI, for the links of the report.
+        artifacts: logs the files; None = a logger for this store.
 
     Returns:
-        The exit code: 0 when everything was made that the runs have something for, 1 when not; what was not is told in
-        one line each.
+        The exit code: 0 if every table and figure that has runs was made, else 1. Each error is one line on stderr.
     """
-    place: Place = {"uri": uri, "experiment": experiment}
-    keeper = keeper or Keeper(**place)
+    location: StoreLocation = {"uri": uri, "experiment": experiment}
+    artifacts = artifacts or ArtifactLogger(**location)
     tables = Path(out) / "tables"
-    page: list[StudyTables] = []
+    collected: list[StudyTables] = []
     codes = [
-        print_tables(**place, study=study, fingerprint=variant, out=tables, page=page, keeper=keeper)
+        print_tables(**location, study=study, study_hash=variant, out=tables, collected=collected, artifacts=artifacts)
         for study, variant in studies.items()
     ]
-    codes.append(_illustrate(page, runs_root=runs_root, out=Path(out), redraw=studies, ui=ui, keeper=keeper, **place))
+    codes.append(
+        _illustrate(
+            collected, runs_root=runs_root, out=Path(out), redraw=studies, ui=ui, artifacts=artifacts, **location
+        )
+    )
     return max(codes)
 
 
 def add_to_report(
     uri: str, *, experiment: str, study: str, studies: Mapping[str, str], runs_root: str | Path, out: str | Path
 ) -> int:
-    """Make figures and page anew when one of several studies is done; those that have nothing to show are left out.
+    """Update figures and report after one of several studies is done.
 
     Args:
         uri: see ``make_report``.
         experiment: see ``make_report``.
-        study: which of ``studies`` has just been finished: its figures are drawn, of the others those that are missing.
+        study: the study of ``studies`` that is done: its figures are drawn again. Other studies get missing figures.
         studies: see ``make_report``.
         runs_root: see ``make_report``.
         out: see ``make_report``.
 
     Returns:
-        The exit code: 0 when figures and page are there.
+        The exit code: 0 if figures and report were written, else 1.
     """
-    from analysis.runs import NoRunsError
-    from analysis.study_tables import section_of
-
-    place: Place = {"uri": uri, "experiment": experiment}
-    page: list[StudyTables] = []
+    location: StoreLocation = {"uri": uri, "experiment": experiment}
+    collected: list[StudyTables] = []
     for name, variant in studies.items():
-        with contextlib.suppress(NoRunsError):  # it says so itself, in its own last job
-            page.append(section_of(**place, study=name, fingerprint=variant))
-    return _illustrate(page, runs_root=runs_root, out=Path(out), redraw={study}, keeper=Keeper(**place), **place)
+        with contextlib.suppress(NoRunsError):  # its own last job reports it
+            collected.append(make_study_tables(**location, study=name, study_hash=variant))
+    return _illustrate(
+        collected, runs_root=runs_root, out=Path(out), redraw={study}, artifacts=ArtifactLogger(**location), **location
+    )
 
 
 def _illustrate(
-    page: Sequence[StudyTables],
+    collected: Sequence[StudyTables],
     *,
     uri: str,
     experiment: str,
     runs_root: str | Path,
     out: Path,
     redraw: Collection[str],
-    keeper: Keeper,
+    artifacts: ArtifactLogger,
     ui: str | None = None,
 ) -> int:
-    """Draw the figures of a page, those of the studies in ``redraw`` and those that are missing, and make it."""
-    from analysis.html_report import make_page
-
-    place: Place = {"uri": uri, "experiment": experiment}
+    """Draw figures of studies in ``redraw`` and missing ones; write the report."""
+    location: StoreLocation = {"uri": uri, "experiment": experiment}
     figures = out / "figures"
     codes = []
-    for section in page:
-        study, variant = section.runs.study, section.runs.fingerprint
-        names = [name for name, known in FIGURES.items() if known.study == study]
-        if study in redraw or len(section.figures(figures)) < len(names):
+    for study_tables in collected:
+        study, variant = study_tables.runs.study, study_tables.runs.study_hash
+        names = [name for name, entry in FIGURES.items() if entry.study == study]
+        if study in redraw or len(study_tables.figures(figures)) < len(names):
             codes.append(
                 draw_figures(
                     names,
-                    **place,
-                    fingerprint=variant,
+                    **location,
+                    study_hash=variant,
                     runs_root=runs_root,
                     out=figures,
-                    keeper=keeper,
+                    artifacts=artifacts,
                     strict=False,
                 )
             )
-    if page:
-        is_made = make_page(page, out / "tables" / PAGE, figures=figures, ui=ui, keeper=keeper, **place)
+    if collected:
+        is_made = make_html_report(
+            collected, out / "tables" / PAGE, figures=figures, ui=ui, artifacts=artifacts, **location
+        )
         codes.append(0 if is_made else 1)
     return max(codes, default=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line and make the report.
+    """Run the command.
 
     Args:
-        argv: the arguments without the program's name; None = those of this process.
+        argv: the arguments without the program's name; None = ``sys.argv[1:]``.
 
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(description="Draw all figures, print all tables, put them on one page.")
-    add_place_options(parser, runs_root="run directories; MLflow is brought up to date with them first")
-    parser.add_argument("--out", default=".", help="folder in which figures/ and tables/ are made (default: here)")
-    parser.add_argument("--ui", help="address of MLflow's UI for the page's links (default: --uri, or 127.0.0.1:5000)")
+    parser = argparse.ArgumentParser(description="Draw all figures, print all tables, write one HTML report.")
+    add_store_options(parser, runs_root="folder of the run directories, which are synced to MLflow first")
+    parser.add_argument("--out", default=".", help="folder of figures/ and tables/ (default: the current one)")
+    parser.add_argument("--ui", help="address of MLflow's UI for links (default: --uri, or 127.0.0.1:5000)")
     options = parser.parse_args(argv)
-    place = bring_up_to_date(options)
-    studies = dict.fromkeys(studies_in(**place))
+    location = sync_store(options)
+    studies = dict.fromkeys(studies_in(**location))
     return make_report(
-        **place,
+        **location,
         studies=studies,
         runs_root=options.runs_root,
         out=options.out,
         ui=options.ui,
-        keeper=keeper_of(options),
+        artifacts=artifacts_of(options),
     )
 
 

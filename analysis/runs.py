@@ -1,4 +1,4 @@
-"""From MLflow to tidy frames: one row a run. The only file of the analysis that asks MLflow (through tracking.py)."""
+"""Runs of a study as tidy frames with one row per experiment."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.studies import STUDIES
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import RunColumns, experiment_tags, study_runs
 from crisscross.utils.redact import mask_passwords
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for the annotations; see tidy
     import pandas as pd
 
 COLUMNS_OF_TAGS = {
@@ -36,20 +36,20 @@ COLUMNS_OF_TAGS = {
     "pretrain_family": "crisscross.pretrain_family",
     "git_commit": "git_commit",
 }
-"""Columns of the frame and the tags of a run that they hold; a tag that a run has not is an empty string."""
+"""Columns of the frame, and the MLflow tag of each; a missing tag is an empty string."""
 
 PARAMS = (
     *("downstream.name", "downstream.modalities", "downstream.ranks", "downstream.frames", "downstream.distance"),
     *("downstream.select", "data.folds", "weights.epoch", "training.epochs", "views.evaluation_clips"),
     *("model.video.torchvision", "model.video.depth", "model.video.width"),
 )
-"""The parameters that columns are made of."""
+"""The MLflow params that the columns come from."""
 
 METRICS = "eval/"
-"""What the names of the metrics begin with that have a column."""
+"""Prefix of the metrics that have a column."""
 
 BY_TEST = ", C by the test split"
-"""What ``protocol`` of the frame ends in where ``downstream.select=test``."""
+"""Suffix of ``protocol`` in the frame if ``downstream.select=test``."""
 
 BACKBONES = {
     "R(2+1)D-18 of width 64": "R(2+1)D-18, 15.4 M",
@@ -60,7 +60,7 @@ BACKBONES = {
 
 
 class NoRunsError(LookupError):
-    """The record has nothing to show; the message is one line that says what to do."""
+    """No such runs; the message is one line with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -69,63 +69,69 @@ class StudyRuns:
 
     Attributes:
         study: its name.
-        fingerprint: which variant.
-        evaluations: one row a downstream run; see ``tidy`` for the columns.
-        pretrainings: one row a pretraining, same columns.
-        others: fingerprints of the other variants in the same store, newest first.
+        study_hash: 8 digits that identify the variant.
+        evaluations: one row per downstream run; see ``tidy`` for the columns.
+        pretrainings: one row per pretraining, same columns.
+        others: hashes of the other variants in the same store, newest first.
     """
 
     study: str
-    fingerprint: str
+    study_hash: str
     evaluations: pd.DataFrame
     pretrainings: pd.DataFrame
     others: tuple[str, ...]
 
 
-def read_study(uri: str, *, experiment: str, study: str, fingerprint: str | None = None) -> StudyRuns:
+def read_study(uri: str, *, experiment: str, study: str, study_hash: str | None = None) -> StudyRuns:
     """Read one variant of a study.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
         study: such as ``"relaxation"``.
-        fingerprint: which variant; None = the one launched last.
+        study_hash: which variant; None = the one launched last.
 
     Raises:
-        NoRunsError: when there is no such study or variant, or it has no runs.
-        TrackingError: when there is no such store or it cannot be reached.
+        NoRunsError: if the store has no such study or variant, or it has no runs.
+        TrackingError: if the store does not exist or cannot be reached.
     """
     tags = experiment_tags(uri=uri, experiment=experiment)
     variants = variants_of(study, tags)
     if not variants:
         raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}")
-    if fingerprint is None:
+    if study_hash is None:
         latest = tags.get(f"study.{study}.latest")
-        fingerprint = latest if latest in variants else variants[0]
-    if fingerprint not in variants:
-        raise NoRunsError(f"the study {study} has no variant {fingerprint}: there are {', '.join(variants)}")
-    wanted = RunColumns((*COLUMNS_OF_TAGS.values(), f"study.{study}.{fingerprint}"), PARAMS, METRICS)
-    runs = study_runs(f"{study}.{fingerprint}", wanted=wanted, uri=uri, experiment=experiment)
+        study_hash = latest if latest in variants else variants[0]
+    if study_hash not in variants:
+        raise NoRunsError(f"the study {study} has no variant {study_hash}: there are {', '.join(variants)}")
+    wanted = RunColumns((*COLUMNS_OF_TAGS.values(), f"study.{study}.{study_hash}"), PARAMS, METRICS)
+    runs = study_runs(f"{study}.{study_hash}", wanted=wanted, uri=uri, experiment=experiment)
     if not runs:
-        raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {fingerprint}")
-    frame = tidy(runs, study=f"{study}.{fingerprint}")
+        raise NoRunsError(f"{mask_passwords(uri)} has no runs of the study {study}, variant {study_hash}")
+    frame = tidy(runs, study=f"{study}.{study_hash}")
     return StudyRuns(
         study=study,
-        fingerprint=fingerprint,
+        study_hash=study_hash,
         evaluations=frame[frame["kind"] == "downstream"].reset_index(drop=True),
         pretrainings=frame[frame["kind"] == "pretrain"].reset_index(drop=True),
-        others=tuple(variant for variant in variants if variant != fingerprint),
+        others=tuple(variant for variant in variants if variant != study_hash),
     )
 
 
-def read_or_explain(uri: str, *, experiment: str, study: str, fingerprint: str | None = None) -> StudyRuns:
-    """Read one variant of a study, or say in one line why not and what helps; see ``read_study``.
+def read_or_explain(uri: str, *, experiment: str, study: str, study_hash: str | None = None) -> StudyRuns:
+    """Read one variant of a study; errors have the remedy.
+
+    Args:
+        uri: see ``read_study``.
+        experiment: see ``read_study``.
+        study: see ``read_study``.
+        study_hash: see ``read_study``.
 
     Raises:
-        NoRunsError: there are no runs, or the store cannot be read.
+        NoRunsError: if there are no runs, or the store cannot be read.
     """
     try:
-        return read_study(uri, experiment=experiment, study=study, fingerprint=fingerprint)
+        return read_study(uri, experiment=experiment, study=study, study_hash=study_hash)
     except (NoRunsError, TrackingError) as error:
         is_away = uri.startswith("http") and isinstance(error, TrackingError)
         hint = "is the server up?" if is_away else f"`{STUDIES[study].command}` runs the study"
@@ -135,31 +141,31 @@ def read_or_explain(uri: str, *, experiment: str, study: str, fingerprint: str |
 
 
 def variants_of(study: str, tags: Mapping[str, str]) -> list[str]:
-    """Return the fingerprints of a study's variants from the experiment's tags, launched last first."""
+    """Return the hashes of a study's variants, last launched first."""
     pattern = re.compile(rf"study\.{re.escape(study)}\.([0-9a-f]{{8}})")
     found = {match[1]: float(tags[key]) for key in tags if (match := pattern.fullmatch(key))}
-    return sorted(found, key=lambda fingerprint: (-found[fingerprint], fingerprint))
+    return sorted(found, key=lambda study_hash: (-found[study_hash], study_hash))
 
 
 def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
-    """Return one row an experiment.
+    """Return one row per experiment.
 
-    Where several runs have the same identity (a run directory was deleted and the experiment done again, or two
-    people did it), one is kept: a finished one before others, the newest of those.
+    Several runs may have the same identity, for example after a run directory was deleted and the experiment run
+    again. The frame keeps one of them: finished before unfinished, then the newest.
 
     Args:
-        runs: as ``crisscross.tracking.query.study_runs`` returns them.
-        study: ``<study>.<fingerprint>``, whose axes ``point`` is about.
+        runs: from ``crisscross.tracking.query.study_runs``.
+        study: ``<study>.<study_hash>``, the study of ``point``.
 
     Returns:
         A frame with the columns of ``COLUMNS_OF_TAGS`` (strings; ``seed`` is an integer), ``run_id``, ``status``,
         ``start_time_ms``, ``modalities`` (tuple of ``"v"``, ``"a"``, ``"av"``), ``folds`` and ``ranks`` (tuples of
-        integers), ``frames`` (of a fine-tuning; a string), ``backbone`` (a video network, by its settings), ``epoch``
-        (a string, empty for the end of the pretraining), ``epochs`` (of a pretraining; a string), ``point`` (JSON) and
-        one column a metric (NaN where a run has it not), sorted so that the order in which runs were recorded leaves no
-        trace.
+        integers), ``frames`` (of a fine-tuning; a string), ``backbone`` (the video network), ``epoch`` (a string, empty
+        for the end of the pretraining), ``epochs`` (of a pretraining; a string), ``point`` (JSON: the values on the
+        axes of the study) and one column per metric (NaN if missing). The order of the rows does not depend on the
+        order of the runs.
     """
-    import pandas as pd
+    import pandas as pd  # takes half a second, which --help and a study without runs do not need
 
     rows = [
         {
@@ -167,7 +173,7 @@ def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
             "status": run["status"],
             "start_time_ms": run["start_time_ms"],
             **{column: run["tags"].get(tag, "") for column, tag in COLUMNS_OF_TAGS.items()},
-            **_of_params(run["params"]),
+            **_param_columns(run["params"]),
             "experiment_id": run.get("experiment_id", ""),
             "point": run["tags"].get(f"study.{study}", "{}"),
             **run["metrics"],
@@ -182,14 +188,14 @@ def tidy(runs: Iterable[Mapping[str, Any]], *, study: str = "") -> pd.DataFrame:
     return frame.sort_values(order).reset_index(drop=True)
 
 
-def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
-    """Return the columns of a run that come from its parameters."""
+def _param_columns(params: Mapping[str, str]) -> dict[str, Any]:
+    """Return the columns that come from the params of a run."""
     protocol = params.get("downstream.name", "")
     only = '["v"]' if protocol == "finetune" else "[]"
     found = {
-        "modalities": _listed(params.get("downstream.modalities", only)),
-        "folds": _listed(params.get("data.folds", "[]")),
-        "ranks": _listed(params.get("downstream.ranks", "[]")),
+        "modalities": _json_tuple(params.get("downstream.modalities", only)),
+        "folds": _json_tuple(params.get("data.folds", "[]")),
+        "ranks": _json_tuple(params.get("downstream.ranks", "[]")),
         "frames": params.get("downstream.frames", "") if protocol == "finetune" else "",
         "backbone": backbone_of(params),
         "epoch": params.get("weights.epoch", "null").replace("null", ""),
@@ -203,12 +209,12 @@ def _of_params(params: Mapping[str, str]) -> dict[str, Any]:
 
 
 @functools.cache
-def _listed(text: str) -> tuple[Any, ...]:
+def _json_tuple(text: str) -> tuple[Any, ...]:
     return tuple(json.loads(text))
 
 
 def backbone_of(params: Mapping[str, str]) -> str:
-    """Return what the video network is, in the words of Table 5: ``R(2+1)D-18, 15.4 M``."""
+    """Return the video network's name in Table 5: ``R(2+1)D-18, 15.4 M``."""
     if "model.video.torchvision" in params:
         return BACKBONES.get(params["model.video.torchvision"], params["model.video.torchvision"])
     if "model.video.depth" not in params:
@@ -218,11 +224,14 @@ def backbone_of(params: Mapping[str, str]) -> str:
 
 
 def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return why there is no number: a few words for a cell, and the error behind it, if there was one.
+    """Return why a number is missing.
 
     Args:
-        evaluation: the row of the evaluation, None when there is none.
-        pretraining: the row of its pretraining, None when there is none or it needs none.
+        evaluation: the row of the evaluation; None if there is no run.
+        pretraining: the row of its pretraining; None if there is no run or the evaluation needs none.
+
+    Returns:
+        A few words for a cell, and the error message of a failed run, else an empty string.
     """
     known = evaluation if evaluation is not None else {}
     status = known.get("status")

@@ -1,7 +1,4 @@
-"""The studies that have tables: what launches them, and what is made of their runs.
-
-Read from ``experiments/conf/study``, without Hydra.
-"""
+"""Studies with tables, from ``experiments/conf/study`` (read without Hydra)."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "conf" / "study"
 
 @dataclass(frozen=True)
 class Study:
-    """A study.
+    """A study and its results.
 
     Attributes:
-        script: what launches it.
-        tables: by the name that ``--table`` takes, the function of analysis/tables that makes it, ``module:function``.
-        figures: names of its figures' files before the variant, in the paper's order.
+        script: the script that launches it.
+        tables: function of analysis/tables, as ``module:function``, by the name that ``--table`` takes.
+        figures: file names of its figures without the study hash, in the paper's order.
     """
 
     script: str
@@ -35,21 +32,21 @@ class Study:
 
 
 def read_studies(folder: Path = FOLDER) -> dict[str, Study]:
-    """Return the studies by name, in the order of the paper's tables; those without tables are left out."""
+    """Return the studies that have tables, in order of their tables."""
     configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))]
     with_tables = [config for config in configs if config.get("tables")]
     return {
         config["name"]: Study(config["script"], dict(config["tables"]), tuple(config["figures"]))
-        for config in sorted(with_tables, key=_place)
+        for config in sorted(with_tables, key=_first_table)
     }
 
 
-def _place(config: dict[str, Any]) -> str:
+def _first_table(config: dict[str, Any]) -> str:
     return min(config["tables"])
 
 
 STUDIES = read_studies()
 """By name, in the order of the paper's tables."""
 
-TABLES = {name: study for study, known in STUDIES.items() for name in known.tables}
-"""The study that each table belongs to."""
+TABLES = {name: study for study, entry in STUDIES.items() for name in entry.tables}
+"""The study of each table."""

@@ -1,4 +1,4 @@
-"""The tables of one variant of a study, made of its runs, and their files."""
+"""Tables of one variant of a study, and their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RENDERERS = {"md": render.markdown, "csv": render.comma_separated, "tex": render
 
 @dataclass(frozen=True)
 class StudyTables:
-    """One variant of a study: its runs and the tables made of them, in their order."""
+    """Runs and tables of one variant of a study."""
 
     runs: StudyRuns
     tables: Sequence[Table]
@@ -26,35 +26,35 @@ class StudyTables:
     @property
     def name(self) -> str:
         """Name of the variant: ``relaxation.1a2b3c4d``."""
-        return f"{self.runs.study}.{self.runs.fingerprint}"
+        return f"{self.runs.study}.{self.runs.study_hash}"
 
     @property
     def anchor(self) -> str:
-        """Name of its heading on the page."""
-        return f"{self.runs.study}-{self.runs.fingerprint}"
+        """HTML anchor of its section in the report."""
+        return f"{self.runs.study}-{self.runs.study_hash}"
 
     def figures(self, folder: Path) -> list[Path]:
-        """Return the pictures of this variant in a folder, in the paper's order: never those of another one."""
-        stems = (f"{name}-{self.runs.fingerprint}" for name in STUDIES[self.runs.study].figures)
+        """Return the variant's PNG files in a folder, in paper order."""
+        stems = (f"{name}-{self.runs.study_hash}" for name in STUDIES[self.runs.study].figures)
         return [path for stem in stems if (path := folder / f"{stem}.png").is_file()]
 
 
-def section_of(
-    uri: str, *, experiment: str, study: str, fingerprint: str | None = None, tables: Sequence[str] | None = None
+def make_study_tables(
+    uri: str, *, experiment: str, study: str, study_hash: str | None = None, tables: Sequence[str] | None = None
 ) -> StudyTables:
-    """Read a variant of a study and make its tables.
+    """Read a variant of a study and build its tables.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
-        study: which study.
-        fingerprint: which variant of it; None = the one launched last.
-        tables: which of its tables; None = all.
+        study: name of the study.
+        study_hash: which variant; None = the one launched last.
+        tables: names of tables, as ``--table`` takes them; None = all.
 
     Raises:
-        NoRunsError: there are no runs to make one of, or the store cannot be read.
+        NoRunsError: if there are no runs for a table, or the store cannot be read.
     """
-    runs = read_or_explain(uri, experiment=experiment, study=study, fingerprint=fingerprint)
+    runs = read_or_explain(uri, experiment=experiment, study=study, study_hash=study_hash)
     if runs.evaluations.empty:
         raise NoRunsError(
             f"the study {study} has {len(runs.pretrainings)} pretrainings but no evaluation yet;"
@@ -68,28 +68,31 @@ def section_of(
 
 
 def _build(maker: str, runs: StudyRuns) -> Table | None:
-    """Make a table with ``module:function`` of analysis/tables; None where the runs have nothing for it."""
+    """Call ``module:function`` of analysis/tables; None if no run belongs to it."""
     module, function = maker.split(":")
     table: Table | None = getattr(importlib.import_module(f"analysis.tables.{module}"), function)(runs)
     return table
 
 
-def write_tables(section: StudyTables, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
-    """Write the tables, a file each and format, and return the files by name; a variant never overwrites another one's.
+def write_tables(study_tables: StudyTables, folder: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """Write one file per table and format, named by study hash.
 
     Args:
-        section: whose tables.
-        folder: made when it is not there.
+        study_tables: tables of one variant.
+        folder: created if missing.
         formats: some of ``RENDERERS``.
 
+    Returns:
+        The files by name.
+
     Raises:
-        OSError: the folder cannot be written.
+        OSError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    for table in section.tables:
+    for table in study_tables.tables:
         for extension in formats:
-            name = f"{table.name}-{section.runs.fingerprint}.{extension}"
+            name = f"{table.name}-{study_tables.runs.study_hash}.{extension}"
             files[name] = folder / name
             write_text(files[name], RENDERERS[extension](table))
     return files

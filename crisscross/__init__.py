@@ -1,5 +1,5 @@
 """CrissCross: self-supervised audio-visual learning with relaxed cross-modal synchronicity.
 
-This package learns and evaluates. It knows nothing of Slurm, of studies or of tables; see ``launch`` and
-``analysis`` for those.
+This package trains and evaluates. It does not depend on Slurm, studies or tables, which are in ``launch`` and
+``analysis``.
 """

@@ -1,4 +1,4 @@
-"""The one evaluator: frozen backbones -> features -> a protocol, fold by fold -> ``result.json``."""
+"""Evaluate frozen backbones: extract features, run a protocol per fold, write ``result.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest
-from crisscross.data.staging import staged
+from crisscross.data.staging import stage_in
 from crisscross.evaluation.backbones import backbones_of
 from crisscross.evaluation.cache import JsonCache
 from crisscross.evaluation.feature_layers import feature_extractors
@@ -31,25 +31,25 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(run: RunDirectory) -> bool:
-    """Evaluate backbones from wherever the run directory stands; features already extracted are kept.
+    """Run or resume an evaluation on frozen features.
 
     Args:
-        run: the experiment's run directory.
+        run: the experiment's run directory; features that it has are reused.
 
     Returns:
-        True when ``result.json`` is written, False when the job was asked to leave.
+        True if ``result.json`` is written, False if a signal stopped the job.
 
     Raises:
-        ValueError: when a setting, a weights file or the split is unfit, in one line.
-        DecodeError: when a clip cannot be read any more, naming it.
+        ValueError: if a setting, a weights file or a split does not suit the protocol.
+        DecodeError: if a clip can no longer be decoded.
     """
     settings = parse(DownstreamSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     try:
-        with threadpool_limits(settings.execution.num_threads):  # else NumPy takes all cores, and several jobs fight
+        with threadpool_limits(settings.execution.num_threads):  # by default NumPy uses all cores, also of other jobs
             _Evaluation(run, settings).run()
     except Preempted as signal_name:
-        logger.info("%s: stopped; features and what was found so far are kept", signal_name)
+        logger.info("%s: stopped; features and results so far are kept", signal_name)
         return False
     return True
 
@@ -60,13 +60,15 @@ class _Evaluation:
     def __init__(self, run: RunDirectory, settings: DownstreamSettings) -> None:
         self._run, self._settings, self._protocol = run, settings, settings.frozen
         self._device = choose_device(settings.execution.device)
-        self._manifest: Manifest = staged(
+        self._manifest: Manifest = stage_in(
             open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase
         )
-        self._seed = derive_key(settings.seed, "svm") % 2**31  # of whatever a protocol draws
+        self._seed = (
+            derive_key(settings.seed, "svm") % 2**31
+        )  # of all random draws of a protocol; the label is part of the draws
 
     def run(self) -> None:
-        """Extract what is missing, evaluate every fold and modality, write the results."""
+        """Extract features, evaluate each fold and modality, write the results."""
         folds = folds_of(self._manifest, self._settings.data)
         for fold in folds:
             require_streams(fold, self._protocol.streams)
@@ -93,9 +95,9 @@ class _Evaluation:
         if self._protocol.name == "retrieval":
             found = retrieve(test, train, settings=self._protocol)
             recalls = recall_at(found, test.labels, train.labels, self._protocol.ranks)
-            results.add_neighbours(fold, modality, found, recalls, num_kept=self._protocol.num_neighbours)
+            results.add_neighbors(fold, modality, found, recalls, num_kept=self._protocol.num_neighbours)
             return
-        known, name = {}, f"{fold.name or 'only'}_{modality}"
+        metrics, name = {}, f"{fold.name or 'only'}_{modality}"
         if self._protocol.name == "svm":
             svm = evaluate_svm(
                 train,
@@ -107,11 +109,11 @@ class _Evaluation:
                 sources=fold.sources,
                 class_names=self._manifest.classes,
                 device=self._device,
-                memo=JsonCache(self._run.path / "features" / f"svm_{name}.json"),
+                cache=JsonCache(self._run.path / "features" / f"svm_{name}.json"),
             )
-            scores, known["svm/c"] = svm.scores, svm.chosen_c
+            scores, metrics["svm/c"] = svm.scores, svm.chosen_c
             if svm.validation_top1 is not None:
-                known["svm/validation_top1"] = svm.validation_top1
+                metrics["svm/validation_top1"] = svm.validation_top1
         else:
             scores = evaluate_linear(
                 train,
@@ -123,4 +125,4 @@ class _Evaluation:
                 state_path=self._run.path / "features" / f"linear_{name}.pt",
                 keep_minutes=self._settings.execution.checkpoint_minutes,
             )
-        results.add_scores(fold, modality, scores, known)
+        results.add_scores(fold, modality, scores, metrics)

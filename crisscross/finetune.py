@@ -1,12 +1,11 @@
-"""Fine-tuning (PAPER section 5): the video network and a new head learn the labels; then every test clip is looked at
-ten times.
+"""Fine-tuning (PAPER section 5): train a video backbone and a new head on labels, then test on ten segments per clip.
 
-Training goes through the one loop, the test through the one feature extractor, with the logits for features: both go
-on where they were stopped.
+Training uses the same loop as pretraining; the test uses the feature extractor, with logits as features. Both resume
+after an interruption.
 
-While it is fine-tuned, the backbone's batch normalisation works as in any training: by the statistics of the batch,
-which move the running ones (the paper is silent; batches of 32 and 64 are large enough, and the pretraining's
-statistics are those of other clips, of another size). While it is frozen, it is left alone altogether.
+During fine-tuning, batch normalization is in training mode: it uses the statistics of the batch and updates the running
+ones (ours: the paper does not specify this; batches of 32 and 64 are large enough, and the pretraining's statistics are
+of other clips of another size). While the backbone is frozen, it is in eval mode.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from torch.nn import functional as F
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.loader import Clips, SegmentDataset
-from crisscross.data.staging import open_clips
+from crisscross.data.staging import stage_manifest
 from crisscross.evaluation.backbones import backbones_of
 from crisscross.evaluation.folds import folds_of, require_streams
 from crisscross.evaluation.results import Results, write_results
 from crisscross.methods.base import Trainable, Views
 from crisscross.models.heads import classifier
-from crisscross.models.init import initialise
+from crisscross.models.init import initialize
 from crisscross.models.video_base import VideoNetwork
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.features import Extraction, FeatureStore, extract, reporter
@@ -41,22 +40,22 @@ from crisscross.utils.signals import Preempted
 
 logger = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.pt"
-PIXELS_PER_PASS = 32 * 8 * 224 * 224
-"""Pixels in one pass of the test: 32 segments of 8 frames, 8 of 32 (chosen by us)."""
+PIXELS_PER_PASS = 32 * 8 * 224 * 224  # ours: 32 segments of 8 frames, or 8 of 32
+"""Pixels in one forward pass of the test."""
 
 
 class Finetuning(Trainable):
-    """A video backbone and a head that learn labels by cross-entropy."""
+    """A video backbone and a head, trained by cross-entropy."""
 
     num_views = 1
 
     def __init__(self, backbone: VideoNetwork, head: nn.Module, *, freeze_backbone_epochs: int = 0) -> None:
-        """Put the two together.
+        """Combine a backbone and a head.
 
         Args:
             backbone: (B, 3, T, H, W) -> (B, D).
             head: (B, D) -> (B, K).
-            freeze_backbone_epochs: epochs in which the head alone learns.
+            freeze_backbone_epochs: number of epochs in which only the head is trained.
         """
         super().__init__()
         self.video_backbone = backbone
@@ -65,7 +64,7 @@ class Finetuning(Trainable):
         self.uses_all_parameters = freeze_backbone_epochs == 0
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the cross-entropy of a batch, and its top-1."""
+        """Return the cross-entropy and top-1 accuracy of a batch."""
         frozen = views.epoch < self.freeze_backbone_epochs
         self.video_backbone.train(not frozen)
         with torch.set_grad_enabled(not frozen):
@@ -76,7 +75,7 @@ class Finetuning(Trainable):
 
 
 def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_classes: int) -> Finetuning:
-    """Return the network before its first step: a backbone as it is and a head drawn from the seed."""
+    """Return the initial network: the given backbone and a head initialized from the seed."""
     chosen = settings.finetuning.head
     backbone.pool = chosen.pool
     head = classifier(
@@ -86,36 +85,36 @@ def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_c
         batch_norm=chosen.batch_norm,
         dropout=chosen.dropout,
     )
-    initialise(head, seed_key=derive_key(settings.seed, "head"))
+    initialize(head, seed_key=derive_key(settings.seed, "head"))
     return Finetuning(backbone, head, freeze_backbone_epochs=settings.finetuning.freeze_backbone_epochs)
 
 
 def finetune(run: RunDirectory) -> bool:
-    """Fine-tune and test from wherever the run directory stands.
+    """Fine-tune and test, resuming from the run directory.
 
     Args:
         run: the experiment's run directory.
 
     Returns:
-        True when ``result.json`` is written (on rank 0), False when the job was asked to leave.
+        True if ``result.json`` is written (by rank 0); False if the job got a shutdown signal.
 
     Raises:
-        ValueError: when a setting, a weights file or the split is unfit, in one line.
-        DecodeError: when a clip cannot be read any more, naming it.
-        NonFiniteLossError: when the loss is not finite, naming the step and the clips.
-        CheckpointError: when a checkpoint could not be written.
+        ValueError: if a setting, a weights file or the split is invalid; one line.
+        DecodeError: if a clip cannot be decoded any more; the message names it.
+        NonFiniteLossError: if the loss is not finite; the message names the step and the clips.
+        CheckpointError: if a checkpoint cannot be written.
     """
     settings = parse(DownstreamSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     with join_world(settings.execution.device) as world:
-        manifest = open_clips(run, settings.data, world, splits=settings.data.splits)
+        manifest = stage_manifest(run, settings.data, world, splits=settings.data.splits)
         (fold,) = folds_of(manifest, settings.data)
         require_streams(fold, "v", asked_by="fine-tuning", remedy="")
         task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
             return False
-        if not world.is_main_process:  # the test is the main process's alone
+        if not world.is_main_process:  # only rank 0 tests
             return True
         trained = trainer.summary()
     network = trainer.network
@@ -123,7 +122,7 @@ def finetune(run: RunDirectory) -> bool:
     try:
         scores = dense_scores(run, settings, network, Clips(fold.test, manifest.root))
     except Preempted as signal_name:
-        logger.info("%s: stopped in the test; the training and the scores so far are kept", signal_name)
+        logger.info("%s: stopped in the test; the training and the scores so far are stored", signal_name)
         return False
     results = Results(manifest.classes, num_folds=1)
     of_label = scores[np.arange(len(scores)), fold.test["label_id"]]
@@ -153,25 +152,25 @@ def _task(run: RunDirectory, settings: DownstreamSettings, clips: Clips, *, num_
 
 
 def _export(network: Finetuning, path: Path) -> None:
-    """Write the fine-tuned weights: a plain state dict, ``video_backbone.*`` and ``head.*``."""
+    """Write the fine-tuned weights: a state dict of ``video_backbone.*`` and ``head.*``."""
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finetuning, clips: Clips) -> np.ndarray:
-    """Look at evenly spaced segments of every test clip and average the probabilities.
+    """Average the probabilities of evenly spaced segments of every test clip.
 
     Args:
-        run: where logits are kept, so that nothing is computed twice.
-        settings: how many segments (``views.evaluation_clips``), how they are cropped.
-        network: fine-tuned.
+        run: run directory in which logits are stored, so that an interrupted test can be resumed.
+        settings: number of segments (``views.evaluation_clips``) and their crops.
+        network: the fine-tuned network.
         clips: the test split, N clips.
 
     Returns:
         (N, K) float64 probabilities.
 
     Raises:
-        Interrupted: when a signal asked the job to leave.
+        Preempted: if the process got a shutdown signal.
     """
     network.eval()
     device = choose_device(settings.execution.device)
@@ -188,6 +187,6 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
 
 
 def _logits(network: Finetuning, frames: torch.Tensor) -> torch.Tensor:
-    """Map frames (B, 3, T, H, W) to logits (B, K), some segments at a time: at 224 px all would fill a small GPU."""
+    """Map frames (B, 3, T, H, W) to logits (B, K), some segments at a time to save GPU memory."""
     at_a_time = max(1, PIXELS_PER_PASS // frames[0, 0].numel())
     return torch.cat([network.head(network.video_backbone(part)) for part in torch.split(frames, at_a_time)])

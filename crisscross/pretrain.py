@@ -1,4 +1,4 @@
-"""Pretraining: a method, through the one training loop, to a pair of backbones."""
+"""Pretraining: train a method and export its backbones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import DatasetInfo
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
-from crisscross.data.staging import open_clips
+from crisscross.data.staging import stage_manifest
 from crisscross.methods.base import BaseMethod, build_method
 from crisscross.models.weights_io import export_backbone
 from crisscross.run.run_dir import RunDirectory
@@ -18,24 +18,24 @@ from crisscross.utils.distributed import join_world
 
 
 def pretrain(run: RunDirectory) -> bool:
-    """Pretrain from wherever the run directory stands.
+    """Pretrain, resuming from the run directory.
 
     Args:
         run: the experiment's run directory.
 
     Returns:
-        True when training is done and ``result.json`` written; False when it was interrupted after a checkpoint.
+        True if training is done and ``result.json`` is written; False if it was interrupted after a checkpoint.
 
     Raises:
-        ValueError: when a setting is impossible for this data or machine.
-        DecodeError: when a clip cannot be read any more, naming it.
-        NonFiniteLossError: when the loss is not finite, naming the step and the clips.
-        CheckpointError: when a checkpoint could not be written.
+        ValueError: if a setting is impossible for this data or machine.
+        DecodeError: if a clip cannot be decoded any more; the message names it.
+        NonFiniteLossError: if the loss is not finite; the message names the step and the clips.
+        CheckpointError: if a checkpoint cannot be written.
     """
     settings = parse(PretrainSettings, run.config)
     torch.set_num_threads(settings.execution.num_threads)
     with join_world(settings.execution.device) as world:
-        manifest = open_clips(run, settings.data, world, splits=[settings.data.train_split])
+        manifest = stage_manifest(run, settings.data, world, splits=[settings.data.train_split])
         trainer = Trainer(run, _task(settings, manifest), world)
         if not trainer.run_to_end():
             return False
@@ -51,8 +51,8 @@ def pretrain(run: RunDirectory) -> bool:
 
 def _task(settings: PretrainSettings, manifest: Manifest) -> Task[BaseMethod]:
     clips = Clips(manifest.split(settings.data.train_split), manifest.root)
-    facts = DatasetInfo(num_clips=len(clips), num_classes=len(manifest.classes))
-    network = build_method(settings.method, settings.model, facts, seed=settings.seed)
+    dataset = DatasetInfo(num_clips=len(clips), num_classes=len(manifest.classes))
+    network = build_method(settings.method, settings.model, dataset, seed=settings.seed)
     return Task(
         phase="pretraining",
         network=network,

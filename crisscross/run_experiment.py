@@ -1,4 +1,4 @@
-"""Run one experiment, whatever it is, from its run directory alone. Starting it again is the same call."""
+"""Run or resume one experiment of any kind, given its run directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_bytes, write_json
 from crisscross.utils.git import CODE_ROOT, git_state, uncommitted_changes
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 
 logger = logging.getLogger(__name__)
 
@@ -28,32 +28,32 @@ SLURM_VARIABLES = (
 
 
 def run(directory: RunDirectory, *, patience_s: float = 1.0) -> bool:
-    """Run an experiment from wherever it stands to its end.
+    """Run or resume an experiment to its end.
 
     Args:
         directory: its run directory.
-        patience_s: how long to wait for another process to let go of it.
+        patience_s: seconds to wait for the lock of the run directory.
 
     Returns:
-        True when it is done (``result.json`` is written), False when it was interrupted and can go on.
+        True if it is done (``result.json`` is written); False if it was interrupted and can be resumed.
 
     Raises:
-        AlreadyRunningError: when another process works on it.
-        ValueError, OSError, RuntimeError: when it failed; the message is one line that says what to do.
+        AlreadyRunningError: if another process has the lock of the run directory.
+        ValueError, OSError, RuntimeError: if it failed; the message is one line with the remedy.
     """
     if directory.result is not None:
         return True
-    if os.environ.get("RANK", "0") != "0":  # one of several processes of one experiment: rank 0 keeps the books
+    if os.environ.get("RANK", "0") != "0":  # rank 0 has the lock and writes the run directory
         return _dispatch(directory)
     with directory.lock(patience_s=patience_s):
         return _run_alone(directory)
 
 
 def _run_alone(directory: RunDirectory) -> bool:
-    """Run what no other process works on, and say in its folder how it goes."""
-    if directory.result is not None:  # whom we waited for has done it
+    """Run an experiment under its lock and write its progress."""
+    if directory.result is not None:  # the process that had the lock has finished it
         return True
-    _note_launch(directory)
+    _record_launch(directory)
     directory.write_progress(state="running", phase="starting")
     try:
         done = _dispatch(directory)
@@ -62,18 +62,18 @@ def _run_alone(directory: RunDirectory) -> bool:
         directory.write_progress(**{**(directory.progress or {}), "state": "failed", "error": first_line})
         raise
     state = "done" if done else "interrupted"
-    directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": INTERRUPTION.signal_name})
+    directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": SHUTDOWN.signal_name})
     return done
 
 
 def work_of(kind: str, *, protocol: str = "") -> Callable[[RunDirectory], bool]:
-    """Return the function that runs experiments of a kind, importing all that it needs.
+    """Import and return the function that runs experiments of a kind.
 
     Args:
         kind: ``"pretrain"`` or ``"downstream"``.
         protocol: ``downstream.name`` of an evaluation.
     """
-    # Imported here: the login node imports this package to print a graph and must not wait for torch.
+    # Imported here: launch imports this module on the login node, and these import torch, which takes seconds.
     if kind == "pretrain":
         from crisscross.pretrain import pretrain
 
@@ -88,40 +88,40 @@ def _dispatch(directory: RunDirectory) -> bool:
     try:
         return work_of(directory.kind, protocol=directory.config.get("downstream", {}).get("name", ""))(directory)
     except Preempted as signal_name:
-        logger.info("%s: stopped before the first step; clips that have been brought to this node stay", signal_name)
+        logger.info("%s: stopped before the first step; clips that are staged on this node stay", signal_name)
         return False
 
 
-def _note_launch(directory: RunDirectory) -> None:
-    """Keep a list of the times this experiment was started, and say where and with what it runs now.
+def _record_launch(directory: RunDirectory) -> None:
+    """Append this start to ``launches.json`` and write ``environment.json``.
 
-    The number of restarts is the list's length less one.
+    The number of restarts is the length of ``launches.json`` minus one.
     """
     path = directory.path / "launches.json"
     this = {"time": time.time(), "host": platform.node(), "slurm_job": _slurm_job()}
     write_json(path, [*(read_json(path) or []), this])
     write_json(directory.path / "environment.json", environment())
-    _note_changes(directory)
+    _record_changes(directory)
 
 
-def _note_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
-    """Keep what the code that runs now adds to its commit as ``code.diff``."""
+def _record_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
+    """Write the uncommitted changes of the running code to ``code.diff``."""
     path = directory.path / "code.diff"
     diff = uncommitted_changes(root)
-    # Emptied rather than removed where an earlier start left one: MLflow may have it, and is sent this one instead.
+    # The file of an earlier start is emptied, not removed: MLflow may have it, and then gets the new content.
     if diff or path.is_file():
         write_bytes(path, diff)
 
 
 def _slurm_job() -> str | None:
-    """Return the Slurm job that we are, as Slurm calls it: a number, or ``<array>_<index>``; None outside of Slurm."""
+    """Return the Slurm job id, a number or ``<array>_<index>``; None outside Slurm."""
     array, index = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def environment() -> dict[str, Any]:
-    """Return what this process runs on: Python, packages, machine, commit, Slurm job."""
-    found = (item.metadata for item in importlib.metadata.distributions())  # each look at it parses a file
+    """Return Python version, packages, machine, commit and Slurm job of this process."""
+    found = (item.metadata for item in importlib.metadata.distributions())  # every access parses a file
     packages = {metadata["Name"]: metadata["Version"] for metadata in found}
     return {
         "python": platform.python_version(),

@@ -21,10 +21,10 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
-from launch.slurm.assignments import Assignment, submitting, write_claim
+from launch.slurm.assignments import Assignment, submission_lock, write_assignment
 from launch.slurm.commands import QueuedTask, slurm
 from launch.slurm.job_status import SlurmView, read_slurm, record_final_states, table_claim
-from launch.study.record import claim_path, read_records, split_arguments, study_holder
+from launch.study.record import assignment_path, read_records, split_arguments, study_holder
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str
         path = runs_root / member["path"]
         claim = view.claims.get(path)
         if claim is not None and (task := view.task(claim)) is not None:
-            found.append((member["label"], claim_path(path), claim, task))
+            found.append((member["label"], assignment_path(path), claim, task))
     return found
 
 
@@ -149,7 +149,7 @@ def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
         SlurmError: when Slurm refuses.
     """
     jobs, lines = [], []
-    with submitting(runs_root, say=print):  # whatever a launch is just submitting is among them
+    with submission_lock(runs_root, print_line=print):  # whatever a launch is just submitting is among them
         view = read_slurm(runs_root, [target.record])
         found = on_slurm(runs_root, target, view)
         for label, _, claim, task in found:
@@ -164,7 +164,7 @@ def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
         if jobs:
             slurm("scancel", *jobs)
         for _, path, claim, _ in found:
-            write_claim(path, replace(claim, cancelled=time.time()))
+            write_assignment(path, replace(claim, cancelled=time.time()))
         record_final_states(runs_root, [target.record], read_slurm(runs_root, [target.record]))
     return lines
 

@@ -1,9 +1,9 @@
-"""Whether the environment can run jobs at all: what they import loads, and PyTorch can use the GPU that they ask for.
+"""Check that the environment can run jobs: their imports succeed, and PyTorch can use the GPU of the config.
 
-    python -m launch.environment KIND ... [--cuda]      what a login node can know of its jobs' environment
+    python -m launch.environment KIND ... [--cuda]      the checks that are possible on a login node
 
-A job checks this before its experiment begins and ends with ``ENVIRONMENT_EXIT_CODE``: the experiment has not failed,
-and every other one would end in the same way.
+A job runs these checks before its experiment starts, and exits with ``ENVIRONMENT_EXIT_CODE`` if one fails: the
+experiment has not failed, and every other one would end in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crisscross.run_experiment import work_of
 from launch.resources import visible_gpus
 
 ENVIRONMENT_EXIT_CODE = 78
@@ -30,18 +31,21 @@ _OTHER_BUILD = (
 
 
 class UnusableEnvironmentError(RuntimeError):
-    """No job can run in this environment. One line with the cause and the remedy."""
+    """No job can run in this environment.
+
+    The message is one line with the cause and the remedy.
+    """
 
 
 def check_environment(kind: str, config: Mapping[str, Any]) -> None:
-    """Import what an experiment imports and look for the GPU that it asks for; takes seconds, which it then saves.
+    """Import an experiment's modules and check its GPU.
 
     Args:
         kind: ``"pretrain"`` or ``"downstream"``.
-        config: its config.
+        config: the resolved config.
 
     Raises:
-        UnusableEnvironmentError: if either is impossible.
+        UnusableEnvironmentError: if an import fails or the GPU is not usable.
     """
     import_libraries([kind])
     device = config["execution"]["device"]
@@ -53,17 +57,15 @@ def check_environment(kind: str, config: Mapping[str, Any]) -> None:
 
 
 def import_libraries(kinds: Sequence[str]) -> None:
-    """Import what experiments of these kinds need.
+    """Import the modules of experiments of these kinds.
 
     Raises:
-        UnusableEnvironmentError: if that is impossible, whatever the reason.
+        UnusableEnvironmentError: if an import fails for any reason.
     """
-    from crisscross.run_experiment import work_of
-
     for kind in kinds:
         try:
             work_of(kind)
-        except Exception as error:  # a library that does not fit raises anything: ImportError, OSError, RuntimeError
+        except Exception as error:  # an incompatible library raises ImportError, OSError, RuntimeError, ...
             name = type(error).__name__
             raise UnusableEnvironmentError(
                 f"what a job imports does not load: {name}: {_one_line(error)}: {_REINSTALL}"
@@ -71,27 +73,33 @@ def import_libraries(kinds: Sequence[str]) -> None:
 
 
 def _require_gpu(device: str) -> None:
-    import torch
+    import torch  # here: the login node imports this module to plan a launch
 
     if torch.cuda.is_available():
         return
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         reason = "it sees none"
-    except (RuntimeError, AssertionError) as error:  # the latter where it was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
         reason = str(error).split(". ")[0].rstrip(".")
     asked = "execution.device=cuda" if device == "cuda" else "this machine has a GPU"
     raise UnusableEnvironmentError(f"{asked}, but PyTorch {torch.__version__} cannot use one: {reason}: {_OTHER_BUILD}")
 
 
 def _one_line(error: BaseException) -> str:
-    """Return an error with its cause, which names the symbol or file that a library misses."""
+    """Return an error and its cause in one line.
+
+    The cause names the missing symbol or file of a library.
+    """
     texts = [" ".join(str(item).split()) for item in (error, error.__cause__ or error.__context__) if item is not None]
     return ": ".join(dict.fromkeys(text for text in texts if text))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check what can be known without a job; return 0, or ``ENVIRONMENT_EXIT_CODE`` with one line on stderr."""
+    """Run the checks of a login node and return the exit code.
+
+    It is 0, or ``ENVIRONMENT_EXIT_CODE`` with one line on stderr.
+    """
     try:
         import_libraries([word for word in arguments if word != "--cuda"])
         if "--cuda" in arguments:
@@ -103,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _require_cuda_build() -> None:
-    import torch
+    import torch  # here: see _require_gpu
 
     if torch.version.cuda is None:
         raise UnusableEnvironmentError(

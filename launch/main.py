@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from crisscross.tracking.sync import refill
+from crisscross.tracking.sync import sync_runs
 from launch.console import counts, help_text, print_graph, print_header, say, this_command
 from launch.environment import UnusableEnvironmentError
 from launch.local.jobs import job_command
@@ -23,7 +23,7 @@ from launch.slurm.launch import is_done, launch_on_slurm
 from launch.study.graph import Graph
 from launch.study.plan import Plan, make_plan, make_writable, register
 from launch.study.record import StudyRunningError, study_lock
-from launch.tracking import delivering
+from launch.tracking import syncing
 
 
 def main(*studies: str, arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
             require_none_on_slurm(plan.graph, plan.runs_root)
         runs = {identity: run for plan in plans for identity, run in register(plan, where="local").items()}
         runner = LocalRunner(graph, runs, capacity, Display(console, at_a_time=at_a_time), command)
-        with delivering(list(runs.values()), tracking=first.config["tracking"]):
+        with syncing(list(runs.values()), tracking=first.config["tracking"]):
             jobs = runner.run()
         if runner.unusable:
             report_failures(jobs, console)
@@ -105,7 +105,8 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
         if not runner.was_stopped and first.config["tracking"]["delivery"] != "off":
             for plan in plans:
                 ours = [runs[experiment.identity] for experiment in plan.graph]
-                refill(ours, study=plan.name, tracking=plan.config["tracking"])
+                tracking = plan.config["tracking"]
+                sync_runs(ours, tracking["uri"], tracking["experiment"], verify=True)
     if runner.was_stopped:
         say(console, f"stopped. What is done is kept; go on with: {this_command()}")
         return 130

@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.utils.redact import mask_passwords
 from launch.console import say
 from launch.study.plan import Plan
-from launch.tracking import note_latest
+from launch.tracking import try_set_latest_tag
 
 
 def variants(plans: Sequence[Plan]) -> dict[str, str]:
@@ -27,7 +27,7 @@ def print_table(plan: Plan, console: Console) -> bool:
 
     def make(uri: str, experiment: str) -> int:
         study, variant = plan.launch.study.name, plan.fingerprint
-        return print_tables(uri, experiment=experiment, study=study, fingerprint=variant, out="tables")
+        return print_tables(uri, experiment=experiment, study=study, study_hash=variant, out="tables")
 
     return _from_mlflow([plan], console, make)
 
@@ -55,7 +55,8 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, s
         say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return True
     for plan in plans:
-        note_latest(plan.launch.study.name, plan.fingerprint, tracking=tracking, say=lambda text: say(console, text))
+        study, variant = plan.launch.study.name, plan.fingerprint
+        try_set_latest_tag(study, variant, tracking=tracking, print_line=lambda text: say(console, text))
     try:
         return make(tracking["uri"], tracking["experiment"]) == 0
     except (TrackingError, ValueError, OSError) as error:

@@ -27,7 +27,7 @@ from crisscross.utils.redact import mask_passwords
 from launch.console import clock, describe
 from launch.slurm.commands import SlurmError
 from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of, table_claim
-from launch.slurm.mlflow_sync import deliver_behind
+from launch.slurm.mlflow_sync import sync_in_background
 from launch.study.record import (
     last_lines,
     read_records,
@@ -109,7 +109,7 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
         _say(console, "experiments of no study", style="bold")
         _show_members(runs_root, single, _standings(runs_root, single, slurm), console)
     record_final_states(runs_root, everything, slurm)
-    for line in deliver_behind(runs_root, everything):
+    for line in sync_in_background(runs_root, everything):
         _say(console, line)
 
 
@@ -143,7 +143,7 @@ def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> 
     if task is None:
         name = f"{record['study']}.{record['fingerprint']}"
         ended = read_json(table_result_path(record_path(runs_root, name))) or {}
-        is_its_own = ended.get("time", 0) > claim.batch.about.get("created", 0)
+        is_its_own = ended.get("time", 0) > claim.call.about.get("created", 0)
         if not is_its_own or not ended["error"]:
             return ""
         return f"; table: failed ({ended['error']}): uv run analysis/make_tables.py makes it"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crisscross.utils.files import file_lock
-from launch.slurm.mlflow_sync import bring_up_to_date
+from launch.slurm.mlflow_sync import sync_studies
 from launch.study.record import read_records, read_single_runs, split_arguments
 
 WATCH_SECONDS = 30.0
@@ -62,7 +62,7 @@ def sync(runs_root: Path, names: Sequence[str]) -> bool:
     """
     records = read_records(runs_root, names)
     singles = [] if names else [read_single_runs(runs_root)]
-    lines = bring_up_to_date(runs_root, [*records, *singles])
+    lines = sync_studies(runs_root, [*records, *singles])
     for line in dict.fromkeys(lines):
         print(line, flush=True)
     return not any(" wait: " in line for line in lines)

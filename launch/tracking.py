@@ -1,4 +1,4 @@
-"""MLflow from the launch side: one writer for a whole study, nothing imported while nothing is due."""
+"""Tracking settings of a launch, and the sync while its jobs run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import TrackingError
-from crisscross.tracking.sync import pending, set_latest_tag
+from crisscross.tracking.address import TrackingError
+from crisscross.tracking.sync import set_latest_tag, unsynced_reason
 from crisscross.tracking.sync_process import SyncProcess
 
 CLOSE_SECONDS = 60.0
-"""How long the last delivery of a launch may take (chosen by us: a study of 100 runs on SQLite)."""
+"""Time limit of the last sync of a launch. ours: a study of 100 runs on SQLite."""
 
 
 def resolve(tracking: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -20,11 +20,11 @@ def resolve(tracking: Mapping[str, Any], *, where: str) -> dict[str, Any]:
 
     Args:
         tracking: ``uri``, ``experiment`` and ``delivery`` of the config.
-        where: ``"study"`` (jobs of one launcher, which delivers for them), ``"slurm"`` (a job among many), or
-            ``"here"`` (one experiment, by itself).
+        where: ``"study"`` (jobs of one launcher, which syncs for them), ``"slurm"`` (one of many jobs), or
+            ``"here"`` (one experiment).
 
     Raises:
-        ValueError: when jobs are asked to write one SQLite file.
+        ValueError: if several jobs would write one SQLite file.
     """
     chosen = tracking["delivery"]
     is_file = tracking["uri"].startswith("sqlite")
@@ -43,24 +43,26 @@ def resolve(tracking: Mapping[str, Any], *, where: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def delivering(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> Iterator[None]:
-    """Deliver these runs for as long as the block lasts, and once more at its end.
+def syncing(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> Iterator[None]:
+    """Sync these runs during the block, and once more at its end.
 
     Args:
         runs: run directories.
         tracking: ``uri``, ``experiment`` and ``delivery`` of the config.
     """
     place = {"uri": tracking["uri"], "experiment": tracking["experiment"]}
-    if tracking["delivery"] == "off" or not any(run.result is None or pending(run, **place) for run in runs):
+    if tracking["delivery"] == "off" or not any(run.result is None or unsynced_reason(run, **place) for run in runs):
         yield
         return
     with SyncProcess(runs, **place, timeout_s=CLOSE_SECONDS):
         yield
 
 
-def note_latest(study: str, fingerprint: str, *, tracking: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Note in MLflow which variant of a study was launched last; say so when that cannot be done."""
+def try_set_latest_tag(
+    study: str, fingerprint: str, *, tracking: Mapping[str, Any], print_line: Callable[[str], None]
+) -> None:
+    """Tag the variant of a study that was launched last; print why if MLflow refuses."""
     try:
         set_latest_tag(study, fingerprint, uri=tracking["uri"], experiment=tracking["experiment"])
     except TrackingError as error:
-        say(str(error))
+        print_line(str(error))

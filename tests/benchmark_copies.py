@@ -21,14 +21,14 @@ import numpy as np
 import pandas as pd
 
 from crisscross.config.data import DataSettings
+from crisscross.data.build_manifest import build_manifest
 from crisscross.data.file_list import media_files
-from crisscross.data.manifest import Manifest, build_manifest
+from crisscross.data.manifest import Manifest
 from crisscross.data.media.decode import decode_windows
 from crisscross.data.prepare import compact
 from crisscross.data.prepare.compact_encode import CompactSettings
 from crisscross.data.relaxation import Extent, draw_view_starts
-from crisscross.data.shards import pack, verify
-from crisscross.data.staging import staged
+from crisscross.data.staging import stage_in
 from crisscross.utils.rng import generator
 
 ROUNDS = 3
@@ -144,17 +144,19 @@ def _move(many: Manifest, scratch: Path) -> None:
     data = {"name": "many", "kind": "toy", "root": None, "train_split": "train", "test_split": "test"}
     settings = DataSettings(**data, fingerprint=None, shards=str(scratch / "none"))
     shards = scratch / "shards"
+    shards.mkdir()
 
     def stage(place: str, **changes: object) -> Manifest:
-        return staged(many, settings.model_copy(update={"stage": str(scratch / place), **changes}))
+        return stage_in(many, settings.model_copy(update={"stage": str(scratch / place), **changes}))
 
     ways: dict[str, Callable[[], object]] = {
         "cp -r": lambda: subprocess.run(["cp", "-r", str(many.root), str(scratch / "plain")], check=True),
-        "pack into shards of 100 MB": lambda: pack(many.root, shards, paths=paths, shard_bytes=10**8, progress=False),
-        "verify shards": lambda: verify(shards, progress=False),
-        "bring to a disk, file by file": lambda: stage("files"),
-        "bring to a disk, from shards": lambda: stage("from shards", shards=str(shards)),
-        "bring again: all is there": lambda: stage("files"),
+        "tar": lambda: subprocess.run(
+            ["tar", "-chf", str(shards / "clips.tar"), "-C", str(many.root), "."], check=True
+        ),
+        "stage, file by file": lambda: stage("files"),
+        "stage, from a tar file": lambda: stage("from tar", shards=str(shards)),
+        "stage again: all is there": lambda: stage("files"),
     }
     print(f"{len(paths)} files, {megabytes:.0f} MB:")
     for name, act in ways.items():

@@ -30,9 +30,9 @@ from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.relaxation import even_starts
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_svm import fit_svm
-from crisscross.models.backbones import untrained_backbones
+from crisscross.models.backbones import random_init_backbones
 from crisscross.training.features import Extraction, FeatureStore, extract
-from crisscross.transforms.video import evaluate_video
+from crisscross.transforms.video import eval_transform_video
 
 ROUNDS = 3
 NUM_CLIPS, NUM_DRAWS, DIM, NUM_CLASSES = 1600, 100, 4608, 50
@@ -56,7 +56,7 @@ def _dense_test(root: Path) -> None:
         settings = _settings(root, Path(name))
         manifest = open_manifest(settings.data)
         clips = Clips(manifest.clips, manifest.root)
-        network = untrained_backbones(settings.model, seed=0).video_backbone.eval()
+        network = random_init_backbones(settings.model, seed=0).video_backbone.eval()
         ways = {
             "plain PyAV loop": lambda number: _plain(clips, settings, network),
             "feature extractor": lambda number: _extracted(clips, settings, network, Path(name) / str(number)),
@@ -118,7 +118,7 @@ def _plain(clips: Clips, settings: DownstreamSettings, network: torch.nn.Module)
         }
         frames = torch.from_numpy(np.stack([shown[place] for place in nearest])).unflatten(0, (10, views.num_frames))
         aspect = torch.full((10,), float(clips.aspects[index]))
-        network(evaluate_video(frames, aspect, VideoTransformSettings(**views.transform)))
+        network(eval_transform_video(frames, aspect, VideoTransformSettings(**views.transform)))
 
 
 def _svm() -> None:

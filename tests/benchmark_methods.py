@@ -118,7 +118,7 @@ def _views(settings: PretrainSettings, method: torch.nn.Module, batch: int, devi
         clip_ids=clips.to(device),
         labels=(clips % 10).to(device),
         epoch=0,
-        key=step,
+        seed=step,
     )
 
 

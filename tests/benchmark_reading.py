@@ -180,9 +180,9 @@ def _paged(uri: str) -> Callable[[], int]:
 
 
 def _mlflow(uri: str):
-    from crisscross.tracking.client import import_client
+    from crisscross.tracking.store import quiet_mlflow
 
-    import_client()
+    quiet_mlflow()
     import mlflow
     import pandas  # noqa: F401
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.tracking.client import import_client, make_tables
+from crisscross.tracking.store import quiet_mlflow
 from tests.leftovers import watched
 from tests.requirements import missing
 from tests.warm import stop_warm_python
@@ -28,11 +28,12 @@ AT_WORK = (
     "test_environment.py",
     *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_synthetic.py"),
     *("launch/test_local.py", "training/test_trainer.py", "tracking/test_history.py", "data/test_staging.py"),
-    "launch/test_single.py",
+    "launch/test_run_single.py",
 )
 
 # Before PyTorch is imported: workers share the cores, and waiting OpenMP threads spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+quiet_mlflow()  # before MLflow is imported
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # tests start hundreds of processes, and each would compile again
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a script: children would ignore Ctrl-C
@@ -96,8 +97,9 @@ def pytest_sessionfinish() -> None:
 def empty_store(tmp_path_factory) -> Path:
     """A SQLite store with empty tables: making one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("store")
-    import_client()
-    make_tables(folder / "mlflow.db")
+    from crisscross.tracking.client import create_tables
+
+    create_tables(folder / "mlflow.db")
     return folder / "mlflow.db"
 
 

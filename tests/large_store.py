@@ -15,7 +15,7 @@ from typing import Any
 
 from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.sync import deliver_all, set_latest_tag
+from crisscross.tracking.sync import set_latest_tag, sync_runs
 from crisscross.utils.files import write_json
 from launch.study.plan import create_runs, make_plan
 
@@ -46,7 +46,7 @@ class Template:
 
 
 def deliver_template(folder: Path, studies: Iterable[str]) -> Template:
-    """Plan studies at demo scale, write what their jobs would have written, and deliver it to ``folder/mlflow.db``."""
+    """Plan studies at demo scale, write what their jobs would have written, and sync it to ``folder/mlflow.db``."""
     uri, fingerprints = f"sqlite:///{folder}/mlflow.db", {}
     runs: dict[str, RunDirectory] = {}
 
@@ -59,9 +59,9 @@ def deliver_template(folder: Path, studies: Iterable[str]) -> Template:
         runs |= create_runs(plan, launched=1e9)
     for run in runs.values():
         _finish(run)
-    failures = deliver_all(runs.values(), uri=uri, experiment=EXPERIMENT)
-    if failures:
-        raise RuntimeError(failures[0].reason)
+    report = sync_runs(list(runs.values()), uri, EXPERIMENT)
+    if report.failures:
+        raise RuntimeError(report.reason)
     for study, fingerprint in fingerprints.items():
         set_latest_tag(study, fingerprint, uri=uri, experiment=EXPERIMENT)
     return Template(folder / "mlflow.db", fingerprints)

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
 from crisscross.config.evaluation import complete
-from crisscross.data.catalog import prepare, toy_root, toy_settings
+from crisscross.data.catalog import prepare, synthetic_root, synthetic_settings
 from crisscross.data.synthetic.generate import generate
-from crisscross.data.synthetic.spec import ToySettings
+from crisscross.data.synthetic.spec import SyntheticSettings
 from crisscross.run.metrics_log import read_metrics
 from crisscross.run.run_dir import RunDirectory
 
@@ -78,13 +78,13 @@ def tiny_config(kind: str, folder: Path, *overrides: str) -> dict[str, Any]:
     if kind == "downstream":
         config = complete(config, pretrained_on=None)
     settings = parse(DataSettings, config["data"])
-    if settings.kind == "toy" and not toy_root(settings).exists():
-        shutil.copytree(_clips(toy_settings(settings)).name, toy_root(settings))
+    if settings.kind == "toy" and not synthetic_root(settings).exists():
+        shutil.copytree(_clips(synthetic_settings(settings)).name, synthetic_root(settings))
     return {**config, "data": prepare(config["data"], progress=False)}
 
 
 @functools.cache
-def _clips(settings: ToySettings) -> tempfile.TemporaryDirectory:
+def _clips(settings: SyntheticSettings) -> tempfile.TemporaryDirectory:
     """Make the same clips once in a process; tests get copies, as some damage theirs."""
     folder = tempfile.TemporaryDirectory(prefix="shared-clips-")
     generate(folder.name, settings, jobs=1, progress=False)

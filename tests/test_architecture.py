@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("crisscross", "launch", "analysis", "experiments")
 
 
 def test_every_import_follows_the_arrows() -> None:
@@ -22,3 +27,48 @@ def test_the_rooms_on_top() -> None:
     assert modules == {"pretrain", "finetune", "evaluate", "run_experiment"}
     assert len(packages) == 11
     assert {path.parent.name for path in (ROOT / "launch").glob("*/__init__.py")} == {"study", "local", "slurm", "job"}
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    """Yield every module of the packages, parsed."""
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path.relative_to(ROOT), ast.parse(path.read_text())
+
+
+def test_no_public_class_name_occurs_twice() -> None:
+    places = defaultdict(list)
+    for path, tree in trees():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_few_imports_inside_functions_and_each_has_its_reason() -> None:
+    found, unexplained = 0, []
+    for path, tree in trees():
+        lines = (ROOT / path).read_text().splitlines()
+        for block in import_blocks(tree):
+            found += len(block)
+            around = lines[block[0].lineno - 2 : block[-1].end_lineno]  # from the line above
+            if not any("#" in line for line in around):
+                unexplained.append(f"{path}:{block[0].lineno}")
+    assert unexplained == []
+    assert found < 30
+
+
+def import_blocks(tree: ast.Module) -> Iterator[list[ast.stmt]]:
+    """Yield the imports inside functions, those that follow each other together."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for parent in ast.walk(function):
+            for statements in (getattr(parent, name, None) for name in ("body", "orelse", "finalbody")):
+                for is_import, block in groupby(statements if isinstance(statements, list) else [], key=_is_import):
+                    if is_import:
+                        yield list(block)
+
+
+def _is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)

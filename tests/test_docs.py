@@ -176,8 +176,7 @@ CHECKED = {
     *("launch/status.py", "launch/sync.py", "launch/cancel.py", ".ci/pin_versions.py"),
     *("analysis/make_tables.py", "analysis/make_figures.py", "analysis/make_report.py"),
     *("experiments/pretrain.py", "experiments/downstream.py"),
-    *("python -m crisscross.data.prepare", "python -m crisscross.data.shards"),
-    *("python -m tests.benchmarks", "python -m tests.ui.screenshots"),
+    *("python -m crisscross.data.prepare", "python -m tests.benchmarks", "python -m tests.ui.screenshots"),
     *("mlflow", "pytest", "ruff", "mypy", "deptry", "lint-imports", "COMMAND"),
     *("uv venv", "uv pip", "uv sync"),
 }
@@ -278,18 +277,6 @@ def test_a_preparing_starts(
     where = [value for option, value in pairwise(arguments) if option in ("--root", "--csv")]
     assert main(arguments) == 2  # the options are understood: argparse would leave with SystemExit
     assert (where[0] if "--root" in arguments else str(Path(where[0]).parent)) in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", _of("uv run python -m crisscross.data.shards"))
-def test_a_verification_of_shards_starts(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from crisscross.data.shards import main
-
-    monkeypatch.chdir(tmp_path)
-    arguments = _arguments(command)[5:]
-    assert main(arguments) != 0  # there are none
-    assert arguments[0] in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if _kind(command).startswith("python -m tests.")])

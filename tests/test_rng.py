@@ -1,4 +1,4 @@
-"""Draws depend on their key and nothing else, and look uniform."""
+"""Draws depend only on their key and are uniform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a figure is before it is a file, and what is written beside it."""
+"""Figures as data, their captions, and the lookup of their runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.runs import StudyRuns, reason_missing
+from crisscross.run.run_dir import RunDirectory
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # matplotlib and pandas take a second to import, and --help needs neither
     import pandas as pd
     from matplotlib.figure import Figure
-from crisscross.run.run_dir import RunDirectory
 
 
 class NotThereError(LookupError):
-    """The runs have nothing for a figure; the message is half a line that says what is missing, and why."""
+    """A figure lacks its runs; the message names them and the reason."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a figure beside the runs.
+class FigureOptions:
+    """Options of a figure.
 
     Attributes:
-        runs_root: folder of the run directories, for figures that need more than numbers.
-        clips: paths in the manifest to show, where a figure shows clips; empty = its own choice.
+        runs_root: folder of the run directories, for figures that need features, weights or clips.
+        clips: paths in the manifest of the clips to show; empty = a fixed choice.
     """
 
     runs_root: Path
@@ -35,15 +35,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with all that goes with it.
+    """A figure with its caption and runs.
 
     Attributes:
-        name: of the files it is written to, such as ``figure3-left``.
+        name: of its files, such as ``figure3-left``.
         title: such as ``Figure 3, left``.
-        figure: the picture.
+        figure: the Matplotlib figure.
         caption: what it shows.
-        runs: the rows of the frame behind it, by what they are in it: ``without L_async``.
-        missing: a line for each thing that it should show and does not, with the reason.
+        runs: rows of the frame by their name in the figure: ``without L_async``.
+        missing: a line with the reason for each missing part.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Drawing:
     missing: tuple[str, ...] = ()
 
 
-Build = Callable[[StudyRuns, Wanted], Drawing]
-"""Makes a figure of a study; raises ``NotThereError`` where the runs have nothing for it."""
+Build = Callable[[StudyRuns, FigureOptions], Drawing]
+"""Draws a figure of a study; raises ``NotThereError`` if the store has no runs for it."""
 
 WEIGHT = "method.async_weight"
-"""The axis of the study of L_async."""
+"""The axis of the study ``async``."""
 
 
 def caption_text(drawing: Drawing, runs: StudyRuns) -> str:
-    """Return the text that is written beside a figure: what it shows, of which runs, and what is missing."""
-    lines = [f"**{drawing.title}.** {drawing.caption}", "", f"Study {runs.study}, variant {runs.fingerprint}."]
+    """Return a figure's caption file: what it shows, its runs, missing parts."""
+    lines = [f"**{drawing.title}.** {drawing.caption}", "", f"Study {runs.study}, variant {runs.study_hash}."]
     if drawing.missing:
         lines += ["", "Missing:", "", *(f"- {line}" for line in drawing.missing)]
     lines += ["", "Runs (identity, MLflow run):", ""]
@@ -79,28 +79,32 @@ def caption_text(drawing: Drawing, runs: StudyRuns) -> str:
 
 
 def weight_of(point: str) -> float | None:
-    """Return the weight of L_async at a run's point of its study; None for untrained backbones and other studies."""
+    """Return a run's weight of L_async; None if it has none.
+
+    Args:
+        point: the values on the axes of the study, as JSON.
+    """
     known = json.loads(point) if point.startswith("{") else {}
     return float(known[WEIGHT]) if WEIGHT in known else None
 
 
 def arm_name(weight: float) -> str:
-    """Return what a weight of L_async is called."""
+    """Return the label of a weight of L_async."""
     if weight == 0:
         return "without $L_{async}$"
     return "with $L_{async}$" if weight == 1 else f"with $L_{{async}}$, weight {weight:g}"
 
 
 def plain(text: str) -> str:
-    """Return a label without the signs that set its mathematics."""
+    """Return a label without the TeX characters of its mathematics."""
     return text.replace("$", "").replace("{", "").replace("}", "")
 
 
 def arms(runs: StudyRuns) -> dict[float, str]:
-    """Return the weights of a study of L_async, ascending, and what they are called.
+    """Return the labels of a study's weights of L_async, weights ascending.
 
     Raises:
-        NotThereError: fewer than two are there.
+        NotThereError: if the study has runs of fewer than two weights.
     """
     points = [*runs.evaluations["point"], *runs.pretrainings["point"]]
     weights = sorted({weight for point in points if (weight := weight_of(point)) is not None})
@@ -110,30 +114,30 @@ def arms(runs: StudyRuns) -> dict[float, str]:
 
 
 def pair(runs: StudyRuns, stream: str) -> dict[str, pd.DataFrame]:
-    """Return the two finished evaluations, without and with L_async, that a comparison of two models is about.
+    """Return the two finished evaluations to compare: without and with L_async.
 
-    They are of the end of the pretrainings, of the smallest seed that both have, on the dataset (the first by name)
-    whose clips were evaluated by the stream; with both streams, where there is such a dataset.
+    They evaluate the end of the pretrainings, with the smallest common seed, on the first dataset by name whose clips
+    have the stream. Datasets with both streams come first.
 
     Args:
         runs: the study.
         stream: ``v`` or ``a``.
 
     Returns:
-        One row each, by name of the arm.
+        A frame of one row for each, by label.
 
     Raises:
-        NotThereError: saying what one of the two lacks.
+        NotThereError: if one of the two is missing or not finished.
     """
     weights = arms(runs)
     chosen = {min(weights), 1.0 if 1.0 in weights else max(weights)}
     frame = runs.evaluations
     frame = frame[(frame["epoch"] == "") & frame["point"].map(weight_of).isin(chosen).astype(bool)]
-    frame = frame[frame["modalities"].map(lambda asked: any(stream in one for one in asked)).astype(bool)]
+    frame = frame[frame["modalities"].map(lambda modalities: any(stream in one for one in modalities)).astype(bool)]
     frame = frame[frame["protocol"] != "finetune"]
     done = frame[frame["status"] == "FINISHED"]
     key = ["downstream_data", "protocol", "seed"]
-    order = done.assign(one=done["modalities"].map(lambda asked: {"v", "a"} - set("".join(asked)) != set()))
+    order = done.assign(one=done["modalities"].map(lambda modalities: {"v", "a"} - set("".join(modalities)) != set()))
     for _, rows in order.groupby(["one", *key], sort=True):
         found = {weight: rows[rows["point"].map(weight_of) == weight] for weight in sorted(chosen)}
         if all(len(rows) for rows in found.values()):
@@ -154,13 +158,13 @@ def _why_no_pair(runs: StudyRuns, evaluations: pd.DataFrame, weights: Mapping[fl
 
 
 def first(frame: pd.DataFrame) -> dict[str, Any] | None:
-    """Return the first row, None where there is none."""
+    """Return the first row; None if the frame is empty."""
     return frame.iloc[0].to_dict() if len(frame) else None
 
 
-def listed(things: Iterable[Any]) -> str:
-    """Return things one after the other: ``a, b and c``."""
-    texts = list(map(str, things))
+def listed(items: Iterable[Any]) -> str:
+    """Return items as a phrase: ``a, b and c``."""
+    texts = list(map(str, items))
     return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1]))) if texts else ""
 
 
@@ -168,16 +172,16 @@ def run_directory(row: Mapping[str, Any], runs_root: Path) -> RunDirectory:
     """Return the run directory of an experiment.
 
     Args:
-        row: of the frame (``kind`` and ``identity``).
+        row: a row of the frame (``kind`` and ``identity``).
         runs_root: folder of the run directories.
 
     Raises:
-        NotThereError: it is not there.
+        NotThereError: if there is no such folder.
     """
     identity = row["identity"]
     for path in sorted((runs_root / row["kind"]).glob(f"*-{identity[:12]}")):
         if (path / "run.json").is_file() and RunDirectory(path).identity == identity:
             return RunDirectory.open(path)
     raise NotThereError(
-        f"the run directory of {identity[:12]} is not below {runs_root}: say where it is with --runs-root"
+        f"the run directory of {identity[:12]} is not below {runs_root}: give its folder with --runs-root"
     )

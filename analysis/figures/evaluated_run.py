@@ -1,4 +1,7 @@
-"""What an evaluation saw, looked at again: its features, its networks, its clips. Nothing is written to its folder."""
+"""Features, networks and clips of a finished evaluation, for figures.
+
+Its run directory is only read.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The middle segment of some clips, as the networks get it and as people look at it.
+class MiddleSegments:
+    """The middle segment of some clips, as network inputs and as images.
 
     Attributes:
-        video: (N, 3, T, H, W) normalised, None where it was not asked for.
-        frames: (N, T, H, W, 3) float32 in [0, 1]: the same pictures.
-        audio: (N, 1, F, T) normalised log-mel spectrograms, None where they were not asked for.
+        video: (N, 3, T, H, W) normalized; None for the audio stream.
+        frames: (N, T, H, W, 3) float32 in [0, 1], the same frames; None for the audio stream.
+        audio: (N, 1, F, T) normalized log-mel spectrograms; None for the video stream.
     """
 
     video: Tensor | None
@@ -46,17 +49,17 @@ class Shown:
 
 
 class EvaluatedRun:
-    """A finished evaluation of frozen backbones and the clips of the first of its folds."""
+    """A finished evaluation of frozen backbones, and its first fold's test clips."""
 
     def __init__(self, run: RunDirectory) -> None:
-        """Open it.
+        """Read the settings and the manifest.
 
         Args:
             run: the evaluation's run directory.
 
         Raises:
-            FileNotFoundError: its clips are gone.
-            ValueError: its clips have changed, or its protocol has no frozen features.
+            FileNotFoundError: if its clips were deleted.
+            ValueError: if its clips changed, or its protocol has no frozen features.
         """
         self.run = run
         self.settings = parse(DownstreamSettings, run.config)
@@ -67,28 +70,28 @@ class EvaluatedRun:
 
     @property
     def fold(self) -> Fold:
-        """The first fold, or the only one without a name."""
+        """The first fold; without folds, the only split."""
         return self._folds[0]
 
     def features(self, modality: str) -> np.ndarray:
-        """Return the features of the test clips, (N, V, D) float32, in the order of ``fold.test``.
+        """Return the test clips' features, (N, V, D) float32, ordered as ``fold.test``.
 
-        They are those in the run directory; where they are gone they are computed anew, and not kept.
+        They come from the run directory. If they were deleted, this computes them again and does not store them.
 
         Args:
             modality: ``v``, ``a`` or ``av``.
 
         Raises:
-            DecodeError, ValueError, FileNotFoundError: they are gone, and so is what they could be made from.
+            DecodeError, ValueError, FileNotFoundError: if the features were deleted and cannot be computed again.
         """
-        drawn = self.settings.frozen.features.train_draws > 0  # then test clips have a store of their own
+        drawn = self.settings.frozen.features.train_draws > 0  # then test clips have a separate store
         kept = [frame["clip_id"] for fold in self._folds for frame in ([] if drawn else [fold.train]) + [fold.test]]
         ids = np.unique(np.concatenate(kept))
         folder = self.run.path / "features" / ("test" if drawn else "clips")
         store = FeatureStore(folder, len(ids), self.settings.views.evaluation_clips)
         if store.is_complete:
             return self._of_test(store, ids, modality)
-        logger.info("%s: its features are gone and are computed again", self.run.label)
+        logger.info("%s: its features were deleted and are computed again", self.run.label)
         ids = np.sort(self.fold.test["clip_id"].to_numpy())
         with tempfile.TemporaryDirectory() as temporary:
             store = FeatureStore(Path(temporary), len(ids), self.settings.views.evaluation_clips)
@@ -108,25 +111,28 @@ class EvaluatedRun:
         )
 
     def _of_test(self, store: FeatureStore, ids: np.ndarray, modality: str) -> np.ndarray:
-        """Return the features of the test clips from a store that has those of the clips ``ids``, ascending."""
-        places = np.searchsorted(ids, self.fold.test["clip_id"])
-        parts = [np.array(store.array(stream)[places]) for stream in ("v", "a") if stream in modality]
+        """Return the test clips' features from a store of ``ids`` (ascending)."""
+        indices = np.searchsorted(ids, self.fold.test["clip_id"])
+        parts = [np.array(store.array(stream)[indices]) for stream in ("v", "a") if stream in modality]
         return np.concatenate(parts, axis=-1)
 
     def networks(self) -> dict[str, Network]:
-        """Return the frozen networks by stream, ``v`` and ``a`` as far as the protocol has them, on the CPU.
+        """Return the frozen networks by stream (``v``, ``a``), on the CPU.
 
         Raises:
-            FileNotFoundError, ValueError: their weights are gone or unfit, in one line.
+            FileNotFoundError, ValueError: if their weights are missing or do not fit.
         """
         backbones = backbones_of(self.run, self.settings).eval().requires_grad_(False)
         return feature_extractors(backbones, self.settings.frozen)
 
     def rows(self, paths: Sequence[str]) -> pd.DataFrame:
-        """Return the rows of the manifest of some clips, in that order.
+        """Return the manifest's rows of some clips, in the given order.
+
+        Args:
+            paths: as in the manifest.
 
         Raises:
-            ValueError: a path is none of the manifest's.
+            ValueError: if the manifest has no such path.
         """
         known = self.manifest.clips.set_index("path", drop=False)
         for path in paths:
@@ -134,7 +140,7 @@ class EvaluatedRun:
                 raise ValueError(f"{path} is no clip of {self.settings.data.name}: give paths as in predictions.csv")
         return known.loc[list(paths)].reset_index(drop=True)
 
-    def middle(self, rows: pd.DataFrame, stream: str) -> Shown:
+    def middle(self, rows: pd.DataFrame, stream: str) -> MiddleSegments:
         """Return the middle segments of some clips.
 
         Args:
@@ -142,7 +148,7 @@ class EvaluatedRun:
             stream: ``v`` or ``a``.
 
         Raises:
-            DecodeError: a clip cannot be read, naming it.
+            DecodeError: if a clip cannot be decoded.
         """
         views = self.settings.views.model_copy(update={"evaluation_clips": 1})
         dataset = SegmentDataset(Clips(rows.reset_index(drop=True), self.manifest.root), views, modalities=stream)
@@ -160,4 +166,4 @@ class EvaluatedRun:
         if video is not None:
             mean, std = (np.array(values, np.float32) for values in (settings.mean, settings.std))
             frames = np.clip(video.permute(0, 2, 3, 4, 1).numpy() * std + mean, 0, 1)
-        return Shown(video, frames, audio)
+        return MiddleSegments(video, frames, audio)

@@ -1,32 +1,31 @@
-"""Figure 3, left: held-out features in two dimensions, without and with L_async, coloured by class."""
+"""Figure 3, left: t-SNE of held-out features, without and with L_async."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, listed, pair, plain, run_directory
-from analysis.figures.style import bare, evenly, look_of, new_figure, styled
+from analysis.figures.base import Drawing, FigureOptions, NotThereError, listed, pair, plain, run_directory
+from analysis.figures.evaluated_run import EvaluatedRun
+from analysis.figures.style import bare, evenly, marker_style, new_figure, styled
 from analysis.runs import StudyRuns
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-MAX_CLASSES = 12
-"""More cannot be told apart; then evenly spaced ones of the list are shown (chosen by us)."""
+MAX_CLASSES = 12  # ours: more cannot be distinguished
+"""Classes in one plot; of more, evenly spaced ones are shown."""
 PERPLEXITY = 30.0
 SEED = 0
 STREAMS = {"v": "video", "a": "audio"}
 ROW_IN = 2.75
 
 
-def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
-    """Make the figure.
+def build(runs: StudyRuns, options: FigureOptions) -> Drawing:
+    """Draw the figure.
 
     Raises:
-        NotThereError: there is no such pair of evaluations, or what it needs of their folders is gone.
+        NotThereError: if there is no pair of evaluations to compare, or their run directories are missing.
     """
     found, missing = {}, []
     for stream in STREAMS:
@@ -37,7 +36,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     if not found:
         raise NotThereError(missing[0])
     points = {
-        (stream, arm): _points(rows, stream, wanted) for stream, both in found.items() for arm, rows in both.items()
+        (stream, arm): _points(rows, stream, options) for stream, both in found.items() for arm, rows in both.items()
     }
     classes = {stream: sorted(set(points[stream, next(iter(both))][1])) for stream, both in found.items()}
     shown = {stream: evenly(names, MAX_CLASSES) for stream, names in classes.items()}
@@ -62,53 +61,48 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     )
 
 
-def _points(rows: pd.DataFrame, stream: str, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places (N, 2) of an evaluation's test clips, and their classes (N,)."""
-    from analysis.figures.evaluated_run import EvaluatedRun
-
-    held_out = EvaluatedRun(run_directory(rows.iloc[0].to_dict(), wanted.runs_root))
-    labels = held_out.fold.test["label"].to_numpy()
+def _points(rows: pd.DataFrame, stream: str, options: FigureOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Return embedding (N, 2) and classes (N,) of an evaluation's test clips."""
+    evaluated = EvaluatedRun(run_directory(rows.iloc[0].to_dict(), options.runs_root))
+    labels = evaluated.fold.test["label"].to_numpy()
     chosen = np.isin(labels, evenly(sorted(set(labels)), MAX_CLASSES))
-    return embed(held_out.features(stream)[chosen].mean(axis=1)), labels[chosen]
+    return embed(evaluated.features(stream)[chosen].mean(axis=1)), labels[chosen]
 
 
 def embed(features: np.ndarray) -> np.ndarray:
-    """Return a t-SNE embedding: the same features give the same places, however many cores there are.
+    """Return a t-SNE embedding, independent of the number of cores.
 
     Args:
-        features: (N, D), one row a clip.
+        features: (N, D), one row per clip.
 
     Returns:
-        (N, 2), centred.
+        (N, 2), with zero mean.
 
     Raises:
-        NotThereError: fewer than four clips.
+        NotThereError: if there are fewer than four clips.
     """
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
     if len(features) < 4:
         raise NotThereError(f"{len(features)} held-out clips are too few for an embedding, which needs 4")
     scaled = np.asarray(features, np.float64)
     spread = scaled.std(axis=0)
     scaled = (scaled - scaled.mean(axis=0)) / np.where(spread > 1e-12, spread, 1)  # as before the linear SVM
     with threadpool_limits(1):  # sums over threads have no fixed order
-        places = TSNE(
+        embedding = TSNE(
             perplexity=min(PERPLEXITY, (len(scaled) - 1) / 3), init="pca", random_state=SEED, n_jobs=1
         ).fit_transform(scaled)
-    return places - places.mean(axis=0)
+    return embedding - embedding.mean(axis=0)
 
 
-def _scatter(axes: Axes, places: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+def _scatter(axes: Axes, embedding: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
     for number, name in enumerate(classes):
-        ours = places[labels == name]
-        look = look_of(number)
+        ours = embedding[labels == name]
+        style = marker_style(number)
         axes.scatter(
             ours[:, 0],
             ours[:, 1],
             s=15,
-            c=look["color"],
-            marker=look["marker"],
+            c=style["color"],
+            marker=style["marker"],
             linewidths=0.25,
             edgecolors="#555555",
             label=name,

@@ -5,21 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, arm_name, arms, first, plain, weight_of
-from analysis.figures.style import look_of, new_figure, styled
+from analysis.figures.base import Drawing, FigureOptions, NotThereError, arm_name, arms, first, plain, weight_of
+from analysis.figures.style import marker_style, new_figure, styled
 from analysis.runs import StudyRuns, reason_missing
 from analysis.tables.measurements import PROTOCOLS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 KEY = ["scale", "method", "pretrain_data", "backbone", "downstream_data", "protocol", "segments"]
-"""What the evaluations of one panel have in common."""
+"""Columns that all evaluations of one panel share."""
 NAMES = {"v": "video", "a": "audio", "av": "audio + video"}
 PANEL_HEIGHT_IN = 2.3
 
@@ -29,9 +27,9 @@ class Panel:
     """One evaluation by one modality along the pretrainings.
 
     Attributes:
-        facts: what its evaluations have in common (``KEY``).
+        facts: the columns that its evaluations share (``KEY``).
         modality: ``v``, ``a`` or ``av``.
-        folds: whose mean a number is: those that every evaluation covers; empty where there are none.
+        folds: folds that every evaluation covers; a number is their mean. Empty if the dataset has none.
         rows: its evaluations, with the columns ``weight`` and ``after`` (epochs, a number).
     """
 
@@ -46,7 +44,7 @@ class Panel:
         return f"{NAMES[self.modality]}, {self.facts['downstream_data']}"
 
     def value(self, row: dict[str, Any]) -> float | None:
-        """Return an evaluation's top-1, None where it has none."""
+        """Return the top-1 accuracy of an evaluation; None if it has none."""
         if row["status"] != "FINISHED":
             return None
         name = f"eval/top1_{self.modality}"
@@ -55,13 +53,13 @@ class Panel:
         return statistics.mean(values) if len(values) == len(names) else None
 
 
-def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
-    """Make the figure.
+def build(runs: StudyRuns, options: FigureOptions) -> Drawing:
+    """Draw the figure.
 
     Raises:
-        NotThereError: nothing was evaluated along the pretrainings.
+        NotThereError: if no evaluation is along the pretrainings.
     """
-    del wanted
+    del options
     weights = arms(runs)
     panels = _panels(runs)
     if not panels:
@@ -104,15 +102,15 @@ def _panels(runs: StudyRuns) -> list[Panel]:
         on_the_way = rows[rows["epoch"] != ""]
         covered = [set(folds) for folds in rows["folds"]]
         folds = tuple(sorted(set.intersection(*covered)))
-        asked = [set(modalities) for modalities in on_the_way["modalities"]]
+        listed = [set(modalities) for modalities in on_the_way["modalities"]]
         for modality in NAMES:
-            if any(modality in modalities for modalities in asked):
+            if any(modality in modalities for modalities in listed):
                 panels.append(Panel(dict(zip(KEY, map(str, values), strict=True)), modality, folds, rows))
     return panels
 
 
 def _after(row: pd.Series, runs: StudyRuns) -> float | None:
-    """Return after how many epochs of pretraining an evaluation looks at it."""
+    """Return the number of pretraining epochs before an evaluation."""
     if row["epoch"]:
         return float(row["epoch"])
     above = runs.pretrainings[runs.pretrainings["identity"] == row["parent_identity"]]
@@ -120,7 +118,7 @@ def _after(row: pd.Series, runs: StudyRuns) -> float | None:
 
 
 def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns) -> list[str]:
-    """Draw one curve; return what is missing of it."""
+    """Draw one curve; return a line for each missing point."""
     ours = panel.rows[panel.rows["weight"] == weight]
     seeds = sorted(set(map(int, panel.rows["seed"])))
     points, missing = [], []
@@ -128,7 +126,7 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
         means = []
         for seed in seeds:
             rows = [row.to_dict() for _, row in ours[(ours["after"] == after) & (ours["seed"] == seed)].iterrows()]
-            # Several of one seed only where evaluations differ in what is no part of the key.
+            # Several rows of one seed only if evaluations differ in a column outside the key.
             values = [value for row in rows if (value := panel.value(row)) is not None]
             if values:
                 means.append(100 * statistics.mean(values))
@@ -136,15 +134,15 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
                 missing.append(_missing(panel, weight, after, seed, rows[0] if rows else None, runs))
         if means:
             points.append((after, means))
-    look = look_of(number + (number > 0))  # blue, then green: far apart in grey as well
+    style = marker_style(number + (number > 0))  # blue, then green: distinct in gray as well
     for after, values in points:
-        if len(values) > 1:  # of one seed there is no spread, and a bar of no length would say that it is sure
+        if len(values) > 1:  # one seed has no spread, and a bar of no length would look like certainty
             axes.errorbar(
                 after,
                 statistics.mean(values),
                 yerr=statistics.stdev(values),
                 fmt="none",
-                ecolor=look["color"],
+                ecolor=style["color"],
                 elinewidth=1,
                 capsize=2.5,
             )
@@ -153,8 +151,8 @@ def _curve(axes: Axes, panel: Panel, weight: float, number: int, runs: StudyRuns
         [statistics.mean(values) for _, values in points],
         label=arm_name(weight),
         linestyle="--" if number == 0 else "-",
-        markerfacecolor="white" if number == 0 else look["color"],
-        **look,
+        markerfacecolor="white" if number == 0 else style["color"],
+        **style,
     )
     return missing
 

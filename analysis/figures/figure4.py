@@ -1,47 +1,42 @@
-"""Figure 4: where the video network looks, frame by frame, without and with L_async."""
+"""Figure 4: saliency of the video network, without and with L_async."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from scipy.ndimage import gaussian_filter
 
-from analysis.figures.base import Drawing, NotThereError, Wanted, pair, plain, run_directory
+from analysis.figures.base import Drawing, FigureOptions, NotThereError, pair, plain, run_directory
+from analysis.figures.evaluated_run import EvaluatedRun
+from analysis.figures.saliency import saliency
 from analysis.figures.style import bare, evenly, new_figure, styled
 from analysis.runs import StudyRuns
 
-if TYPE_CHECKING:
-    from analysis.figures.evaluated_run import EvaluatedRun
-
-NUM_CLIPS, NUM_FRAMES = 6, 4
-"""Clips, and frames of each, that are shown (chosen by us)."""
-BRIGHTEST = 99.5
-"""Percentile of a clip's map that is drawn as the brightest (chosen by us)."""
-SMOOTHING = 1 / 24
-"""Of a map, as a part of the frame's width: single pixels follow the strides of the network (chosen by us)."""
+NUM_CLIPS, NUM_FRAMES = 6, 4  # ours
+"""Clips in the figure, and frames of each."""
+BRIGHTEST = 99.5  # ours
+"""Percentile of a clip's map that has the brightest color."""
+SMOOTHING = 1 / 24  # ours: single pixels follow the strides of the network
+"""Standard deviation of the blur, as a part of the frame's width."""
 MAP = "inferno"
 GAP_PX = 1
 
 
-def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
-    """Make the figure.
+def build(runs: StudyRuns, options: FigureOptions) -> Drawing:
+    """Draw the figure.
 
     Raises:
-        NotThereError: there is no such pair of evaluations, or what it needs of their folders is gone.
+        NotThereError: if there is no pair of evaluations to compare, or their run directories are missing.
     """
-    import torch
-
-    from analysis.figures.evaluated_run import EvaluatedRun
-    from analysis.figures.saliency import saliency
-
     both = pair(runs, "v")
-    models = {arm: EvaluatedRun(run_directory(rows.iloc[0].to_dict(), wanted.runs_root)) for arm, rows in both.items()}
+    models = {arm: EvaluatedRun(run_directory(rows.iloc[0].to_dict(), options.runs_root)) for arm, rows in both.items()}
     some = next(iter(models.values()))
-    paths = list(wanted.clips) or first_of_classes(some, NUM_CLIPS)
+    paths = list(options.clips) or first_of_classes(some, NUM_CLIPS)
     clips = some.rows(paths)
     shown = some.middle(clips, "v")
-    assert shown.video is not None  # what was asked for is there
+    assert shown.video is not None  # the stream is video
     assert shown.frames is not None
     torch.set_num_threads(1)  # sums over threads have no fixed order
     maps = {arm: smooth(saliency(model.networks()["v"], shown.video).numpy()) for arm, model in models.items()}
@@ -59,7 +54,7 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
         for axes, title in zip(grid[0], ["frames", *maps], strict=True):
             axes.set_title(title)
     data = some.settings.data.name
-    choice = "chosen by the caller" if wanted.clips else "the first of evenly spaced classes, chosen before any result"
+    choice = "chosen by the caller" if options.clips else "the first of evenly spaced classes, chosen before any result"
     return Drawing(
         name="figure4",
         title="Figure 4",
@@ -73,13 +68,17 @@ def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
     )
 
 
-def first_of_classes(held_out: EvaluatedRun, num: int) -> list[str]:
-    """Return the first held-out clip of evenly spaced classes: a choice that looks at no result.
+def first_of_classes(evaluated: EvaluatedRun, num: int) -> list[str]:
+    """Return the first held-out clip of evenly spaced classes.
+
+    Args:
+        evaluated: the evaluation.
+        num: number of classes.
 
     Raises:
-        NotThereError: there are no held-out clips.
+        NotThereError: if there are no held-out clips.
     """
-    rows = held_out.fold.test.sort_values(["label", "path"]).groupby("label", sort=True).head(1)
+    rows = evaluated.fold.test.sort_values(["label", "path"]).groupby("label", sort=True).head(1)
     if rows.empty:
         raise NotThereError("there are no held-out clips")
     return evenly(list(rows["path"]), num)
@@ -87,24 +86,20 @@ def first_of_classes(held_out: EvaluatedRun, num: int) -> list[str]:
 
 def smooth(maps: np.ndarray) -> np.ndarray:
     """Return maps (N, T, H, W) blurred within each frame."""
-    from scipy.ndimage import gaussian_filter
-
     return gaussian_filter(maps, sigma=(0, 0, SMOOTHING * maps.shape[-1], SMOOTHING * maps.shape[-1]))
 
 
 def strip(frames: np.ndarray) -> np.ndarray:
-    """Return frames (T, H, W, 3) beside each other, a white gap between two."""
+    """Return frames (T, H, W, 3) side by side with white gaps."""
     gap = np.ones((frames.shape[1], GAP_PX, 3), frames.dtype)
-    parts = [part for picture in frames for part in (picture, gap)]
+    parts = [part for image in frames for part in (image, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
 
 def _overlay(axes: Axes, frames: np.ndarray, map_of_clip: np.ndarray, chosen: list[int]) -> None:
-    """Draw a map in colours over grey frames; pale where nothing moves the representation."""
-    import matplotlib as mpl
-
+    """Draw a saliency map in colors over gray frames."""
     scale = max(float(np.percentile(map_of_clip, BRIGHTEST)), 1e-12)
     strength = np.clip(map_of_clip[chosen] / scale, 0, 1)[..., None]
-    grey = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
-    colours = mpl.colormaps[MAP](strength[..., 0])[..., :3]
-    axes.imshow(strip(((1 - strength) * 0.75 * grey + strength * colours).astype(np.float32)), interpolation="nearest")
+    gray = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    colors = mpl.colormaps[MAP](strength[..., 0])[..., :3]
+    axes.imshow(strip(((1 - strength) * 0.75 * gray + strength * colors).astype(np.float32)), interpolation="nearest")

@@ -1,4 +1,4 @@
-"""The relaxation study as a chart: what Table 3 holds, with error bars, and the floor below."""
+"""The numbers of Table 3 as a chart with error bars."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from analysis.figures.base import Drawing, NotThereError, Wanted
-from analysis.figures.style import FLOOR, Look, look_of, new_figure, styled
+from analysis.figures.base import Drawing, FigureOptions, NotThereError
+from analysis.figures.style import RANDOM_INIT_COLOR, MarkerStyle, marker_style, new_figure, styled
 from analysis.runs import StudyRuns
 from analysis.tables.paper import table3
 
-FLOOR_LINE = (0, (5, 3))
+RANDOM_INIT_LINE = (0, (5, 3))
 SPREAD = 0.16
-"""Between the modalities of one relaxation, in units of the distance between relaxations."""
+"""Distance between the modalities of one relaxation; 1 is the distance between relaxations."""
 
 
-def build(runs: StudyRuns, wanted: Wanted) -> Drawing:
-    """Make the figure from the very numbers of Table 3.
+def build(runs: StudyRuns, options: FigureOptions) -> Drawing:
+    """Draw the figure from the numbers of Table 3.
 
     Raises:
-        NotThereError: no evaluation is done.
+        NotThereError: if no evaluation is done.
     """
-    del wanted
+    del options
     table = table3(runs)
     if table is None or not any(record["mean"] for record in table.records):
         raise NotThereError(f"no evaluation of the study {runs.study} is done yet")
     panels = _panels(table.records)
     with styled():
         figure = new_figure(2.75)
-        places = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axes, (group, records) in zip(places, panels.items(), strict=True):
+        all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (group, records) in zip(all_axes, panels.items(), strict=True):
             _draw(axes, records, title=group if len(panels) > 1 else "")
-        places[0].set_ylabel("top-1 or recall (%)" if _has_recall(table.records) else "top-1 accuracy (%)")
-        handles, labels = places[0].get_legend_handles_labels()
+        all_axes[0].set_ylabel("top-1 or recall (%)" if _has_recall(table.records) else "top-1 accuracy (%)")
+        handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
     missing = [
         f"{record['row']} {record['column']}: {record['missing']}" for record in table.records if record["missing"]
@@ -54,7 +54,7 @@ def _panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str,
     """Return the records of each group of columns, in the table's order."""
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        if record["metric"]:  # nothing has been evaluated in this place of the table
+        if record["metric"]:  # else this cell of the table has no evaluation
             panels.setdefault(record["group"], []).append(record)
     return panels
 
@@ -67,45 +67,47 @@ def _draw(axes: Axes, records: Sequence[Mapping[str, Any]], *, title: str) -> No
     rows = [*dict.fromkeys(record["row"] for record in records if record["is_floor"] == "false")]
     metrics = [*dict.fromkeys(record["metric"] for record in records)]
     for number, metric in enumerate(metrics):
-        ours = [record for record in records if record["metric"] == metric]
-        look = look_of(number)
+        of_metric = [record for record in records if record["metric"] == metric]
+        style = marker_style(number)
         shift = SPREAD * (number - (len(metrics) - 1) / 2)
-        there = [(rows.index(one["row"]) + shift, one) for one in ours if one["is_floor"] == "false" and one["mean"]]
+        points = [
+            (rows.index(one["row"]) + shift, one) for one in of_metric if one["is_floor"] == "false" and one["mean"]
+        ]
         axes.plot(
-            [place for place, _ in there],
-            [100 * float(one["mean"]) for _, one in there],
+            [x for x, _ in points],
+            [100 * float(one["mean"]) for _, one in points],
             linestyle="none",
             label=_name(metric),
-            **look,
+            **style,
         )
-        for place, one in there:
-            if one["std"]:  # of one seed there is none, and a bar of no length would say that it is sure
+        for x, one in points:
+            if one["std"]:  # one seed has no spread, and a bar of no length would look like certainty
                 axes.errorbar(
-                    place,
+                    x,
                     100 * float(one["mean"]),
                     yerr=100 * float(one["std"]),
                     fmt="none",
-                    ecolor=look["color"],
+                    ecolor=style["color"],
                     elinewidth=1,
                     capsize=2.5,
                 )
-        for one in ours:
+        for one in of_metric:
             if one["is_floor"] == "true" and one["mean"]:
-                _floor(axes, 100 * float(one["mean"]), right=len(rows) - 0.45, look=look)
-    axes.plot([], [], linestyle=FLOOR_LINE, color=FLOOR, linewidth=0.9, label="untrained (floor)")
+                _draw_random_init(axes, 100 * float(one["mean"]), right=len(rows) - 0.45, style=style)
+    axes.plot([], [], linestyle=RANDOM_INIT_LINE, color=RANDOM_INIT_COLOR, linewidth=0.9, label="untrained (floor)")
     axes.set_xticks(range(len(rows)), rows)
     axes.set_xlim(-0.5, len(rows) - 0.45)
     axes.set_xlabel("temporal relaxation")
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     if title:
-        axes.set_title(title, color=FLOOR)
+        axes.set_title(title, color=RANDOM_INIT_COLOR)
 
 
-def _floor(axes: Axes, height: float, *, right: float, look: Look) -> None:
-    """Draw the line of a modality's floor, which ends in the modality's marker, hollow."""
-    axes.axhline(height, color=look["color"], linestyle=FLOOR_LINE, linewidth=0.9)
-    axes.plot(right, height, fillstyle="none", clip_on=False, markersize=3.5, **look)
+def _draw_random_init(axes: Axes, height: float, *, right: float, style: MarkerStyle) -> None:
+    """Draw a random-init baseline: a dashed line that ends in a marker."""
+    axes.axhline(height, color=style["color"], linestyle=RANDOM_INIT_LINE, linewidth=0.9)
+    axes.plot(right, height, fillstyle="none", clip_on=False, markersize=3.5, **style)
 
 
 def _name(metric: str) -> str:

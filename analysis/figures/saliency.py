@@ -1,4 +1,4 @@
-"""Where a video network looks: the gradient of its representation with respect to the frames (Figure 4)."""
+"""Saliency maps of a video network (Figure 4)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def saliency(network: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
-    """Return how much each pixel of each frame moves the representation.
+    """Return how much each pixel of each frame changes the representation.
 
-    It is the length, over the colours, of the gradient of half the squared norm of the representation. The paper shows
-    such maps and does not say of what the gradient is; the squared norm, which needs no class, is chosen by us.
+    The map is the norm, over the color channels, of the gradient of half the squared norm of the representation. The
+    paper shows such maps but does not name the quantity of the gradient.
 
     Args:
         network: a frozen network in eval mode, from (B, 3, T, H, W) to features (B, D).
-        video: (B, 3, T, H, W), normalised.
+        video: (B, 3, T, H, W), normalized.
 
     Returns:
-        (B, T, H, W), 0 or more. Clips do not mix: in eval mode no layer looks at other clips.
+        (B, T, H, W), nonnegative. Clips are independent of each other, because the network is in eval mode.
     """
     inputs = video.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        energy = network(inputs).square().sum() / 2
+        energy = network(inputs).square().sum() / 2  # ours: the squared norm needs no class
         (gradient,) = torch.autograd.grad(energy, inputs)
     return gradient.norm(dim=1)

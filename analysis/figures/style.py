@@ -1,4 +1,4 @@
-"""How figures look, and how they become files: readable in print and without colours, the same bytes every time."""
+"""Style of the figures, and their reproducible files."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import io
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
-"""Okabe and Ito's, which people with any kind of colour vision tell apart; those that print best come first."""
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#F0E442")
+"""Okabe and Ito's palette, safe for color-blind readers; colors that print best come first."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p", "h")
-"""A second way to tell apart what has different colours."""
-RIGHT, WRONG = COLOURS[0], COLOURS[3]
-FLOOR = "#555555"
+"""Markers, so that no series differs by color alone."""
+RIGHT, WRONG = COLORS[0], COLORS[3]
+RANDOM_INIT_COLOR = "#555555"
 
 WIDTH_IN = 6.7
-"""Width of a figure: the text of an A4 page (170 mm)."""
+"""Width of a figure: the text width of an A4 page (170 mm)."""
 DOTS_PER_INCH = 200
 SIZE_PT = 8.0
 
@@ -44,38 +44,41 @@ SETTINGS: dict[RcKeyType, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": DOTS_PER_INCH,
     "savefig.dpi": DOTS_PER_INCH,
-    "pdf.fonttype": 42,  # letters stay letters, for who edits or searches the file
+    "pdf.fonttype": 42,  # text stays text, so that the file can be searched and edited
     "image.cmap": "viridis",
 }
 
 
-class Look(TypedDict):
-    """How one of several things is drawn, as keyword arguments."""
+class MarkerStyle(TypedDict):
+    """Color and marker of a series, as keyword arguments for Matplotlib."""
 
     color: str
     marker: str
 
 
 def styled() -> Any:
-    """Return the context in which figures are made and written; what a user has configured has no say."""
+    """Return the Matplotlib context of the figures; it ignores the user's configuration."""
     return rc_context({**_defaults(), **SETTINGS})
 
 
 def _defaults() -> dict[RcKeyType, Any]:
-    from matplotlib import rcParamsDefault
-
     return {key: value for key, value in rcParamsDefault.items() if key != "backend"}
 
 
 def new_figure(height_in: float, *, width_in: float = WIDTH_IN) -> Figure:
-    """Return an empty figure that no window system knows of."""
+    """Return an empty figure that needs no window system.
+
+    Args:
+        height_in: height in inches.
+        width_in: width in inches.
+    """
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def as_bytes(figure: Figure) -> dict[str, bytes]:
-    """Return a figure as ``png`` and as ``pdf``. Neither holds a time or a version of a program that drew it."""
+    """Return a figure as ``png`` and ``pdf``, without time or program version."""
     with styled():
         files = {}
         for extension, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
@@ -85,20 +88,20 @@ def as_bytes(figure: Figure) -> dict[str, bytes]:
         return files
 
 
-def look_of(number: int) -> Look:
-    """Return colour and marker of the n-th of several things; no two of the first 24 have both in common."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+def marker_style(number: int) -> MarkerStyle:
+    """Return color and marker of the n-th series (24 distinct pairs)."""
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def bare(axes: Axes) -> None:
-    """Take ticks and frame off a picture."""
+    """Remove ticks and frame of an image."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
 def frame(axes: Axes, *, is_right: bool) -> None:
-    """Draw a frame around a picture that says right or wrong: by colour, by line, and by a sign in a corner."""
+    """Frame an image as right or wrong by color, line and sign."""
     for spine in axes.spines.values():
         spine.set(
             visible=True,
@@ -111,10 +114,10 @@ def frame(axes: Axes, *, is_right: bool) -> None:
     axes.text(0.98, 0.97, sign, transform=axes.transAxes, ha="right", va="top", color="white", size=7, bbox=box)
 
 
-def evenly(things: Sequence[Any], num: int) -> list[Any]:
-    """Return some of many, evenly spaced, first and last among them: a choice that looks at no result."""
-    if len(things) <= num:
-        return list(things)
+def evenly(items: Sequence[Any], num: int) -> list[Any]:
+    """Return ``num`` evenly spaced items, including first and last."""
+    if len(items) <= num:
+        return list(items)
     if num == 1:
-        return [things[0]]
-    return [things[round(place * (len(things) - 1) / (num - 1))] for place in range(num)]
+        return [items[0]]
+    return [items[round(index * (len(items) - 1) / (num - 1))] for index in range(num)]

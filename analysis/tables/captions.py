@@ -1,4 +1,4 @@
-"""What stands above and below a table: what its numbers are, over how many seeds, and what is missing."""
+"""Captions and footnotes of tables."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from analysis.runs import StudyRuns
 from analysis.tables.measurements import PROTOCOLS, Result, Series
 from analysis.tables.published import shown
 
-DIFFERENCES = {"difference": "Difference: with less without,", "over floor": "Over floor: how far above it,"}
-"""How a caption begins to tell of a kind of columns that show differences."""
+DIFFERENCES = {"difference": "Difference: with less without,", "over random init": "Over floor: how far above it,"}
+"""First words about the columns of differences in a caption, by kind of column."""
 PAIRED = (
     "paired by seed, ± the 95 % confidence interval of a paired t-test;"
     " of one seed (n=1) nothing can be said of its spread."
@@ -19,8 +19,8 @@ STATES = {"FINISHED": "done", "RUNNING": "running", "SCHEDULED": "queued", "FAIL
 
 
 def about_of(question: str, series: Sequence[Series]) -> str:
-    """Return what the numbers of a table are: its question, measure, scale, data and seeds."""
-    trained = [one for one in series if not one.is_floor]
+    """Return a caption's first half: question, measure, scale, data, seeds."""
+    trained = [one for one in series if not one.is_random_init]
     data = dict.fromkeys(shown(one.facts["downstream_data"]) + folds_text(one.column.folds) for one in series)
     measures = dict.fromkeys("R@k" if one.facts["protocol"] == "retrieval" else "Top-1 accuracy" for one in series)
     sentences = [
@@ -38,13 +38,13 @@ def reading_help(series: Sequence[Series], *, columns: Iterable[str] = (), best:
 
     Args:
         series: all of its cells.
-        columns: kinds of its columns: ``difference``, ``over floor`` and ``less paper`` are explained.
-        best: what the best of each is in bold of: ``row`` or ``column``; empty = nothing is.
-        remark: of this table.
+        columns: kinds of its columns; the text explains ``difference``, ``over random init`` and ``less paper``.
+        best: whether the best of each ``row`` or ``column`` is bold; empty = nothing is.
+        remark: sentence about this table.
     """
     kinds = set(columns)
     sentences = [f"Bold: best of a {best}."] if best else []
-    if any(one.is_floor for one in series):
+    if any(one.is_random_init for one in series):
         sentences.append("Untrained, the floor: the same evaluation of backbones that have learnt nothing.")
     sentences += [f"{text} {PAIRED}" for kind, text in DIFFERENCES.items() if kind in kinds]
     if "less paper" in kinds:
@@ -60,7 +60,7 @@ def _listed(series: Iterable[Series], name: str) -> list[str]:
 
 
 def spread_text(results: Iterable[Result]) -> str:
-    """Return the sentence that says over how many seeds the numbers are."""
+    """Return the sentence about the number of seeds."""
     numbers = {len(result.values) for result in results if result.values}
     if not numbers:
         return "No result yet."
@@ -70,38 +70,38 @@ def spread_text(results: Iterable[Result]) -> str:
 
 
 def folds_text(folds: Sequence[int]) -> str:
-    """Say which folds a number is the mean of."""
+    """Return the words about the folds behind a number."""
     numbers = ", ".join(map(str, folds))
     return f" (mean of folds {numbers})" if len(folds) > 1 else f" (fold {numbers})" if numbers else ""
 
 
-def notes_of(runs: StudyRuns, placed: Mapping[tuple[str, tuple[str, str]], Series]) -> tuple[str, ...]:
-    """Return the footnotes: how each dataset was evaluated, how far the study is, what is missing and why, commits."""
-    protocols = dict.fromkeys(_protocol_note(one) for one in placed.values())
-    results = [(row, f"{group} {label}".strip(), one.result) for (row, (group, label)), one in placed.items()]
-    columns = {column for _, column in placed}
+def notes_of(runs: StudyRuns, series_at: Mapping[tuple[str, tuple[str, str]], Series]) -> tuple[str, ...]:
+    """Return the footnotes: protocols, progress, missing results, commits."""
+    protocols = dict.fromkeys(_protocol_note(one) for one in series_at.values())
+    results = [(row, f"{group} {label}".strip(), one.result) for (row, (group, label)), one in series_at.items()]
+    columns = {column for _, column in series_at}
     missing = missing_notes(results, num_columns=len(columns))
     return (*sorted(protocols), *progress_notes(runs), *missing, *commit_notes(runs))
 
 
 def progress_notes(runs: StudyRuns) -> list[str]:
-    """Return a line that says how far the study is, where it is not over."""
-    told = []
+    """Return a line about the study's progress, unless it is complete."""
+    parts = []
     for what, frame in (("pretrainings", runs.pretrainings), ("evaluations", runs.evaluations)):
         states = [STATES.get(row.status, row.state or "interrupted") for row in frame.itertuples()]
         counts = {state: states.count(state) for state in [*STATES.values(), *sorted(set(states))]}
         if counts["done"] < len(states):
             others = ", ".join(f"{number} {state}" for state, number in counts.items() if number and state != "done")
-            told.append(f"{counts['done']} of {len(states)} {what} are done ({others})")
-    return [f"The study is not complete: {'; '.join(told)}."] if told else []
+            parts.append(f"{counts['done']} of {len(states)} {what} are done ({others})")
+    return [f"The study is not complete: {'; '.join(parts)}."] if parts else []
 
 
 def missing_notes(results: Iterable[tuple[str, str, Result]], *, num_columns: int) -> list[str]:
-    """Return a line for each seed that is missing, and why, where the cells have no room for it.
+    """Return a line per missing seed that its cell cannot explain.
 
     Args:
-        results: row, column and what is known of the cell.
-        num_columns: of the table; what is said of all of them names none.
+        results: row, column and result of each cell.
+        num_columns: of the table; a line about all columns names none.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for row, column, result in results:
@@ -115,7 +115,7 @@ def missing_notes(results: Iterable[tuple[str, str, Result]], *, num_columns: in
 
 
 def commit_notes(runs: StudyRuns) -> list[str]:
-    """Return a line that names the commits that the runs come from, where they are several."""
+    """Return a line with the runs' commits, if there are several."""
     commits = sorted({*runs.evaluations["git_commit"], *runs.pretrainings["git_commit"]} - {""})
     listed = ", ".join(commit[:8] for commit in commits)
     return [f"The runs come from {len(commits)} commits: {listed}."] if len(commits) > 1 else []

@@ -1,19 +1,15 @@
-"""What a study measured: one series for each evaluation of each kind of pretraining, over seeds and folds."""
+"""Results of a study: one series per pretraining and evaluation, over seeds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
-from analysis.runs import StudyRuns
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-from typing import TYPE_CHECKING, Any
-
-from analysis.runs import BY_TEST, reason_missing
+from analysis.runs import BY_TEST, StudyRuns, reason_missing
 
 PRETRAINING = ("point", "method", "relaxation", "pretrain_data", "pretrain_family")
 
@@ -22,18 +18,19 @@ EVALUATION = (
 )
 
 KEY = (*PRETRAINING, *EVALUATION)
-"""What the runs of a series have in common."""
+"""Columns that all runs of a series share."""
 
-FLOOR = "untrained"
+RANDOM_INIT = "untrained"
+"""Value of ``method`` of the random-init baseline."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One quantity.
+    """One quantity over seeds.
 
     Attributes:
-        point: where it stands on the axes of its study, as texts; empty for untrained backbones.
-        facts: what its runs have in common, by column of the frame (``KEY``).
+        point: its values on the axes of the study, as texts; empty for random-init backbones.
+        facts: the columns of the frame that its runs share (``KEY``).
         column: the evaluation, modality and measure.
         result: its numbers by seed.
     """
@@ -44,9 +41,9 @@ class Series:
     result: Result
 
     @property
-    def is_floor(self) -> bool:
-        """Whether untrained backbones were evaluated."""
-        return self.facts["method"] == FLOOR
+    def is_random_init(self) -> bool:
+        """Whether the backbones are random-init."""
+        return self.facts["method"] == RANDOM_INIT
 
     def of(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return some of its facts."""
@@ -54,16 +51,16 @@ class Series:
 
 
 def series_of(runs: StudyRuns) -> list[Series]:
-    """Return all series of a study, in an order that does not depend on that of the runs.
+    """Return all series of a study in a reproducible order.
 
-    Those along a pretraining (``weights.epoch``) are among them: ``facts["epoch"]`` tells.
+    Evaluations along a pretraining (``weights.epoch``) are included, with ``facts["epoch"]``.
     """
     evaluations, seeds = runs.evaluations, seeds_of(runs)
     found = []
     for values, group in sorted(evaluations.groupby(list(KEY)), key=lambda item: [_natural(text) for text in item[0]]):
         facts = dict(zip(KEY, map(str, values), strict=True))
         above = matching(runs.pretrainings, {name: facts[name] for name in PRETRAINING})
-        ours = sorted(set(map(int, group["seed"]))) if facts["method"] == FLOOR else seeds
+        ours = sorted(set(map(int, group["seed"]))) if facts["method"] == RANDOM_INIT else seeds
         for column in columns_of(facts, facts["downstream_data"], group):
             result = result_of(column, group, above, seeds=ours)
             found.append(Series(_point(facts["point"]), facts, column, result))
@@ -73,15 +70,15 @@ def series_of(runs: StudyRuns) -> list[Series]:
 def gaps_of(
     runs: StudyRuns, series: Sequence[Series], kinds: Iterable[Mapping[str, str]], *, apart: Sequence[str]
 ) -> list[Series]:
-    """Return series without a number, one for each kind of pretraining and each evaluation it has no run of at all.
+    """Return series without numbers for pretrainings and evaluations without runs.
 
     Args:
         runs: the study.
-        series: those that there are; what is said of an evaluation is taken from them.
+        series: the existing series; the facts of an evaluation come from them.
         kinds: facts (some of ``PRETRAINING``) of pretrainings that should have every evaluation.
-        apart: facts, some of ``KEY``, by which evaluations are told apart.
+        apart: facts, some of ``KEY``, that distinguish evaluations.
     """
-    trained = [one for one in series if not one.is_floor]
+    trained = [one for one in series if not one.is_random_init]
     evaluations = {(one.of(apart), one.column.metric): one for one in reversed(trained)}
     found = []
     for kind in kinds:
@@ -100,27 +97,32 @@ def gaps_of(
 
 
 def unevaluated(runs: StudyRuns, series: Sequence[Series]) -> list[dict[str, str]]:
-    """Return the facts of each kind of pretraining that has no evaluation in the record yet."""
+    """Return the facts of each kind of pretraining without a recorded evaluation."""
     covered = {one.of(PRETRAINING) for one in series}
     listed = runs.pretrainings[list(PRETRAINING)].itertuples(index=False, name=None)
     return [dict(zip(PRETRAINING, values, strict=True)) for values in sorted(set(listed) - covered)]
 
 
 def seeds_of(runs: StudyRuns) -> list[int]:
-    """Return the seeds that everything trained should have a number of."""
-    learnt = runs.evaluations[runs.evaluations["method"] != FLOOR]
-    return sorted({*map(int, learnt["seed"]), *map(int, runs.pretrainings["seed"])}) or [0]
+    """Return the seeds that every trained series should have."""
+    trained = runs.evaluations[runs.evaluations["method"] != RANDOM_INIT]
+    return sorted({*map(int, trained["seed"]), *map(int, runs.pretrainings["seed"])}) or [0]
 
 
 def matching(frame: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
-    """Return the rows of a frame that have these texts."""
+    """Return the rows of a frame with these values.
+
+    Args:
+        frame: any frame with string columns.
+        wanted: value by column.
+    """
     for name, text in wanted.items():
         frame = frame[frame[name] == text]
     return frame
 
 
 def _natural(text: str) -> tuple[int, int, str]:
-    """Sort numbers by what they are worth, before other texts."""
+    """Return a sort key: numbers by value, before other texts."""
     return (0, int(text), "") if text.isdecimal() else (1, 0, text)
 
 
@@ -137,7 +139,7 @@ PROTOCOLS = {
     "finetune": "fine-tuning the video network",
     "retrieval": "nearest neighbours of frozen features (R@k: a training clip of the class is among the k nearest)",
 }
-"""How a caption tells of a protocol, by ``protocol`` of the frame."""
+"""Text of a protocol in a caption, by ``protocol`` of the frame."""
 
 ONE_FOLD_AN_EXPERIMENT = ("finetune",)
 
@@ -147,11 +149,11 @@ class Column:
     """One measure of one evaluation.
 
     Attributes:
-        key: what its results have in common, by column of the frame.
+        key: the columns of the frame that its results share.
         group: the heading above, such as the dataset.
         modality: ``v``, ``a`` or ``av``.
         measure: the metric's name without ``eval/`` and the modality: ``top1``, ``recall_at_5``.
-        folds: of the dataset, whose mean a number is; empty where it has none.
+        folds: folds of the dataset that a number is the mean of; empty if it has none.
     """
 
     key: Mapping[str, str]
@@ -173,7 +175,7 @@ class Column:
 
     @property
     def parts(self) -> tuple[int | None, ...]:
-        """The experiments that make one number: a fold each, or None for one that covers everything."""
+        """Folds, one per experiment; None for an experiment with all folds."""
         return self.folds if self.folds and self.key["protocol"] in ONE_FOLD_AN_EXPERIMENT else (None,)
 
 
@@ -183,8 +185,8 @@ class Gap:
 
     Attributes:
         reason: a few words for a cell.
-        error: what is behind it; empty when it is no failure.
-        partial: the mean of the folds that are there, None where none is.
+        error: error message of a failed run; else empty.
+        partial: mean of the finished folds; None if no fold is finished.
     """
 
     reason: str
@@ -193,19 +195,19 @@ class Gap:
 
     @property
     def text(self) -> str:
-        """The reason and all that is known beside it."""
+        """The reason with the error message and the partial mean."""
         known = "" if self.partial is None else f" (the mean of those that are done: {100 * self.partial:.1f})"
         return f"{self.reason}{f': {self.error}' if self.error else ''}{known}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one cell.
+    """Numbers of one cell, and the seeds without one.
 
     Attributes:
-        values: numbers by seed, each the mean over the folds: deviations between folds are none between seeds.
-        run_ids: where they come from.
-        missing: seeds without a number.
+        values: numbers by seed, each the mean over the folds, so that the deviation is over seeds alone.
+        run_ids: MLflow runs of the numbers.
+        missing: reasons by seed, for seeds without a number.
     """
 
     values: dict[int, float]
@@ -214,7 +216,7 @@ class Result:
 
     @property
     def mean(self) -> float | None:
-        """Mean over seeds; None without any."""
+        """Mean over seeds; None without seeds."""
         return sum(self.values.values()) / len(self.values) if self.values else None
 
     @property
@@ -228,12 +230,12 @@ class Result:
 
     @property
     def printed_mean(self) -> str:
-        """The mean in percent, as it stands in a cell."""
+        """The mean in percent, as a cell prints it."""
         return "" if self.mean is None else f"{100 * self.mean:.1f}"
 
     @property
     def text(self) -> str:
-        """What stands in a cell: the mean, with its deviation where there are several seeds, or why there is none."""
+        """Text of a cell: mean and deviation, or the reason without them."""
         if self.mean is None:
             return self.reason or "not run"
         spread = "" if self.std is None else f" ± {100 * self.std:.1f} (n={len(self.values)})"
@@ -241,7 +243,7 @@ class Result:
 
     @property
     def reason(self) -> str:
-        """Why there is no number at all; empty where there is one."""
+        """Why there is no number; empty if there is one."""
         reasons = dict.fromkeys(gap.reason for gap in self.missing.values()) if not self.values else {}
         return ("; " if any(":" in reason for reason in reasons) else ", ").join(reasons)
 
@@ -250,30 +252,30 @@ def columns_of(key: Mapping[str, str], group: str, evaluations: pd.DataFrame) ->
     """Return the columns of one evaluation.
 
     Args:
-        key: what its results have in common.
+        key: the columns of the frame that its results share.
         group: the heading above.
-        evaluations: its rows, of whatever was pretrained, finished or not.
+        evaluations: its rows, for every pretraining, finished or not.
     """
-    asked = {modality for modalities in evaluations["modalities"] for modality in modalities}
+    modalities = {modality for listed in evaluations["modalities"] for modality in listed}
     ranks = sorted({rank for ranks in evaluations["ranks"] for rank in ranks})
     folds = tuple(sorted({fold for folds in evaluations["folds"] for fold in folds}))
     measures = [f"recall_at_{rank}" for rank in ranks] if key["protocol"] == "retrieval" else ["top1"]
     return [
         Column(key, group, modality, measure, folds)
         for modality in MODALITIES
-        if modality in asked or not asked
+        if modality in modalities or not modalities
         for measure in measures
     ]
 
 
 def result_of(column: Column, found: pd.DataFrame, pretrainings: pd.DataFrame, *, seeds: Iterable[int]) -> Result:
-    """Return what is known of one cell.
+    """Return the numbers of one cell, and why others are missing.
 
     Args:
-        column: where it stands.
+        column: column of the cell.
         found: the evaluations of its row and column.
-        pretrainings: those that they evaluate, as far as there are any.
-        seeds: that should have a number.
+        pretrainings: the pretrainings that they evaluate, if any.
+        seeds: seeds that should have a number.
     """
     values: dict[int, float] = {}
     run_ids: list[str] = []
@@ -288,7 +290,7 @@ def result_of(column: Column, found: pd.DataFrame, pretrainings: pd.DataFrame, *
             done = rows[rows["status"] == "FINISHED"]
             if column.metric in done and done[column.metric].notna().any():
                 done = done[done[column.metric].notna()]
-                # More than one only where a pretraining was evaluated with several seeds: no seeds of their own.
+                # Several rows only if one pretraining was evaluated with several seeds: their mean is one number.
                 numbers[part] = float(done[column.metric].mean())
                 ids += list(done["run_id"])
             else:
@@ -302,7 +304,7 @@ def result_of(column: Column, found: pd.DataFrame, pretrainings: pd.DataFrame, *
 
 
 def _gap(gaps: Mapping[int | None, Gap], numbers: Sequence[float]) -> Gap:
-    """Say which folds are missing and why, such as ``2 of 3 folds: fold 3 running``."""
+    """Return missing folds with reasons: ``2 of 3 folds: fold 3 running``."""
     errors = "; ".join(dict.fromkeys(gap.error for gap in gaps.values() if gap.error))
     by_reason: dict[str, list[int | None]] = {}
     for fold, gap in gaps.items():

@@ -1,4 +1,4 @@
-"""The numbers that the paper printed (analysis/published), under the names that the project's settings have."""
+"""Numbers of the paper (analysis/published), under the names of the project's settings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ NAMES = {
     "cmacc": "CM-ACC",
     "supervised": "Supervised",
 }
-"""How tables call what settings call otherwise."""
+"""Printed names of methods and datasets, by their name in settings."""
 
 _SETTINGS = {name.replace("ESC-50", "ESC50"): key for key, name in NAMES.items()}
 
 
 def shown(name: str) -> str:
-    """Return how tables call a method or a dataset."""
+    """Return the printed name of a method or a dataset."""
     return NAMES.get(name, name)
 
 
 @cache
 def rows_of(table: str) -> tuple[dict[str, str], ...]:
-    """Return the rows of ``table1``, ``table2``, ``table4`` or ``table5``; names as in settings, numbers as printed."""
+    """Return a table's rows, names as in settings, numbers as printed.
+
+    Args:
+        table: ``table1``, ``table2``, ``table4`` or ``table5``.
+    """
     with (FOLDER / f"{table}.csv").open(newline="") as file:
         return tuple(
             {_SETTINGS.get(key, key): _SETTINGS.get(text, text) for key, text in row.items()}

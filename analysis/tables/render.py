@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and LaTeX. Pure functions: the same table gives the same bytes."""
+"""Tables as Markdown, CSV and LaTeX, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import groupby
 from analysis.tables.table import Cell, Table
 
 TERMINAL_WIDTH = 120
-"""Columns of a terminal that a table is made to fit into; a table whose first column is wider does not."""
+"""Characters per line of a printed table; a wider first column exceeds it."""
 LATEX_SPECIALS = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -35,7 +35,7 @@ LATEX_SPECIALS = {
 
 
 def markdown(table: Table) -> str:
-    """Return Markdown whose columns are aligned, so that it reads well as plain text too."""
+    """Return Markdown with aligned columns."""
     columns = _aligned(table)
     parts = [_caption(table), "", *_lines(columns)]
     if table.notes:
@@ -44,7 +44,7 @@ def markdown(table: Table) -> str:
 
 
 def terminal(table: Table, *, width: int = TERMINAL_WIDTH) -> str:
-    """Return the same as lines of at most ``width``: texts are wrapped, further columns stand below the first ones."""
+    """Return Markdown wrapped to ``width`` characters, further columns below."""
     first, *rest = _aligned(table)
     blocks: list[list[list[str]]] = []
     for column in rest:
@@ -73,7 +73,7 @@ def _caption(table: Table) -> str:
 
 
 def _aligned(table: Table) -> list[list[str]]:
-    """Return the columns: the heading, the rule below it and the cells, all of one width."""
+    """Return the columns: heading, rule and cells, padded to one width."""
     headings = [table.row_header, *(f"{group} {label}".strip() for group, label in table.columns)]
     rows = [[row.label, *(_markdown_cell(cell) for cell in row.cells)] for row in table.rows]
     columns = []
@@ -103,7 +103,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return CSV with one line a cell and everything that is behind it."""
+    """Return CSV with one line per cell: its number, runs and facts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(table.records[0]), lineterminator="\n")
     writer.writeheader()
@@ -133,7 +133,7 @@ def latex(table: Table) -> str:
         r"    \midrule",
     ]
     for row in table.rows:
-        if row.is_floor and len(table.rows) > 1:
+        if row.is_random_init and len(table.rows) > 1:
             lines.append(r"    \midrule")
         lines.append(f"    {' & '.join([escape_latex(row.label), *map(_latex_cell, row.cells)])} \\\\")
     lines += [r"    \bottomrule", r"  \end{tabular}"]
@@ -142,16 +142,16 @@ def latex(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = re.sub(r"^-(?=\d)", "$-$", escape_latex(cell.text))  # a minus, no hyphen
+    text = re.sub(r"^-(?=\d)", "$-$", escape_latex(cell.text))  # a minus sign
     if cell.is_missing:
         return rf"\textit{{{text}}}"
     return rf"\textbf{{{text}}}" if cell.is_best else text
 
 
 def escape_latex(text: str) -> str:
-    """Return a text that LaTeX prints as it is; what its usual fonts lack becomes the number of the character."""
+    """Escape a text for LaTeX; unsupported characters become their code point."""
     escaped = "".join(map(_latex_character, _one_line(text)))
-    return re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # two of them would become another sign
+    return re.sub(r"([-,'])(?=\1)", r"\1{}", escaped)  # TeX joins two of them into another character
 
 
 def _latex_character(character: str) -> str:

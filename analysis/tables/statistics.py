@@ -1,4 +1,4 @@
-"""How sure a number is: over seeds, and of a difference between two that share their seeds."""
+"""Paired differences over seeds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """One result less another, seed by seed.
+    """One result less another, paired by seed.
 
     Attributes:
-        mean: of the differences of the seeds that both have.
-        half_width: of its 95 % confidence interval by a paired t-test; None for fewer than two seeds.
-        p: of the same test: how likely so large a difference is where there is none; None for fewer than two seeds.
-        n: seeds that both have.
+        mean: mean difference over the common seeds.
+        half_width: half width of its 95 % confidence interval by a paired t-test; None for fewer than two seeds.
+        p: p-value of the same test; None for fewer than two seeds.
+        n: number of common seeds.
     """
 
     mean: float
@@ -28,14 +28,22 @@ class Difference:
 
     @property
     def text(self) -> str:
-        """As it stands in a cell, in points of percent."""
+        """Text of a cell, in percentage points."""
         if self.half_width is None:
             return f"{100 * self.mean:+.1f} (n=1)"
         return f"{100 * self.mean:+.1f} ± {100 * self.half_width:.1f} (n={self.n}, p={self.p:.2g})"
 
 
 def difference(minuend: Mapping[int, float], subtrahend: Mapping[int, float]) -> Difference | None:
-    """Return one set of numbers by seed less another, paired by seed; None where they share no seed."""
+    """Return one set of numbers less another, paired by seed.
+
+    Args:
+        minuend: numbers by seed.
+        subtrahend: numbers by seed.
+
+    Returns:
+        The difference; None if they share no seed.
+    """
     seeds = sorted(set(minuend) & set(subtrahend))
     if not seeds:
         return None

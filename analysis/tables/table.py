@@ -1,4 +1,4 @@
-"""What a table is before it is Markdown, CSV or LaTeX."""
+"""Tables as data, before they become Markdown, CSV, LaTeX or HTML."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """One number, or the reason why there is none.
+    """One number, or the reason why it is missing.
 
     Attributes:
-        text: what is printed, such as ``84.2 ± 1.3 (n=3)`` or ``running 41 %``.
-        is_best: whether it is the best of its column.
-        is_missing: whether the text is a reason and no number.
-        run_ids: where the number comes from.
+        text: the printed text, such as ``84.2 ± 1.3 (n=3)`` or ``running 41 %``.
+        is_best: whether it is the best of its column or row.
+        is_missing: whether the text is a reason.
+        run_ids: MLflow runs of the number.
     """
 
     text: str
@@ -25,32 +25,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Attributes:
-        label: what the line is about.
-        cells: one a column.
-        is_floor: whether it is set apart as what every other line has to beat.
+        label: its heading.
+        cells: one per column.
+        is_random_init: whether it is the random-init baseline, which is set apart.
     """
 
     label: str
     cells: tuple[Cell, ...]
-    is_floor: bool = False
+    is_random_init: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with all that goes with it.
+    """A table with its caption, notes and records.
 
     Attributes:
-        name: of the files it is written to, such as ``table3``.
+        name: of its files, such as ``table3``.
         title: such as ``Table 3``.
         caption: what the numbers are, and how to read them.
         row_header: heading of the first column.
-        columns: for each further column its group (a dataset) and its label (a modality).
-        rows: the lines, floor last.
+        columns: group (a dataset) and label (a modality) of each further column.
+        rows: the rows, random-init baseline last.
         notes: sentences below the table.
-        records: the same cells with everything behind them, one dict a cell, for the CSV.
+        records: one dict per cell, for the CSV.
         about: the first half of the caption: what the numbers are.
     """
 

@@ -1,18 +1,24 @@
-"""What typed settings have in common: strictness, and complaints that name the key. Nothing heavy is imported."""
+"""The base class of all settings, and their error messages.
+
+A message is one line that names the key, the value and what is expected. Only pydantic is imported, so that launching
+and ``--help`` stay fast.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
-"""A number from 0 up to, but not, 1."""
+"""A number from 0 to 1, 1 excluded."""
 
 _EXPECTED = {
     "int": "a whole number",
     "int_from": "a whole number",
+    "int_parsing_size": "a whole number with fewer digits",
     "float": "a number",
     "finite": "a finite number",
     "bool": "true or false",
@@ -31,11 +37,11 @@ _EXPECTED = {
     "too_long": "{max_length} or fewer values",
     "string_pattern_mismatch": "text of the form {pattern}",
 }
-"""By pydantic's name of a finding, whole or without its last word, what is expected."""
+"""What is expected, by pydantic's error type: the whole type, or the type without its last word."""
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown keys are errors, values cannot be changed afterwards."""
+    """A group of settings; unknown keys are errors, values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
@@ -43,12 +49,32 @@ class Settings(BaseModel):
 Built = TypeVar("Built")
 
 
-def build(key: str, kind: type[Built], numbers: Mapping[str, Any]) -> Built:
-    """Build a dataclass from a config node; whatever is wrong with a number becomes a line that names the node."""
+def build(node: str, kind: type[Built], numbers: Mapping[str, Any]) -> Built:
+    """Build a dataclass of numbers from a config node.
+
+    Args:
+        node: where the numbers lie in the config, such as ``views.video.transform``; for error messages.
+        kind: the dataclass.
+        numbers: its arguments.
+
+    Raises:
+        ValueError: if a key is unknown, a value has the wrong type, or the dataclass rejects a value; one line that
+            names the node.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = [f"{node}.{name} is not a setting: check its spelling" for name in numbers if name not in known]
+    if unknown:
+        raise ValueError("; ".join(unknown))
     try:
         return kind(**numbers)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: {str(error).removeprefix(kind.__name__).removeprefix('.__init__() ')}") from None
+    except ValueError as error:
+        raise ValueError(f"{node}: {error}") from None
+    except TypeError as error:  # such as a comparison of text with a number: find the value by its type
+        try:
+            TypeAdapter(kind).validate_python(dict(numbers))
+        except ValidationError as found:
+            raise ValueError("; ".join(_complaints(found, numbers, node=node))) from None
+        raise ValueError(f"{node}: {error}") from None
 
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
@@ -65,38 +91,55 @@ def parse(kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
         The settings.
 
     Raises:
-        ValueError: one line that names every wrong key, its value and what was expected.
+        ValueError: if a key or value is wrong; one line that names every such key, its value and what is expected.
+    """
+    return parse_node("", kind, config)
+
+
+def parse_node(node: str, kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
+    """Check one node of a config.
+
+    Args:
+        node: the node's key, such as ``method``; error messages put it before the keys: ``method.weight``.
+        kind: the settings class.
+        config: the node's content.
+
+    Raises:
+        ValueError: if a key or value is wrong; one line, as from ``parse``.
     """
     try:
         return kind.model_validate(dict(config))
     except ValidationError as error:
-        raise ValueError("; ".join(_complaint(item, config) for item in error.errors())) from None
+        raise ValueError("; ".join(_complaints(error, config, node=node))) from None
 
 
-def parse_node(node: str, kind: type[AnySettings], config: Mapping[str, Any]) -> AnySettings:
-    """Check a node of a config, as ``parse`` does; what is wrong is named with the node: ``method.weight``."""
-    try:
-        return kind.model_validate(dict(config))
-    except ValidationError as error:
-        whole = {node: config}
-        found = [{**item, "loc": (node, *item["loc"])} for item in error.errors()]
-        raise ValueError("; ".join(_complaint(item, whole) for item in found)) from None
+def _complaints(error: ValidationError, config: Mapping[str, Any], *, node: str) -> list[str]:
+    """Return one line for each of pydantic's findings."""
+    above = tuple(node.split(".")) if node else ()
+    whole: Mapping[str, Any] = config
+    for part in reversed(above):
+        whole = {part: whole}
+    found: list[dict[str, Any]] = [{**item, "loc": (*above, *item["loc"])} for item in error.errors()]
+    inside = {item["loc"][:-1] for item in found}  # a list with a wrong item counts as empty to pydantic
+    return [_complaint(item, whole) for item in found if item["type"] != "too_short" or item["loc"] not in inside]
 
 
 def _complaint(item: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Turn one of pydantic's findings into `key=value: what was expected`."""
+    """Turn one of pydantic's findings into ``key=value: expected ...``."""
     path = _path(item["loc"], config)
     key = ".".join(path)
-    if item["type"] == "value_error":  # our own sentences say it all, but not always where the node lies
+    if item["type"] == "value_error":  # the message comes from our own validators, without the keys above their class
         sentence = str(item["ctx"]["error"])
         above = "".join(f"{part}." for part in path[:-1])
         return f"{above}{sentence}" if path and sentence.startswith(f"{path[-1]}.") else sentence
     if item["type"] == "missing":
-        if path[-1].isdigit():  # of a list of so many values
+        if path[-1].isdigit():  # an item of a list with a fixed length
             return f"{'.'.join(path[:-1])}={_shown(item['input'])}: too short: give one value more"
         return f"{key} is missing: set it"
     if item["type"] == "extra_forbidden":
         return f"{key} is not a setting: check its spelling"
+    if item["type"] == "union_tag_not_found":
+        return f"{key}.name is missing: set it"
     if item["type"] == "union_tag_invalid":
         known = item["ctx"]["expected_tags"].replace("'", "")
         return f"{key}.name={item['ctx']['tag']} is unknown: choose one of {known}"
@@ -104,7 +147,7 @@ def _complaint(item: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
 
 def _expected(item: Mapping[str, Any]) -> str:
-    """Return what a value should have been; in pydantic's words where we have none."""
+    """Return the expected value in words, by default pydantic's."""
     kind, limits = item["type"], item.get("ctx", {})
     words = _EXPECTED.get(kind) or _EXPECTED.get(kind.rpartition("_")[0])
     if kind == "literal_error":
@@ -120,17 +163,22 @@ def _shown(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_shown(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_shown(item)}' for key, item in value.items())}}}"
     return str(value)
 
 
 def _path(loc: Sequence[int | str], config: Mapping[str, Any]) -> list[str]:
-    """Return where in the config a finding lies: pydantic also names which of several classes was tried there."""
+    """Return the keys to a finding, without the classes that pydantic tried."""
     path: list[str] = []
     node: Any = config
-    for part in loc[:-1]:
-        if isinstance(node, Mapping) and part not in node:
-            continue
-        path.append(str(part))
-        holds_more = isinstance(node, (Mapping, list, tuple))
-        node = node[part] if holds_more else None
-    return [*path, *(str(part) for part in loc[-1:])]
+    for depth, part in enumerate(loc, start=1):
+        if isinstance(node, Mapping):
+            if part not in node and depth < len(loc):
+                continue
+            path.append(str(part))
+            node = node.get(part)
+        elif isinstance(node, (list, tuple)):
+            path.append(str(part))
+            node = node[part] if isinstance(part, int) and part < len(node) else None
+    return path

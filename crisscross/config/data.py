@@ -1,4 +1,4 @@
-"""Settings of the clips that an experiment learns from."""
+"""Settings of the dataset: the config's ``data`` node."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from crisscross.config.base import Settings
 from crisscross.config.datasets import DATASETS
 
 RELAXATION_NAMES = ("none", "mild", "medium", "mixed", "extreme", "video_extreme", "audio_extreme")
-"""How far apart the two views of a clip may start (crisscross/data/relaxation.py)."""
+"""How far apart the two views of a clip start (PAPER section 2, crisscross/data/relaxation.py)."""
 
 
 class DataSettings(Settings):
-    """Which clips. Keys that only one kind of source has are optional."""
+    """The dataset; keys that only some kinds of it use are optional."""
 
-    name: str
+    name: str  # the dataset's name in tables and run labels
+    # toy: generated clips; folder: your own; otherwise one of the paper's datasets
     kind: Literal["toy", "folder", *DATASETS]  # type: ignore[valid-type]  # pydantic reads it at run time
-    root: str | None
-    train_split: str
-    test_split: str
-    fingerprint: str | None
-    folds: tuple[int, ...] = ()
+    root: str | None  # folder of the clips; null with a csv = the csv's folder
+    train_split: str  # name of the training split, without the number of a fold
+    test_split: str  # name of the test split, without the number of a fold
+    fingerprint: str | None  # SHA-256 of the clip list; filled in when an experiment is created
+    folds: tuple[int, ...] = ()  # numbers of the folds to evaluate; empty = one split without folds
+    # streams that each clip must have; clips without are rejected
     require: tuple[Literal["video", "audio"], ...] = Field(default=("video", "audio"), min_length=1)
-    toy: dict[str, Any] = Field(default_factory=dict)
-    annotations: str | None = None
-    allow_missing: bool = False
-    csv: str | None = None
-    file_column: str = "file"
-    label_column: str = "label"
-    split_column: str | None = "split"
-    test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    thorough: bool = False
-    manifest_root: str = "data/manifests"
-    stage: str | None = "off"
-    shards: str | None = None
+    toy: dict[str, Any] = Field(default_factory=dict)  # kind toy: what is generated (crisscross/data/synthetic/spec.py)
+    annotations: str | None = None  # official datasets: folder or file of their lists; null = below root
+    allow_missing: bool = False  # official datasets: accept more than 5 % missing clips, or a missing class
+    csv: str | None = None  # kind folder: table of the clips; null = root is a tree <split>/<class>/<file>
+    file_column: str = "file"  # csv: column of the file paths
+    label_column: str = "label"  # csv: column of the class names
+    split_column: str | None = "split"  # csv: column of the split names; null = split by the hash of the path
+    test_fraction: float = Field(default=0.3, gt=0, lt=1)  # ours: fraction of each class that a split by hash holds out
+    thorough: bool = False  # decode each file whole when it is probed, not only its start, middle and end
+    manifest_root: str = "data/manifests"  # folder of the manifests (crisscross/data/manifest.py)
+    stage: str | None = "off"  # off, auto or a folder: copy clips to node-local disk first (crisscross/data/staging.py)
+    shards: str | None = None  # folder of tar files to stage from; null = root/shards, if there is one
 
     @model_validator(mode="after")
     def _is_possible(self) -> DataSettings:
@@ -48,7 +50,7 @@ class DataSettings(Settings):
         if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):
             raise ValueError(
                 f"data.stage={self.stage}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
-                " on the node's own disk, which may begin with a variable"
+                " on the node's own disk: set one of these; a folder may begin with a variable"
             )
         return self
 
@@ -64,20 +66,19 @@ class DataSettings(Settings):
             raise ValueError(f"data.folds={[*self.folds]}: {self.name} has no fold {wrong[0]}; it has {there}")
 
     def check_for_pretraining(self, modalities: str = "av") -> None:
-        """Make sure that one split of clips with what the method learns from is meant.
+        """Check that the data suit a pretraining.
 
         Args:
-            modalities: ``v``, ``a`` or ``av``.
+            modalities: what the method learns from: ``v``, ``a`` or ``av``.
 
         Raises:
-            ValueError: it is not.
+            ValueError: if a stream that the method needs is not required of each clip, or several folds are set.
         """
         needed = [stream for stream in ("video", "audio") if stream[0] in modalities]
         if not set(needed) <= set(self.require):
-            what = " and ".join({"video": "pictures", "audio": "sound"}[stream] for stream in needed)
             raise ValueError(
-                f"data.require=[{','.join(self.require)}]: this pretraining learns from {what}: set"
-                f" data.require=[{','.join(needed)}]; clips without are then rejected"
+                f"data.require=[{','.join(self.require)}]: this pretraining learns from {' and '.join(needed)}: set"
+                f" data.require=[{','.join(needed)}] (clips without are then rejected)"
             )
         if self.is_official and self.folds:
             raise ValueError(
@@ -87,12 +88,12 @@ class DataSettings(Settings):
 
     @property
     def is_official(self) -> bool:
-        """Whether the clips are those of official lists (crisscross/data/official)."""
+        """Whether the dataset is one of the paper's, with official lists (crisscross/data/datasets)."""
         return self.kind in DATASETS
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that an evaluation uses: training and test, of each fold where there are folds."""
+        """Training and test split of an evaluation, for each fold."""
         pairs = [(self.train_split, self.test_split)]
         if self.folds:
             pairs = [(f"{self.train_split}{fold}", f"{self.test_split}{fold}") for fold in self.folds]

@@ -1,6 +1,6 @@
-"""The datasets that the paper uses: their titles, layouts, folds, splits and required streams.
+"""Facts about the paper's datasets (PAPER section 4).
 
-Plain facts; what reads their official lists is in crisscross/data/datasets.
+Titles, layouts, folds, splits and required streams; crisscross/data/datasets reads the official lists.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ BOTH, VIDEO, AUDIO = ("video", "audio"), ("video",), ("audio",)
 
 
 @dataclass(frozen=True)
-class Official:
-    """What is known about a dataset before its files are looked at.
+class OfficialDataset:
+    """Facts about a dataset that do not depend on its files.
 
     Attributes:
-        title: as the tables call it.
-        layout: what the root holds.
-        lists: the official annotation files.
-        require: the streams that each clip must have.
-        folds: the numbers of its folds; empty where there is one split alone.
-        splits: the names of the training and the test split, before a fold's number.
-        has_class_list: whether ``classes/<name>.txt`` holds its classes.
+        title: the name in tables.
+        layout: files below the root; for messages.
+        lists: names of the official annotation files; for messages.
+        require: the streams that each clip must have, by default.
+        folds: the numbers of its folds; empty if there is only one split.
+        splits: names of the training and the test split, without the number of a fold.
+        has_class_list: whether crisscross/data/datasets/classes/<name>.txt lists its classes.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Official:
 
 
 DATASETS = {
-    "kinetics400": Official(
+    "kinetics400": OfficialDataset(
         title="Kinetics400",
         layout="train/<class>/<id>_000010_000020.mp4 and val/..., class folders or not",
         lists="train.csv and val.csv (or validate.csv)",
@@ -43,7 +43,7 @@ DATASETS = {
         splits=("train", "val"),
         has_class_list=True,
     ),
-    "kinetics_sound": Official(
+    "kinetics_sound": OfficialDataset(
         title="Kinetics-Sound",
         layout="a Kinetics400 tree: train/<class>/<id>_000010_000020.mp4 and val/..., class folders or not",
         lists="train.csv and val.csv (or validate.csv) of Kinetics400",
@@ -52,7 +52,7 @@ DATASETS = {
         splits=("train", "val"),
         has_class_list=True,
     ),
-    "audioset": Official(
+    "audioset": OfficialDataset(
         title="AudioSet",
         layout="<id>_<start>_<end>.mp4 or <id>.mp4, in folders or not",
         lists="(un)balanced_train_segments.csv, eval_segments.csv and class_labels_indices.csv",
@@ -61,7 +61,7 @@ DATASETS = {
         splits=("train", "eval"),
         has_class_list=False,
     ),
-    "ucf101": Official(
+    "ucf101": OfficialDataset(
         title="UCF101",
         layout="UCF-101/<Class>/v_<Class>_gXX_cYY.avi",
         lists="trainlist01.txt to trainlist03.txt and testlist01.txt to testlist03.txt",
@@ -70,7 +70,7 @@ DATASETS = {
         splits=("train", "test"),
         has_class_list=True,
     ),
-    "hmdb51": Official(
+    "hmdb51": OfficialDataset(
         title="HMDB51",
         layout="<class>/<name>.avi",
         lists="<class>_test_split1.txt to <class>_test_split3.txt",
@@ -79,7 +79,7 @@ DATASETS = {
         splits=("train", "test"),
         has_class_list=True,
     ),
-    "esc50": Official(
+    "esc50": OfficialDataset(
         title="ESC-50",
         layout="audio/<fold>-<source>-<take>-<target>.wav",
         lists="esc50.csv",
@@ -88,13 +88,14 @@ DATASETS = {
         splits=("train", "test"),
         has_class_list=True,
     ),
-    "dcase2013": Official(
+    "dcase2013": OfficialDataset(
         title="DCASE 2013 scenes",
         layout="scenes_stereo/<class>NN.wav and scenes_stereo_testset/<class>NN.wav",
-        lists="meta*.txt (lines <folder>/<file><tab><class>), needed for copies with other files alone",
+        lists="meta*.txt (lines <folder>/<file><tab><class>), needed only for copies with other files",
         require=AUDIO,
         folds=(),
         splits=("train", "test"),
         has_class_list=True,
     ),
 }
+"""By ``data.kind``."""

@@ -1,7 +1,7 @@
-"""Typed settings: the resolved config, checked before anything is submitted or computed.
+"""Settings of a whole experiment, checked before anything is submitted or computed.
 
-The config files in ``experiments/conf`` say what each key means; these classes say what it may hold. Nothing heavy is
-imported here, so that a login node can check a thousand configs in a moment.
+The YAML files in ``experiments/conf`` hold the values; the classes of this package hold types, ranges and units. The
+package imports only pydantic, so that a login node checks a thousand configs in a moment.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from crisscross.utils.plain import plain_copy
 
 
 class ScaleSettings(Settings):
-    """The name of the scale, for tables."""
+    """The scale of an experiment."""
 
-    name: str
+    name: str  # demo or paper, for tables and run labels
 
 
 class ExperimentSettings(Settings):
-    """What pretraining and downstream experiments share."""
+    """Settings that pretraining and downstream experiments share."""
 
     scale: ScaleSettings
     model: ModelSettings
@@ -38,25 +38,25 @@ class ExperimentSettings(Settings):
     data: DataSettings
     tracking: TrackingSettings
     execution: ExecutionSettings
-    seed: int = Field(ge=0)
-    runs_root: str
+    seed: int = Field(ge=0)  # of all random draws
+    runs_root: str  # folder of the run directories
 
 
 class PretrainSettings(ExperimentSettings):
-    """One pretraining. ``method`` is checked by the class of its name in crisscross/config/method.py."""
+    """One pretraining."""
 
-    method: dict[str, Any]
+    method: dict[str, Any]  # checked by the class of its name in crisscross/config/method.py
     optim: OptimSettings
     training: TrainingSettings
-    relaxation: str
+    relaxation: str  # how far apart the two views start, one of RELAXATION_NAMES (PAPER section 2)
 
     @model_validator(mode="after")
     def _is_possible(self) -> PretrainSettings:
         if self.relaxation not in RELAXATION_NAMES:
             raise ValueError(f"relaxation={self.relaxation} is unknown: choose one of {', '.join(RELAXATION_NAMES)}")
         if self.method.get("name") not in method_names():
-            known = ", ".join(method_names())
-            raise ValueError(f"method.name={self.method.get('name')} is unknown: choose one of {known}")
+            got = f"method.name={self.method['name']} is unknown" if "name" in self.method else "method.name is missing"
+            raise ValueError(f"{got}: choose one of {', '.join(method_names())}")
         method = settings_of(self.method)
         if method is not None and method.num_views == 1 and self.relaxation != "none":
             raise ValueError(
@@ -71,10 +71,10 @@ class PretrainSettings(ExperimentSettings):
 
 
 def check_epoch_number(epoch: Any) -> None:
-    """Make sure that ``weights.epoch`` is the number of an epoch, or null.
+    """Check that ``weights.epoch`` is the number of an epoch, or null.
 
     Raises:
-        ValueError: one line that says what is allowed, when it is not.
+        ValueError: if it is neither.
     """
     if epoch is not None and (not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0):
         raise ValueError(
@@ -84,13 +84,13 @@ def check_epoch_number(epoch: Any) -> None:
 
 
 class WeightsSettings(Settings):
-    """Which backbones are evaluated; all empty = untrained ones."""
+    """The weights to evaluate; run, video and audio null = random initialization."""
 
-    run: str | None
-    epoch: int | None = None
-    video: str | None
-    audio: str | None
-    fingerprint: str | None = None
+    run: str | None  # run directory of a pretraining
+    epoch: int | None = None  # epoch of that run, from training.keep_epochs; 0 = before training; null = the end
+    video: str | None  # file of video weights, in the released format or torchvision's
+    audio: str | None  # file of audio weights, in the released format
+    fingerprint: str | None = None  # SHA-256 of these files; filled in when an experiment is created
 
     @field_validator("epoch", mode="before")
     @classmethod
@@ -106,31 +106,31 @@ class WeightsSettings(Settings):
 
 
 class DownstreamSettings(ExperimentSettings):
-    """One evaluation."""
+    """One evaluation, on frozen features or by fine-tuning."""
 
     downstream: Protocol
     weights: WeightsSettings
 
     @property
     def frozen(self) -> FrozenProtocol:
-        """The protocol of an evaluation of frozen features.
+        """The protocol, for evaluations on frozen features.
 
         Raises:
-            ValueError: it is a fine-tuning.
+            ValueError: if the protocol is fine-tuning.
         """
         if isinstance(self.downstream, FinetuneSettings):
-            raise ValueError("downstream.name=finetune has no frozen features: choose another protocol")
+            raise ValueError("downstream.name=finetune has no frozen features: set another downstream=")
         return self.downstream
 
     @property
     def finetuning(self) -> FinetuneSettings:
-        """The protocol of a fine-tuning.
+        """The protocol, for fine-tuning.
 
         Raises:
-            ValueError: it is an evaluation of frozen features.
+            ValueError: if the protocol uses frozen features.
         """
         if not isinstance(self.downstream, FinetuneSettings):
-            raise ValueError(f"downstream.name={self.downstream.name} trains no network: choose finetune")
+            raise ValueError(f"downstream.name={self.downstream.name} trains no network: set downstream=finetune")
         return self.downstream
 
     @model_validator(mode="after")
@@ -138,12 +138,12 @@ class DownstreamSettings(ExperimentSettings):
         files = {"v": self.weights.video, "a": self.weights.audio}
         if isinstance(self.downstream, FinetuneSettings):
             if files["a"] and not files["v"]:
-                raise ValueError("weights.audio: fine-tuning trains the video network: set weights.video")
+                raise ValueError(f"weights.audio={files['a']}: fine-tuning trains the video network: set weights.video")
         elif any(files.values()):
             for stream, name, other in (("v", "video", "a"), ("a", "audio", "v")):
                 if stream in self.downstream.streams and not files[stream]:
                     raise ValueError(
-                        f"weights.{name} is not given, the other is: this would evaluate an untrained {name} network:"
+                        f"weights.{name} is not set, the other is: this would evaluate an untrained {name} network:"
                         f" set both, or downstream.modalities=[{other}]"
                     )
         return self
@@ -154,19 +154,19 @@ class DownstreamSettings(ExperimentSettings):
         if isinstance(protocol, FinetuneSettings):
             if len(self.data.folds) > 1:
                 raise ValueError(
-                    f"data.folds={[*self.data.folds]}: fine-tuning takes one fold an experiment:"
-                    f" data.folds=[{self.data.folds[0]}], then the others"
+                    f"data.folds={[*self.data.folds]}: fine-tuning takes one fold per experiment:"
+                    f" set data.folds=[{self.data.folds[0]}], then the others"
                 )
             if self.views.video.num_frames != protocol.frames:
                 raise ValueError(
                     f"views.video.num_frames={self.views.video.num_frames} is not downstream.frames={protocol.frames}:"
-                    " set downstream.frames alone"
+                    " set only downstream.frames"
                 )
             frozen, epochs = protocol.freeze_backbone_epochs, protocol.training.epochs
             if frozen > epochs:
                 raise ValueError(
                     f"downstream.freeze_backbone_epochs={frozen} is more than downstream.training.epochs={epochs}:"
-                    f" lower it ({epochs} = the head alone learns, to the end), or train longer"
+                    f" lower it ({epochs} = only the head learns, to the end), or raise downstream.training.epochs"
                 )
             check_training(protocol.training, protocol.optim, num_devices=self.execution.num_devices)
         return self
@@ -176,20 +176,23 @@ KINDS: dict[str, type[ExperimentSettings]] = {"pretrain": PretrainSettings, "dow
 
 
 def training_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the ``training`` node of an experiment that goes through the training loop, None for any other."""
+    """Return the ``training`` node of an experiment that trains, else None."""
     return config.get("downstream", config).get("training")
 
 
 def training_node(config: Mapping[str, Any]) -> str:
-    """Return where an experiment that goes through the training loop has its ``training`` node, for messages."""
+    """Return the key of an experiment's ``training`` node, for messages."""
     return "downstream.training" if "downstream" in config else "training"
 
 
 def fold_by_fold(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the configs of the experiments that a config stands for: as it is, or one a fold for a fine-tuning.
+    """Split the config of a fine-tuning into one config per fold.
 
     Args:
-        config: a resolved config, checked or not: folds that are none are left to the check.
+        config: a resolved config, checked or not; wrong folds are left for ``parse`` to report.
+
+    Returns:
+        One config per fold of a fine-tuning, the config itself for any other experiment.
     """
     folds = config["data"].get("folds")
     one_each = config.get("downstream", {}).get("name") == "finetune" and isinstance(folds, list)
@@ -199,12 +202,12 @@ def fold_by_fold(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def trains(config: Mapping[str, Any]) -> bool:
-    """Whether an experiment goes through the training loop: a pretraining, or an evaluation by fine-tuning."""
+    """Whether an experiment trains a network: a pretraining or a fine-tuning."""
     return "method" in config or training_of(config) is not None
 
 
 def ignored(settings: ExperimentSettings) -> list[str]:
-    """Return a line for each setting that will have no effect, with the remedy; whoever launches shows them."""
+    """Return one line for each setting that has no effect."""
     if isinstance(settings, PretrainSettings):
         return ignored_epochs(settings.training, settings.optim)
     if isinstance(settings, DownstreamSettings) and isinstance(settings.downstream, FinetuneSettings):
@@ -213,14 +216,14 @@ def ignored(settings: ExperimentSettings) -> list[str]:
 
 
 def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
-    """Make sure that a pretraining that is still to come will keep its weights of the end of an epoch.
+    """Check that a pretraining keeps its weights of an epoch.
 
     Args:
-        epoch: ``weights.epoch`` of an evaluation; None or 0 need no keeping.
+        epoch: ``weights.epoch`` of an evaluation; None and 0 are always available.
         training: the ``training`` node of the pretraining.
 
     Raises:
-        ValueError: one line that names the epochs that it keeps, when it will not.
+        ValueError: if the pretraining does not keep this epoch.
     """
     check_epoch_number(epoch)
     kept = sorted({kept for kept in training["keep_epochs"] if 0 < kept < training["epochs"]} | {training["epochs"]})
@@ -234,15 +237,15 @@ def check_kept(epoch: int | None, training: Mapping[str, Any]) -> None:
 def check_pretraining(
     pretraining: Mapping[str, Any], evaluation: Mapping[str, Any], *, label: str = "the pretraining"
 ) -> None:
-    """Make sure that a pretraining makes the backbones that an evaluation looks at, as the evaluation expects them.
+    """Check that a pretraining trains the backbones that an evaluation needs.
 
     Args:
         pretraining: its config.
         evaluation: the evaluation's config.
-        label: what the pretraining is called.
+        label: the name of the pretraining, for messages.
 
     Raises:
-        ValueError: one line with the remedy, when it does not.
+        ValueError: if the pretraining trains no such backbone, or one of another architecture.
     """
     streams = streams_of(evaluation["downstream"])
     check_modalities(pretraining["method"], streams, label=label)

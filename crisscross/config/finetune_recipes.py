@@ -1,7 +1,7 @@
-"""The numbers of the paper's fine-tuning (PAPER section 5): what each pretraining set, dataset and clip length takes.
+"""The paper's fine-tuning recipes (PAPER section 5).
 
-``fill_in`` writes them into a config before it has an identity (evaluation.py). A number that is set there already
-stays. Nothing heavy is imported: a launch completes every config.
+A recipe depends on pretraining set, dataset and clip length. ``fill_in`` writes it into a config before the config's
+identity is computed. Numbers that are already set stay.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+# ours: they use the Kinetics rows, so that this baseline and a Kinetics pretraining differ only in the weights
 NOTHING = "nothing"
-"""``downstream.pretrained_on`` of untrained backbones; they take the Kinetics rows, so that the floor of a Kinetics
-pretraining differs from it in the weights alone (chosen by us)."""
+"""``downstream.pretrained_on`` of randomly initialized backbones."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is fine-tuned.
+    """The hyperparameters of one fine-tuning.
 
     Attributes:
-        batch_size: clips a step.
-        learning_rate: before the first milestone.
+        batch_size: clips per step.
+        learning_rate: SGD's, before the first milestone.
         dropout: probability, before the last layer.
         milestone_epochs: epochs at which the learning rate is multiplied by 0.3.
-        epochs: epochs in all.
+        epochs: total number of epochs.
     """
 
     batch_size: int
@@ -35,7 +35,7 @@ class Recipe:
 
 
 PRETRAINED_ON = {"kinetics_sound": "kinetics", "kinetics400": "kinetics", "audioset": "audioset", NOTHING: "kinetics"}
-"""Which rows of the table belong to which pretraining set."""
+"""The rows of the table that each pretraining set uses."""
 
 _AT_8, _AT_32 = (6, 10, 14), (8, 12, 16)
 
@@ -49,77 +49,77 @@ TABLE: dict[tuple[str, str, int], Recipe] = {
     ("audioset", "hmdb51", 8): Recipe(64, 1e-4, 0.1, _AT_8),
     ("audioset", "hmdb51", 32): Recipe(32, 1e-4, 0.1, _AT_32),
 }
-"""By pretraining set, dataset and frames: the paper's eight rows, whose first four stand for both Kinetics sets."""
+"""By pretraining set, dataset and frames: the paper's eight rows (PAPER section 5); both Kinetics sets share four."""
 
+# ours: batch and learning rate, for 400 steps of a narrow network, which hardly learns at 2e-3. Schedule: the paper's
 DEMO = Recipe(16, 1e-2, 0.0, _AT_8)
-"""The generated clips, whatever the backbone was pretrained on and however long the clip. The paper's schedule; batch
-and learning rate chosen by us, for 400 steps of a narrow network: at 2e-3 it hardly learns."""
+"""The recipe for the demo's generated clips, for all pretrainings and clip lengths."""
 
-OPEN = {
+RECIPE_KEYS = {
     "downstream.training.global_batch_size": "batch_size",
     "downstream.training.epochs": "epochs",
     "downstream.head.dropout": "dropout",
     "downstream.optim.groups.base.initial": "learning_rate",
     "downstream.optim.groups.base.milestone_epochs": "milestone_epochs",
 }
-"""Keys of the config that the table fills where they are null."""
+"""Keys that a recipe fills in if they are null, and the recipe's attribute."""
 
 
 def fill_in(config: dict[str, Any], *, pretrained_on: str | None) -> None:
-    """Write what a fine-tuning's config leaves open into it.
+    """Fill in the null values of a fine-tuning's config.
 
     Args:
-        config: the resolved config; it is changed.
-        pretrained_on: ``data.name`` of the pretraining that is evaluated; None where there is none.
+        config: the resolved config; changed in place.
+        pretrained_on: ``data.name`` of the pretraining to evaluate; None if there is none.
 
     Raises:
-        ValueError: one line, when a number is open and the table has no such row.
+        ValueError: if a number is null and the table has no row for it.
     """
     downstream, weights = config["downstream"], config["weights"]
     if downstream["pretrained_on"] is None:
         if pretrained_on is None and (weights["video"] or weights["audio"]):
             raise ValueError(
-                "downstream.pretrained_on is null: released weights do not say what they were pretrained on: set it to"
-                f" {', '.join(name for name in PRETRAINED_ON if name != NOTHING)}, or to any name of yours"
+                "downstream.pretrained_on is null: weight files do not record their pretraining set: set it to"
+                f" {', '.join(name for name in PRETRAINED_ON if name != NOTHING)}, or to any other name"
             )
         downstream["pretrained_on"] = pretrained_on or NOTHING
-    left = [*_left_open(config)]
-    if not left:
+    null = [*_null_numbers(config)]
+    if not null:
         return
-    still_open = [dotted for dotted, *_ in left]
-    recipe = recipe_of(downstream["pretrained_on"], config["data"]["name"], downstream["frames"], still_open=still_open)
-    for dotted, node, key in left:
-        value = getattr(recipe, OPEN[dotted])
+    unset = [dotted for dotted, *_ in null]
+    recipe = recipe_of(downstream["pretrained_on"], config["data"]["name"], downstream["frames"], unset=unset)
+    for dotted, node, key in null:
+        value = getattr(recipe, RECIPE_KEYS[dotted])
         node[key] = list(value) if isinstance(value, tuple) else value
 
 
-def recipe_of(pretrained_on: str, dataset: str, frames: int, *, still_open: Iterable[str] = OPEN) -> Recipe:
+def recipe_of(pretrained_on: str, dataset: str, frames: int, *, unset: Iterable[str] = RECIPE_KEYS) -> Recipe:
     """Return a row of the table.
 
     Args:
         pretrained_on: ``kinetics_sound``, ``kinetics400``, ``audioset`` or ``nothing``.
         dataset: ``data.name`` of the clips to fine-tune on.
-        frames: of a clip, 8 or 32.
-        still_open: the keys that must be set where there is no such row, for the complaint.
+        frames: frames per clip, 8 or 32.
+        unset: the keys that must be set by hand if there is no such row, for the message.
 
     Raises:
-        ValueError: one line, when there is no such row.
+        ValueError: if there is no such row.
     """
     if dataset == "demo":
         return DEMO
     recipe = TABLE.get((PRETRAINED_ON.get(pretrained_on, ""), dataset, frames))
     if recipe is None:
         raise ValueError(
-            f"downstream.pretrained_on={pretrained_on}, data.name={dataset}, downstream.frames={frames}: the paper says"
-            f" how to fine-tune what was pretrained on {', '.join(PRETRAINED_ON)} on ucf101 or hmdb51 at 8 or 32"
-            f" frames: choose of these, or set {', '.join(still_open)}"
+            f"downstream.pretrained_on={pretrained_on}, data.name={dataset}, downstream.frames={frames}: the paper has"
+            f" recipes for {', '.join(PRETRAINED_ON)}, fine-tuned on ucf101 or hmdb51 at 8 or 32 frames: choose from"
+            f" these, or set {', '.join(unset)}"
         )
     return recipe
 
 
-def _left_open(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield the dotted key, its node and its last part of each number that is there and null."""
-    for dotted in OPEN:
+def _null_numbers(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield key, node and the key's last part of null numbers."""
+    for dotted in RECIPE_KEYS:
         *path, key = dotted.split(".")
         node: Any = config
         for part in path:

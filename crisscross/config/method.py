@@ -1,6 +1,7 @@
-"""Settings of the methods, one class a method: a launch checks them before anything is submitted.
+"""Settings of the pretraining methods, one class per method.
 
-A method that has no class here works all the same; what is wrong with its numbers then shows when its job begins.
+They are checked before anything is submitted. A class is optional: without one, wrong numbers of a method show only
+when its job starts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from crisscross.config.base import Rate, Settings, parse_node
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a method is told of the clips that it will learn from.
+    """Size of the training split that a method learns from.
 
     Attributes:
-        num_clips: clips of the training split.
-        num_classes: classes of the dataset.
+        num_clips: clips in the training split.
+        num_classes: classes in the dataset.
     """
 
     num_clips: int
@@ -30,85 +31,85 @@ class DatasetInfo:
 
 
 class MethodSettings(Settings):
-    """What is known of a method before it is built.
+    """Settings that all methods share.
 
     Attributes:
-        modalities: ``v``, ``a`` or ``av``: what of a clip it wants, and hence which backbones it trains.
-        num_views: views of a clip that it wants; of one view the relaxation can only be ``none``.
+        modalities: ``v``, ``a`` or ``av``: the streams of a clip that the method needs, and so the backbones it trains.
+        num_views: views of a clip that the method needs; with one view the relaxation must be ``none``.
     """
 
     modalities: ClassVar[str] = "av"
     num_views: ClassVar[int] = 2
 
-    name: str
+    name: str  # a file of crisscross/methods
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
-        """Make sure that there is enough to learn from.
+        """Check that the training split is large enough.
 
         Args:
-            num_clips: clips of the training split.
-            num_classes: classes of the dataset.
+            num_clips: clips in the training split.
+            num_classes: classes in the dataset.
 
         Raises:
-            ValueError: there is not, in one line with the remedy.
+            ValueError: if it is too small for the method.
         """
 
     def check_batch(self, samples_per_pass: int) -> None:
-        """Make sure that the method can learn from so many samples at a time, over all devices.
+        """Check that the method can learn from batches of this size.
+
+        Args:
+            samples_per_pass: samples in one forward pass, over all devices.
 
         Raises:
-            ValueError: it cannot, in one line with the remedy.
+            ValueError: if the batch is too large or too small for the method.
         """
 
 
 class AvidSettings(MethodSettings):
-    """Cross-modal instance discrimination (crisscross/methods/avid.py).
-
-    The temperature stays above what would take e^s out of single precision.
-    """
+    """AVID: cross-modal instance discrimination (crisscross/methods/avid.py)."""
 
     num_views: ClassVar[int] = 1
 
-    num_negatives: int = Field(gt=0)
-    temperature: float = Field(ge=0.02, allow_inf_nan=False)
-    memory_momentum: Rate
-    head_dims: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
-    head_batch_norm: bool
-    pool: Literal["avg", "max"]
+    num_negatives: int = Field(gt=0)  # other clips that each clip is compared with, per step
+    temperature: float = Field(ge=0.02, allow_inf_nan=False)  # below 0.02 the loss overflows single precision
+    memory_momentum: Rate  # fraction of a clip's old memory that stays after an update
+    head_dims: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)  # widths of the linear layers of each head
+    head_batch_norm: bool  # batch norm after each linear layer of the heads
+    pool: Literal["avg", "max"]  # global pooling of the video network
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
-        """A clip's negatives are other clips: there have to be that many."""
+        """Check that there are as many other clips as negatives."""
         if num_clips < 2:
-            raise ValueError(f"method.name=avid tells clips from each other, there is {num_clips}: give it more clips")
+            raise ValueError(f"method.name=avid compares clips with each other, got {num_clips} clip: add clips")
         if num_clips <= self.num_negatives:
             raise ValueError(
-                f"method.num_negatives={self.num_negatives} are more than the {num_clips - 1} other clips that a clip"
-                f" has among {num_clips}: set method.num_negatives={num_clips - 1} or lower, or give it more clips"
+                f"method.num_negatives={self.num_negatives} is more than the {num_clips - 1} other clips that a clip"
+                f" has among {num_clips}: set method.num_negatives={num_clips - 1} or lower, or add clips"
             )
 
 
 class CmaccSettings(MethodSettings):
-    """Heads, temperature, momentum and how many keys are kept (crisscross/methods/cmacc.py)."""
+    """CM-ACC: cross-modal active contrastive coding (crisscross/methods/cmacc.py)."""
 
-    num_views = 1
+    num_views: ClassVar[int] = 1
 
-    hidden_dim: int = Field(gt=0)
-    embedding_dim: int = Field(gt=0)
-    temperature: float = Field(gt=0, allow_inf_nan=False)
-    encoder_momentum: float = Field(ge=0, lt=1)
-    pool_size: int = Field(gt=0)
-    dictionary_size: int = Field(gt=0)
+    hidden_dim: int = Field(gt=0)  # width of the hidden layer of each head
+    embedding_dim: int = Field(gt=0)  # length of queries and keys
+    temperature: float = Field(gt=0, allow_inf_nan=False)  # divides the cosines
+    encoder_momentum: float = Field(ge=0, lt=1)  # fraction of the key encoders' weights that stays after a step
+    pool_size: int = Field(gt=0)  # latest keys per modality, from which negatives are chosen
+    dictionary_size: int = Field(gt=0)  # chosen keys per modality
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
-        """See that the dictionary's negatives can be different clips; a pool may hold several draws of a clip."""
+        """Check that the negatives can be distinct clips."""
         if self.dictionary_size >= num_clips:
             raise ValueError(
                 f"method.dictionary_size={self.dictionary_size} negatives: the training split has {num_clips} clips:"
-                f" set it to at most {num_clips - 1}, or take a larger dataset"
+                f" set it to at most {num_clips - 1}, or add clips"
             )
 
     def check_batch(self, samples_per_pass: int) -> None:
-        """See that there is something to choose: as many of the pool's keys are as the batch has clips."""
+        """Check that the pool is larger than the batch."""
         if self.pool_size <= samples_per_pass:
             raise ValueError(
                 f"method.pool_size={self.pool_size}: expected more than the {samples_per_pass} samples of a pass, since"
@@ -117,15 +118,15 @@ class CmaccSettings(MethodSettings):
 
 
 class CrissCrossSettings(MethodSettings):
-    """The weights of the families of pair losses (crisscross/methods/crisscross.py)."""
+    """CrissCross: weights of the pair losses (PAPER section 1, crisscross/methods/crisscross.py)."""
 
-    video_weight: float = Field(allow_inf_nan=False)
-    audio_weight: float = Field(allow_inf_nan=False)
-    sync_weight: float = Field(allow_inf_nan=False)
-    async_weight: float = Field(allow_inf_nan=False)
+    video_weight: float = Field(allow_inf_nan=False)  # v1v2: within video, across time; 0 switches the group off
+    audio_weight: float = Field(allow_inf_nan=False)  # a1a2: within audio, across time
+    sync_weight: float = Field(allow_inf_nan=False)  # v1a1, v2a2: across modalities, same time
+    async_weight: float = Field(allow_inf_nan=False)  # v1a2, v2a1: across modalities, across time
 
     @model_validator(mode="after")
-    def _leave_something_to_learn(self) -> CrissCrossSettings:
+    def _one_weight_is_positive(self) -> CrissCrossSettings:
         weights = {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_weight")}
         if min(weights.values()) < 0 or not any(weights.values()):
             given = ", ".join(f"method.{name}={value:g}" for name, value in weights.items())
@@ -134,37 +135,37 @@ class CrissCrossSettings(MethodSettings):
 
 
 class SupervisedSettings(MethodSettings):
-    """Supervised pretraining has nothing to set (crisscross/methods/supervised.py)."""
+    """Supervised pretraining; it has no settings (crisscross/methods/supervised.py)."""
 
     modalities: ClassVar[str] = "v"
     num_views: ClassVar[int] = 1
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
-        """Make sure that there are labels to learn."""
-        del num_clips  # any will do
+        """Check that there are labels to learn."""
+        del num_clips  # any number is enough
         if num_classes < 2:
             raise ValueError(
-                f"method={self.name} learns labels, the clips have {num_classes} class: give labelled ones (a folder a"
-                " class, or data.label_column of a table), or pretrain without labels: method=crisscross"
+                f"method={self.name} learns labels, the clips have {num_classes} class: use labeled clips (one folder"
+                " per class, or data.label_column of a table), or pretrain without labels: method=crisscross"
             )
 
 
 class XDCSettings(MethodSettings):
-    """How clips are clustered, and how often (crisscross/methods/xdc.py)."""
+    """XDC: cross-modal deep clustering (crisscross/methods/xdc.py)."""
 
     num_views: ClassVar[int] = 1
 
-    num_clusters: int = Field(gt=1)
-    recluster_every_epochs: int = Field(gt=0)
-    whiten_dims: int = Field(gt=0)
-    kmeans_iterations: int = Field(gt=0)
+    num_clusters: int = Field(gt=1)  # clusters per modality
+    recluster_every_epochs: int = Field(gt=0)  # epochs between two clusterings
+    whiten_dims: int = Field(gt=0)  # principal components to cluster, at most
+    kmeans_iterations: int = Field(gt=0)  # iterations of Lloyd's algorithm, at most
 
     def check_clips(self, *, num_clips: int, num_classes: int) -> None:
-        """Make sure that there are as many clips as clusters."""
+        """Check that there are at least as many clips as clusters."""
         if num_clips < self.num_clusters:
             raise ValueError(
                 f"method.num_clusters={self.num_clusters} is more than the {num_clips} clips of the training split:"
-                " lower it, or take more clips"
+                " lower it, or add clips"
             )
 
 
@@ -175,41 +176,44 @@ METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
     "supervised": SupervisedSettings,
     "xdc": XDCSettings,
 }
-"""By the method's name."""
+"""By ``method.name``."""
 
 
 def settings_of(method: Mapping[str, Any]) -> MethodSettings | None:
-    """Return the checked settings of a ``method`` node; None of a method that is not known here.
+    """Check a ``method`` node.
+
+    Returns:
+        Its settings; None if the method has no settings class.
 
     Raises:
-        ValueError: one line that names every wrong key, its value and what was expected.
+        ValueError: if a key or value is wrong; one line, as from ``parse``.
     """
     kind = METHOD_SETTINGS.get(method.get("name", ""))
     return None if kind is None else parse_node("method", kind, method)
 
 
 def method_names() -> list[str]:
-    """Return the names of the methods: the files of crisscross/methods, none of which is imported."""
-    folder = importlib.import_module("crisscross.methods")  # the folder alone: its __init__ imports nothing
+    """Return the names of the methods: the files of crisscross/methods."""
+    folder = importlib.import_module("crisscross.methods")  # only the package: its __init__ imports no method
     names = {module.name for module in pkgutil.iter_modules(folder.__path__)}
     return sorted(names - {"base"})
 
 
 def modalities_of(method: Mapping[str, Any]) -> str:
-    """Return ``v``, ``a`` or ``av``: which backbones a method trains."""
+    """Return the backbones that a method trains: ``v``, ``a`` or ``av``."""
     return METHOD_SETTINGS.get(method.get("name", ""), MethodSettings).modalities
 
 
 def check_modalities(method: Mapping[str, Any], streams: str, *, label: str) -> None:
-    """Make sure that a pretraining trains what an evaluation looks at or listens to.
+    """Check that a pretraining trains the backbones that an evaluation needs.
 
     Args:
         method: the pretraining's ``method`` node.
-        streams: ``v``, ``a`` or ``av``.
-        label: what the pretraining is called.
+        streams: what the evaluation needs: ``v``, ``a`` or ``av``.
+        label: the name of the pretraining, for messages.
 
     Raises:
-        ValueError: one line with the remedy, when it does not.
+        ValueError: if one of the backbones is not trained.
     """
     trained = modalities_of(method)
     for letter, what in (("v", "video"), ("a", "audio")):

@@ -1,4 +1,4 @@
-"""Settings of the networks: the config's ``model`` node. Nothing heavy is imported."""
+"""Settings of the networks: the config's ``model`` node (PAPER section 1)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from crisscross.config.base import Settings
 
 
 class PaperVideoSettings(Settings):
-    """The paper's R(2+1)D, of a depth and a width (crisscross/models/r2plus1d.py)."""
+    """The paper's R(2+1)D (crisscross/models/r2plus1d.py)."""
 
-    depth: Literal[10, 18, 34]
-    width: int = Field(gt=0)
+    depth: Literal[10, 18, 34]  # convolutional layers; the paper's is 18
+    width: int = Field(gt=0)  # channels of the first stage, doubled from stage to stage; the paper's is 64
 
     @property
     def feature_dim(self) -> int:
-        """Values of a pooled feature."""
+        """Length of a pooled feature."""
         return 8 * self.width
 
 
 class TorchvisionVideoSettings(Settings):
-    """A network of torchvision's, by its name there (crisscross/models/torchvision_video.py)."""
+    """A video network from torchvision (crisscross/models/torchvision_video.py)."""
 
-    torchvision: Literal["r2plus1d_18", "r3d_18"]
+    torchvision: Literal["r2plus1d_18", "r3d_18"]  # its name in torchvision.models.video
 
     @property
     def feature_dim(self) -> int:
-        """Values of a pooled feature."""
+        """Length of a pooled feature."""
         return 512
 
 
@@ -44,33 +44,33 @@ VideoModelSettings = Annotated[
     Annotated[PaperVideoSettings, Tag("paper")] | Annotated[TorchvisionVideoSettings, Tag("torchvision")],
     Discriminator(_kind_of),
 ]
-"""Either of them, told apart by their keys: a key for the kind would have changed the identity of every run."""
+"""Either network; their keys tell them apart, since a key for the kind would change the identity of every run."""
 
 
 class AudioModelSettings(Settings):
-    """ResNet of so many blocks a stage and a width."""
+    """The audio ResNet (crisscross/models/audio_resnet.py)."""
 
-    layers: tuple[int, int, int, int]
-    width: int = Field(gt=0)
+    layers: tuple[int, int, int, int]  # blocks per stage; the paper's ResNet-18 has [2,2,2,2]
+    width: int = Field(gt=0)  # channels of the first stage, doubled from stage to stage; the paper's is 64
 
     @property
     def feature_dim(self) -> int:
-        """Values of a pooled feature."""
+        """Length of a pooled feature."""
         return 8 * self.width
 
 
 class ProjectorSettings(Settings):
-    """The MLP after a backbone."""
+    """The MLP after each backbone (crisscross/models/heads.py)."""
 
-    hidden_dim: int = Field(gt=0)
-    output_dim: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
+    hidden_dim: int = Field(gt=0)  # width of the hidden layers
+    output_dim: int = Field(gt=0)  # length of an embedding
+    num_layers: int = Field(gt=0)  # linear layers
 
 
 class PredictorSettings(Settings):
-    """The MLP after a projector."""
+    """The two-layer MLP after each projector (crisscross/models/heads.py)."""
 
-    hidden_dim: int = Field(gt=0)
+    hidden_dim: int = Field(gt=0)  # width of the hidden layer
 
 
 class ModelSettings(Settings):

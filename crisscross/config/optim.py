@@ -1,4 +1,4 @@
-"""Settings of the optimizer and its learning-rate schedules."""
+"""Settings of the optimizer and its learning-rate schedules (PAPER section 4)."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from crisscross.config.base import Rate, Settings
 
 
 class ConstantSettings(Settings):
-    """The same learning rate at every step."""
+    """A constant learning rate."""
 
     name: Literal["constant"]
-    value: float = Field(ge=0, allow_inf_nan=False)
+    value: float = Field(ge=0, allow_inf_nan=False)  # the learning rate
 
 
 class WarmupCosineSettings(Settings):
-    """A linear rise from ``start`` to ``peak``, then half a cosine down to ``final`` at the end of the training."""
+    """Linear warm-up from ``start`` to ``peak``, then a cosine to ``final``."""
 
     name: Literal["warmup_cosine"]
-    peak: float = Field(ge=0, allow_inf_nan=False)
-    final: float = Field(ge=0, allow_inf_nan=False)
-    warmup_epochs: float = Field(ge=0, allow_inf_nan=False)
-    start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    peak: float = Field(ge=0, allow_inf_nan=False)  # learning rate after the warm-up
+    final: float = Field(ge=0, allow_inf_nan=False)  # learning rate at the end of the training
+    warmup_epochs: float = Field(ge=0, allow_inf_nan=False)  # length of the warm-up
+    start: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # learning rate at the first step of the warm-up
 
 
 class StepsDecaySettings(Settings):
-    """``initial``, multiplied by ``gamma`` at each milestone, after a linear rise from ``start`` where there is one."""
+    """Linear warm-up from ``start`` to ``initial``; each milestone multiplies by ``gamma``."""
 
     name: Literal["steps_decay"]
-    initial: float = Field(ge=0, allow_inf_nan=False)
-    gamma: float = Field(ge=0, allow_inf_nan=False)
-    milestone_epochs: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
-    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    start: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    initial: float = Field(ge=0, allow_inf_nan=False)  # learning rate before the first milestone
+    gamma: float = Field(ge=0, allow_inf_nan=False)  # factor at each milestone
+    milestone_epochs: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]  # in ascending order
+    warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # length of the warm-up; 0 = none
+    start: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # learning rate at the first step of the warm-up
 
 
 ScheduleSettings = Annotated[
     ConstantSettings | WarmupCosineSettings | StepsDecaySettings,
     Field(discriminator="name"),
 ]
-"""Any of them, told apart by ``name`` (crisscross/optim/schedules.py)."""
+"""Any schedule; ``name`` selects the class (crisscross/optim/schedules.py)."""
 
 
 class LarcSettings(Settings):
-    """Layer-wise adaptive rate clipping."""
+    """Layer-wise adaptive rate clipping (PAPER section 4, crisscross/optim/larc.py)."""
 
     enabled: bool
-    trust: float = Field(gt=0)
-    eps: float = Field(ge=0)
+    trust: float = Field(gt=0)  # trust coefficient; the paper's is 0.001
+    eps: float = Field(ge=0)  # added to the denominator; the paper's is 1e-8
 
 
 class OptimSettings(Settings):
-    """The optimizer, and one schedule for each group of parameters that the network names (crisscross/optim)."""
+    """The optimizer and the schedules of its parameter groups (crisscross/optim)."""
 
     name: Literal["adam", "sgd"]
-    betas: tuple[Rate, Rate] = (0.9, 0.999)
-    momentum: Rate = 0.9
+    betas: tuple[Rate, Rate] = (0.9, 0.999)  # Adam only; the paper's
+    momentum: Rate = 0.9  # SGD only; the paper's, in fine-tuning
     weight_decay: float = Field(ge=0)
     larc: LarcSettings
-    groups: dict[str, ScheduleSettings]
+    groups: dict[str, ScheduleSettings]  # schedule of each parameter group: base, predictor
 
     @model_validator(mode="after")
     def _milestones_ascend(self) -> OptimSettings:

@@ -1,4 +1,4 @@
-"""Settings of a training, whatever is trained: the optimiser, the schedules, how long and how much at a time."""
+"""Settings of the training loop: length, batch and precision (PAPER section 4)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from crisscross.config.optim import OptimSettings
 
 
 class TrainingSettings(Settings):
-    """How long, how much at a time, how precisely."""
+    """Length, batch and precision of a training."""
 
     epochs: int = Field(ge=0)
-    draws_per_clip: int = Field(gt=0)
-    global_batch_size: int = Field(gt=1)
-    micro_batch_size: int | None = Field(default=None, gt=1)
-    precision: Literal["fp32", "bf16", "fp16"]
-    compile: bool
-    keep_epochs: tuple[int, ...]
+    draws_per_clip: int = Field(gt=0)  # samples drawn from each clip per epoch
+    global_batch_size: int = Field(gt=1)  # samples per optimizer step, over all devices
+    micro_batch_size: int | None = Field(default=None, gt=1)  # samples per forward pass, over all devices; null = all
+    precision: Literal["fp32", "bf16", "fp16"]  # fp16 uses a gradient scaler
+    compile: bool  # torch.compile, on GPUs
+    keep_epochs: tuple[int, ...]  # epochs whose checkpoint is kept; the last epoch's always is
 
     @property
     def samples_per_pass(self) -> int:
@@ -28,7 +28,7 @@ class TrainingSettings(Settings):
 
     @property
     def accumulation_passes(self) -> int:
-        """Forward passes in one optimiser step."""
+        """Forward passes in one optimizer step."""
         return self.global_batch_size // self.samples_per_pass
 
     @model_validator(mode="after")
@@ -42,12 +42,12 @@ class TrainingSettings(Settings):
 
 
 def ignored_epochs(training: TrainingSettings, optim: OptimSettings, *, above: str = "") -> list[str]:
-    """Return a line for each setting that names epochs which a training does not reach, with the remedy.
+    """Return one line for each setting with an epoch past the end.
 
     Args:
-        training: how long it is.
-        optim: its schedules.
-        above: where the config has ``training`` and ``optim``, such as ``downstream.``.
+        training: settings of the training.
+        optim: settings of its optimizer.
+        above: the prefix of their keys in the config, such as ``downstream.``.
     """
     named = {f"{above}training.keep_epochs": [(epoch, epoch > training.epochs) for epoch in training.keep_epochs]}
     for name, schedule in optim.groups.items():
@@ -66,17 +66,17 @@ def ignored_epochs(training: TrainingSettings, optim: OptimSettings, *, above: s
 
 
 def check_training(training: TrainingSettings, optim: OptimSettings, *, num_devices: int) -> None:
-    """Check what the settings of a training say about each other.
+    """Check that the settings of a training fit together.
 
     Raises:
-        ValueError: one line, when a warm-up fills the whole training or the devices cannot share a batch.
+        ValueError: if a warm-up is as long as the training, or the devices cannot share a batch equally.
     """
     for name, schedule in optim.groups.items():
         warmup = getattr(schedule, "warmup_epochs", 0)
         if training.epochs and warmup >= training.epochs:
             raise ValueError(
                 f"optim.groups.{name}.warmup_epochs={warmup:g} leaves nothing of"
-                f" training.epochs={training.epochs}: lower the one or raise the other"
+                f" training.epochs={training.epochs}: lower the first or raise the second"
             )
     if training.samples_per_pass % num_devices:
         raise ValueError(
@@ -84,4 +84,7 @@ def check_training(training: TrainingSettings, optim: OptimSettings, *, num_devi
             f" execution.num_devices={num_devices}: choose a divisor"
         )
     if training.samples_per_pass // num_devices < 2:
-        raise ValueError("batch normalisation needs 2 samples a device: lower execution.num_devices")
+        raise ValueError(
+            f"execution.num_devices={num_devices} leaves {training.samples_per_pass // num_devices} sample per device:"
+            " batch norm needs 2: lower execution.num_devices"
+        )

@@ -1,4 +1,7 @@
-"""The numbers of the transforms, apart from the transforms: configs are checked where torch must not be imported."""
+"""Settings of views and their augmentation (PAPER sections 2 and 3).
+
+The dataclasses of the transforms are here, not in crisscross/transforms, so that configs are checked without torch.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from crisscross.config.base import Settings, build
 
 
 class VideoViewSettings(Settings):
-    """The video half of a view."""
+    """The video segment of a view."""
 
-    num_frames: int = Field(gt=0)
-    frame_rate_hz: float = Field(gt=0, allow_inf_nan=False)
-    canvas_px: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
-    transform: dict[str, Any]
+    num_frames: int = Field(gt=0)  # frames per segment
+    frame_rate_hz: float = Field(gt=0, allow_inf_nan=False)  # to which videos are resampled
+    canvas_px: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]  # height and width of decoded frames
+    transform: dict[str, Any]  # arguments of VideoTransformSettings
 
     @model_validator(mode="after")
     def _transform_is_possible(self) -> VideoViewSettings:
@@ -25,16 +28,16 @@ class VideoViewSettings(Settings):
 
     @property
     def seconds(self) -> float:
-        """Length of a video segment."""
+        """Length of a video segment in seconds."""
         return self.num_frames / self.frame_rate_hz
 
 
 class AudioViewSettings(Settings):
-    """The audio half of a view."""
+    """The audio segment of a view."""
 
-    seconds: float = Field(gt=0, allow_inf_nan=False)
-    sample_rate_hz: int = Field(gt=0)
-    transform: dict[str, Any]
+    seconds: float = Field(gt=0, allow_inf_nan=False)  # length of a segment
+    sample_rate_hz: int = Field(gt=0)  # to which audio is resampled
+    transform: dict[str, Any]  # arguments of AudioTransformSettings
 
     @model_validator(mode="after")
     def _transform_is_possible(self) -> AudioViewSettings:
@@ -42,17 +45,17 @@ class AudioViewSettings(Settings):
         if transform.sample_rate_hz != self.sample_rate_hz:
             raise ValueError(
                 f"views.audio.transform.sample_rate_hz={transform.sample_rate_hz} is not"
-                f" views.audio.sample_rate_hz={self.sample_rate_hz}: set the latter alone"
+                f" views.audio.sample_rate_hz={self.sample_rate_hz}: set only the latter"
             )
         return self
 
 
 class ViewSettings(Settings):
-    """What a view is made of, and how many of them evaluate a clip."""
+    """The segments of a view, and the views per evaluated clip."""
 
     video: VideoViewSettings
     audio: AudioViewSettings
-    evaluation_clips: int = Field(gt=0)
+    evaluation_clips: int = Field(gt=0)  # evenly spaced segments per clip in an evaluation; scores are averaged
 
     @model_validator(mode="after")
     def _segment_fits(self) -> ViewSettings:
@@ -66,38 +69,38 @@ class ViewSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class VideoTransformSettings:
-    """Numbers of the video transforms; the defaults are those of PAPER.md, section 3.
+    """Parameters of the video transforms, with defaults from PAPER section 3.
 
-    Setting a probability, or a colour strength, or a size to 0 switches that augmentation off.
+    A probability, a jitter strength or a cutout size of 0 switches that augmentation off.
     """
 
-    crop_px: int = 112  # height and width of what goes into the network
-    crop_probability: float = 1.0  # otherwise the evaluation's centre crop
-    crop_area_min: float = 0.08
+    crop_px: int = 112  # height and width of the network's input
+    crop_probability: float = 1.0  # of a random resized crop; otherwise the center crop of the evaluation
+    crop_area_min: float = 0.08  # as a fraction of the frame's area
     crop_area_max: float = 1.0
-    crop_aspect_min: float = 3 / 4
+    crop_aspect_min: float = 3 / 4  # width over height
     crop_aspect_max: float = 4 / 3
-    crop_tries: int = 10  # torchvision's
-    flip_probability: float = 0.5
-    jitter_probability: float = 1.0
+    crop_tries: int = 10  # draws of a crop before a center crop is taken instead; torchvision's number
+    flip_probability: float = 0.5  # of a horizontal flip
+    jitter_probability: float = 1.0  # of color jitter; its strengths are torchvision's ColorJitter arguments
     jitter_brightness: float = 0.4
     jitter_contrast: float = 0.4
     jitter_saturation: float = 0.4
     jitter_hue: float = 0.2
     grayscale_probability: float = 0.2
-    blur_probability: float = 0.5
-    blur_kernel_divisor: int = 20  # kernel = crop_px // divisor * 2 + 1
+    blur_probability: float = 0.5  # of a Gaussian blur
+    blur_kernel_divisor: int = 20  # kernel side = crop_px // divisor * 2 + 1 pixels
     blur_sigma_min_px: float = 0.1
     blur_sigma_max_px: float = 2.0
-    cutout_probability: float = 1.0
-    cutout_max_px: int = 20
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet, red green blue
+    cutout_probability: float = 1.0  # of one square set to the mean color
+    cutout_max_px: int = 20  # its largest side
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, red green blue, of values in [0, 1]
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    eval_crop_fraction: float = 0.875  # centre crop's side over the frame's short side
+    eval_crop_fraction: float = 0.875  # evaluation: side of the center crop over the frame's short side
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        object.__setattr__(self, "mean", tuple(self.mean))  # a config hands over lists
+        """Check the numbers."""
+        object.__setattr__(self, "mean", tuple(self.mean))  # configs hold lists
         object.__setattr__(self, "std", tuple(self.std))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -126,38 +129,38 @@ class VideoTransformSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AudioTransformSettings:
-    """Numbers of the audio transforms; the defaults are those of PAPER.md, section 3.
+    """Parameters of the audio transforms, with defaults from PAPER section 3.
 
-    Switched off: the volume by a range of 1 to 1, the masks by a number or a size of 0, the resize-crop by a
-    probability of 0, the time warp by a window of 0 (its default; the downstream tasks use 20).
+    To switch off: the volume, set its range to 1 to 1; the masks, a number or a size of 0; the resize-crop, a
+    probability of 0; the time warp, a window of 0.
     """
 
-    sample_rate_hz: int = 16000
-    n_fft: int = 1024
-    hop_samples: int = 160
-    num_mels: int | None = 80  # None = the n_fft // 2 + 1 linear bins of the FFT, all of them
-    f_min_hz: float = 0.0
-    f_max_hz: float = 8000.0
-    log_offset: float = 2.0**-23  # the eps of single precision: silence stays in reach of the data
-    mean: float = -5.3688107
+    sample_rate_hz: int = 16000  # of the waveform
+    n_fft: int = 1024  # samples per FFT window
+    hop_samples: int = 160  # samples between two frames
+    num_mels: int | None = 80  # mel bands; None = the n_fft // 2 + 1 linear bins of the FFT
+    f_min_hz: float = 0.0  # lowest frequency of the mel bands
+    f_max_hz: float = 8000.0  # highest frequency of the mel bands
+    log_offset: float = 2.0**-23  # added to the power before the logarithm: single precision's epsilon
+    mean: float = -5.3688107  # of the log spectrogram, which is normalized to mean 0 and standard deviation 1
     std: float = 4.410007
-    volume_min: float = 0.8
+    volume_min: float = 0.8  # factor of the waveform
     volume_max: float = 1.2
     num_frequency_masks: int = 2
-    frequency_mask_max_bins: int = 9
+    frequency_mask_max_bins: int = 9  # largest height of a mask
     num_time_masks: int = 2
-    time_mask_max_frames: int = 19
+    time_mask_max_frames: int = 19  # largest width of a mask
     resize_crop_probability: float = 1.0
-    canvas_frequency: float = 1.0  # the virtual canvas, in multiples of the spectrogram
-    canvas_time: float = 1.5
-    frequency_scale_min: float = 0.6
+    canvas_frequency: float = 1.0  # height of the virtual canvas, in spectrogram heights
+    canvas_time: float = 1.5  # width of the virtual canvas, in spectrogram widths
+    frequency_scale_min: float = 0.6  # height of a crop, in spectrogram heights
     frequency_scale_max: float = 1.5
-    time_scale_min: float = 0.6
+    time_scale_min: float = 0.6  # width of a crop, in spectrogram widths
     time_scale_max: float = 1.5
-    time_warp_frames: int = 0
+    time_warp_frames: int = 0  # window of the time warp; 20 in the audio downstream tasks
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Check the numbers."""
         checks = {
             "sample_rate_hz": (self.sample_rate_hz > 0, "above 0"),
             "n_fft": (self.n_fft > 0, "above 0"),
@@ -187,7 +190,7 @@ class AudioTransformSettings:
             "time_scale_min": (0 < self.time_scale_min <= self.time_scale_max, "0 < min <= max"),
             "time_warp_frames": (self.time_warp_frames >= 0, "0 or more"),
         }
-        if self.num_mels is None:  # the range of the mel filters would be set and have no effect
+        if self.num_mels is None:  # otherwise the range of the mel bands would be ignored
             half = self.sample_rate_hz / 2
             checks["f_min_hz"] = (self.f_min_hz == 0, "0, as num_mels is null: all linear bins are used")
             checks["f_max_hz"] = (self.f_max_hz == half, f"{half}, as num_mels is null: all linear bins are used")
@@ -197,10 +200,14 @@ class AudioTransformSettings:
 
     @property
     def num_bins(self) -> int:
-        """Height of the spectrogram: mel bands, or the FFT's bins where there are none."""
+        """Height of the spectrogram: mel bands or linear bins."""
         return self.n_fft // 2 + 1 if self.num_mels is None else self.num_mels
 
 
 def refuse(name: str, got: object, expected: str) -> None:
-    """Raise the one-line error for an impossible number."""
+    """Raise the error for an impossible number: got, expected, remedy.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"{name} got {got}; expected {expected}: correct {name}")

@@ -1,6 +1,6 @@
-"""List the files of a dataset with their labels and splits, from a folder tree or a CSV. Nothing is opened here.
+"""List the files of a dataset with their labels and splits, from a folder tree or a CSV.
 
-Official datasets have readers of their own: ``crisscross/data/official``.
+No media file is opened. Official datasets have their own readers: ``crisscross/data/datasets``.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ListedClip:
     Attributes:
         path: relative to the dataset's root, with forward slashes.
         label: its class.
-        split: ``"train"``, ``"test"`` or another name, several joined by ``+``; None where the dataset leaves it open.
-        problem: why it cannot be used, as far as the list alone tells; "" when nothing speaks against it.
+        split: ``"train"``, ``"test"`` or another name, several joined by ``+``; None if the dataset has no splits.
+        problem: why the list alone rules it out; "" if it does not.
     """
 
     path: str
@@ -67,11 +67,11 @@ class ListedClip:
 def scan_tree(root: Path) -> list[ListedClip]:
     """List the media files under ``<split>/<class>/<file>`` or ``<class>/<file>``, sorted by path.
 
-    Files elsewhere in the tree are listed with a problem; hidden files and other kinds of file are passed over.
+    Files elsewhere in the tree are listed with a problem; hidden files and other file types are skipped.
 
     Raises:
-        FileNotFoundError: the root is missing.
-        ValueError: the root is empty or holds no media file.
+        FileNotFoundError: if the root is missing.
+        ValueError: if the root holds no media file.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"the data folder {root} does not exist: give the folder that holds the clips")
@@ -98,14 +98,14 @@ def scan_tree(root: Path) -> list[ListedClip]:
 def read_csv(
     csv: Path, root: Path, *, file_column: str, label_column: str, split_column: str | None
 ) -> list[ListedClip]:
-    """List the files that a CSV names, in the order of the CSV; each file once.
+    """List the files of a CSV in its order.
 
-    A file is looked for under the root, then beside the CSV. A missing split column called ``"split"``, the default,
-    leaves the splits open; any other name must be there.
+    A path is relative to the root or, if there is no such file, to the CSV's folder. The split column may be missing if
+    it has the default name ``"split"``; the clips then have no split.
 
     Raises:
-        FileNotFoundError: the CSV is missing.
-        ValueError: a column is missing, or the CSV has no rows or cannot be read.
+        FileNotFoundError: if the CSV is missing.
+        ValueError: if a column is missing, or the CSV has no rows or cannot be read.
     """
     if not csv.is_file():
         raise FileNotFoundError(f"the list {csv} does not exist: give the CSV that names files and labels")
@@ -128,7 +128,10 @@ def read_csv(
 
 
 def _read_table(csv: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a CSV, blank lines left out, short rows filled up with empty cells."""
+    """Return the header and the rows of a CSV.
+
+    Blank lines are left out, and short rows are padded with empty cells.
+    """
     with csv.open(newline="", encoding="utf-8-sig") as file:
         reader = csv_format.reader(file, strict=True)
         header: list[str] = []
@@ -148,11 +151,12 @@ def _read_table(csv: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def assign_splits(clips: Sequence[ListedClip], *, test_fraction: float) -> list[ListedClip]:
-    """Fill in open splits: in each class, the ``test_fraction`` of the clips whose paths hash lowest are the test.
+    """Assign the clips without a split to train or test.
 
-    Each class of two clips or more gets at least one clip on either side; ``test_fraction`` 0 makes all of them train.
-    The split depends on the paths alone, not on their order, the machine or a seed (chosen by us).
+    In each class, the ``test_fraction`` of the clips whose paths hash lowest is the test. A class of two or more clips
+    gets at least one on either side; with ``test_fraction`` 0 all are train.
     """
+    # ours: the split depends on the paths alone, not on their order, the machine or a seed.
     by_label: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
         if clip.split is None:
@@ -170,7 +174,10 @@ def assign_splits(clips: Sequence[ListedClip], *, test_fraction: float) -> list[
 
 
 def media_files(root: Path) -> Iterator[str]:
-    """Yield the media files below a folder, relative to it, by one look into each folder; hidden ones are left out."""
+    """Yield the media files below a folder, relative to it.
+
+    Hidden files are left out. Each folder is listed once.
+    """
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(root).as_posix()
@@ -198,14 +205,14 @@ def _rows(csv: Path, root: Path, rows: Iterable[tuple[str, str, str | None]]) ->
 
 
 def _resolve(file: str, folder: Path, root: Path) -> str:
-    """Return a file of a CSV relative to the root: found there, or else beside the CSV."""
+    """Return the path of a CSV's file relative to the root."""
     if not file:
         return ""
-    inside, beside = root / file, folder / file
-    if folder != root and beside.is_file() and not inside.is_file():
-        return _relative(beside, root)
+    in_root, in_folder = root / file, folder / file
+    if folder != root and in_folder.is_file() and not in_root.is_file():
+        return _relative(in_folder, root)
     plain = os.path.normpath(file)
-    return _relative(inside, root) if plain.startswith(("/", "..")) else plain
+    return _relative(in_root, root) if plain.startswith(("/", "..")) else plain
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -213,7 +220,10 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def checked_name(row: ListedClip) -> ListedClip:
-    """Escape names that are not UTF-8: no table can hold them, so such a file is named and left out."""
+    """Escape a name that is not UTF-8 and give the row a problem.
+
+    No table can hold such a name.
+    """
     try:
         "".join((row.path, row.label, row.split or "")).encode()
     except UnicodeEncodeError:

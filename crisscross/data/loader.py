@@ -1,8 +1,7 @@
-"""From a manifest to batches: which samples make up a step, and what a sample holds.
+"""The datasets that decode samples, and the DataLoader that collates them to batches.
 
-A *sample* is one draw from one clip: an epoch has ``clips x draws_per_clip`` of them. Which samples a step sees, and
-where the views of each begin, are functions of (seed, epoch, sample id), so a step's batch is the same however often
-the run was interrupted and however many workers decode it.
+A *sample* is one draw from one clip: an epoch has ``clips x draws_per_clip`` of them. Where the views of a sample start
+is a function of (seed, epoch, sample id), so a step's batch does not depend on interruptions or the number of workers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from crisscross.utils.signals import ignore_in_worker
 
 
 class Sample(TypedDict):
-    """A decoded sample: the same as ``Batch``, of one clip; ``epoch`` alone is not stacked."""
+    """The fields of ``Batch`` for one clip, not yet stacked."""
 
     video: np.ndarray | None
     aspect: np.floating
@@ -42,17 +41,17 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded samples on the host.
+    """Decoded samples in host memory.
 
     Attributes:
-        video: (B, V, T, H, W, 3) uint8, on the canvas; None where only sound was asked for.
+        video: (B, V, T, H, W, 3) uint8, scaled to the canvas; None for audio alone.
         aspect: (B,) float32, displayed width / height of the source.
-        audio: (B, V, S) float32 waveforms; None where only pictures were asked for.
-        sample_ids: (B,) int64, ids in the epoch.
+        audio: (B, V, S) float32 waveforms; None for video alone.
+        sample_ids: (B,) int64, unique within an epoch.
         clip_ids: (B,) int64, rows of the manifest's split.
         labels: (B,) int64.
-        fallback: (B,) bool, whether the clip was too short for the relaxation.
-        epoch: the epoch they belong to.
+        fallback: (B,) bool, whether the clip is too short for the relaxation.
+        epoch: the epoch of all samples.
     """
 
     video: torch.Tensor | None
@@ -65,7 +64,10 @@ class Batch:
     epoch: int
 
     def pin_memory(self) -> Batch:
-        """Move to pinned memory; the DataLoader calls this where there is a GPU."""
+        """Copy the tensors to pinned memory.
+
+        The DataLoader calls this if ``pin_memory`` is set.
+        """
         pinned: dict[str, Any] = {
             name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -99,13 +101,16 @@ class Clips:
         return self.root / os.fsdecode(self.paths[index])
 
     def extent(self, index: int, modalities: str = "av") -> Extent:
-        """Return where a clip's streams begin and end; a stream that is not asked for is as long as the other."""
+        """Return the start and end of a clip's streams.
+
+        A modality that is left out gets those of the other.
+        """
         video, audio = self.extents[index][:2], self.extents[index][2:]
         return Extent(*(video if "v" in modalities else audio), *(audio if "a" in modalities else video))
 
 
 class ViewDataset(Dataset[Sample | DecodeError]):
-    """Decodes the views of one sample; indexed by (epoch, sample id)."""
+    """The views of one sample, decoded; indexed by (epoch, sample id)."""
 
     def __init__(
         self,
@@ -117,15 +122,15 @@ class ViewDataset(Dataset[Sample | DecodeError]):
         num_views: int,
         modalities: str = "av",
     ) -> None:
-        """Describe what a sample is.
+        """Set what a sample holds.
 
         Args:
-            clips: where samples come from.
-            views: how long segments are.
-            relaxation: where the two views start.
+            clips: the clips to draw from.
+            views: lengths, rates and canvas of the segments.
+            relaxation: how far apart the two views start.
             seed: of the draws.
-            num_views: how many of them are decoded, 1 or 2.
-            modalities: ``v``, ``a`` or ``av``: what is decoded.
+            num_views: number of decoded views, 1 or 2.
+            modalities: which modalities to decode: ``v``, ``a`` or ``av``.
         """
         self.clips = clips
         self._views = views
@@ -135,7 +140,10 @@ class ViewDataset(Dataset[Sample | DecodeError]):
         self._modalities = modalities
 
     def __getitem__(self, request: tuple[int, int]) -> Sample | DecodeError:
-        """Return the sample's arrays, or the error: the loop raises it, so that its one line stays one line."""
+        """Return the sample, or the error for the trainer to raise.
+
+        An error raised in a worker would be wrapped in a traceback.
+        """
         epoch, sample_id = request
         index = sample_id % len(self.clips)
         rng = generator(self._seed, "views", epoch, sample_id)
@@ -154,21 +162,22 @@ class ViewDataset(Dataset[Sample | DecodeError]):
 
 
 class SegmentDataset(Dataset[Sample | DecodeError]):
-    """Decodes several segments of one clip; indexed by the clip's row.
+    """Several segments of one clip, decoded; indexed by the clip's row.
 
-    They are evenly spaced, the same for everyone, or drawn at random, one after the other.
+    The segments are evenly spaced or drawn at random, independently of each other.
     """
 
     def __init__(
         self, clips: Clips, views: ViewSettings, *, modalities: str = "av", num_draws: int = 0, seed: int = 0
     ) -> None:
-        """Describe what is decoded.
+        """Set what is decoded.
 
         Args:
-            clips: one split, or several.
-            views: how long segments are, and how many evenly spaced ones a clip has (``evaluation_clips``).
-            modalities: ``v``, ``a`` or ``av``: what is decoded.
-            num_draws: segments that are drawn at random; 0 = evenly spaced ones.
+            clips: the clips of one or several splits.
+            views: lengths, rates and canvas of the segments, and the number of evenly spaced ones
+                (``evaluation_clips``).
+            modalities: which modalities to decode: ``v``, ``a`` or ``av``.
+            num_draws: number of random segments; 0 means evenly spaced ones.
             seed: of the draws.
         """
         self.clips = clips
@@ -181,19 +190,19 @@ class SegmentDataset(Dataset[Sample | DecodeError]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Sample | DecodeError:
-        """Return the clip's arrays, or the error."""
+        """Return the clip's segments, or the error for the caller to raise."""
         starts = self._drawn(index) if self._num_draws else self._evenly_spaced(index)
         sample_id = self.clips.ids[index]
         return _decoded(self.clips, index, self._views, *starts, modalities=self._modalities, sample_id=sample_id)
 
     @property
     def clip_bytes(self) -> int:
-        """Bytes of one clip's segments, decoded."""
+        """Size of one clip's decoded segments in bytes."""
         video, audio = self._views.video, self._views.audio
         height, width = video.canvas_px
-        of_pictures = video.num_frames * height * width * 3 if "v" in self._modalities else 0
-        of_sound = round(audio.seconds * audio.sample_rate_hz) * 4 if "a" in self._modalities else 0
-        return (self._num_draws or self._views.evaluation_clips) * (of_pictures + of_sound)
+        video_bytes = video.num_frames * height * width * 3 if "v" in self._modalities else 0
+        audio_bytes = round(audio.seconds * audio.sample_rate_hz) * 4 if "a" in self._modalities else 0
+        return (self._num_draws or self._views.evaluation_clips) * (video_bytes + audio_bytes)
 
     def _evenly_spaced(self, index: int) -> tuple[list[float], list[float]]:
         extent = self.clips.extent(index, self._modalities)
@@ -217,7 +226,7 @@ def draw_starts(
 ) -> ViewStarts:
     """Draw where the two views of a clip start.
 
-    Where one modality is all that is decoded, nothing depends on the other: its stream and segments count as alike.
+    If only one modality is decoded, the draw does not depend on the other, which gets its extent and length.
     """
     video_s, audio_s = views.video.seconds, views.audio.seconds
     return draw_view_starts(
@@ -241,7 +250,7 @@ def _decoded(
     fallback: bool = False,
     epoch: int = 0,
 ) -> Sample | DecodeError:
-    """Decode what is asked for of one clip; return it with what is known of the clip, or the error."""
+    """Decode the segments of one clip, or return the error."""
     try:
         video, audio = decode_segments(
             clips.path(index),
@@ -266,7 +275,14 @@ def _decoded(
 def decode_segments(
     path: Path, views: ViewSettings, *, video_starts_s: Sequence[float], audio_starts_s: Sequence[float]
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Decode video segments (V, T, H, W, 3) and audio segments (A, S) as the settings describe them; None for none."""
+    """Decode segments of one file at the rates of the settings.
+
+    Returns:
+        Video (V, T, H, W, 3) uint8 and audio (A, S) float32; None where no start is given.
+
+    Raises:
+        DecodeError: if the file cannot be opened, lacks a stream, or is damaged within a segment.
+    """
     return decode_windows(
         path,
         video_starts_s=video_starts_s,
@@ -280,12 +296,12 @@ def decode_segments(
 
 
 def _named(error: Exception, path: Path) -> DecodeError:
-    """Return an error that names the file; the disk's own errors do not always."""
+    """Return an error that names the file; an ``OSError`` does not always."""
     return error if isinstance(error, DecodeError) else DecodeError.about(path, str(error))
 
 
 def collate(samples: list[Sample | DecodeError]) -> Batch | DecodeError:
-    """Stack samples to a batch; the first decoding error takes the batch's place."""
+    """Stack samples to a batch, or return the first decoding error."""
     decoded: list[Sample] = []
     for sample in samples:
         if isinstance(sample, DecodeError):
@@ -326,10 +342,10 @@ def batch_loader(
     """Return a DataLoader over lists of indices, in their order.
 
     Args:
-        dataset: indexed by whatever ``requests`` holds.
-        requests: an iterable of lists of indices, one list a batch.
-        num_workers: loader processes; 0 decodes in the calling process.
-        pin_memory: whether a GPU waits for the batches.
+        dataset: indexed by the entries of ``requests``.
+        requests: lists of indices, one list per batch.
+        num_workers: number of loader processes; 0 decodes in the calling process.
+        pin_memory: whether to copy batches to pinned memory, for a GPU.
     """
     return DataLoader(
         dataset,
@@ -337,8 +353,8 @@ def batch_loader(
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=_set_up_worker,
-        # Children of this very process: they notice when it dies. Under a fork server they would outlive it.
+        # Forked children end when this process dies; children of a fork server would outlive it.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # else the loader draws from the global stream
+        generator=torch.Generator().manual_seed(0),  # without it the loader draws from the global generator
     )

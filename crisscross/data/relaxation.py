@@ -1,20 +1,44 @@
 """Temporal relaxation: where the two views of a clip start (paper, "relaxed cross-modal synchronicity").
 
-A view is a video segment and an audio segment. Within a view the shorter of the two (video, in the paper)
-lies wholly inside the longer, so that a "synchronous" pair is synchronous. A relaxation says how far apart
-the two views lie. All times are seconds on the file's own timeline, shared by its two streams.
+A *view* is one video segment and one audio segment (paper: 0.5 s and 2 s). Within a view the shorter segment lies
+inside the longer one, so the two are synchronous. A *relaxation* sets how far apart the two views lie:
 
-Choices of ours, where the paper is silent:
+    none      both views are the same video segment and the same audio segment; only the augmentation differs
+    mild      the views overlap by half: the first and the last segment of a span of 1.5 segments (the default)
+    medium    view 2 starts where view 1 ends: the first and the last segment of a span of 2 segments
+    mixed     the two views are drawn independently
+    extreme   view 1 lies in the first half of the clip, view 2 at the same offset in the second half
 
-- "What fits both streams": the longer segment is drawn uniformly within the time that both streams cover.
-  Only when that time is too short for it may it reach over the edge of the other stream.
-- Mild and medium draw one span a modality. The video span sits in the audio span so that *both* views keep
-  their video inside their own audio. For segments of 0.5 s and 2 s, mild leaves the video span's start
-  uniform in [0.75, 1.5] s after the audio span's; medium leaves only 1.5 s, the video span centred on the
-  audio span. Drawn anywhere in the audio span, v1 would often lie in a2 and not in a1.
-- A clip too short for its relaxation gets the widest narrower one that fits (extreme, medium, mild, none;
-  mixed needs no more room than none). When not even one view fits, a segment longer than its stream starts
-  where the stream starts, and the decoder pads it. ``ViewStarts.fallback`` names what was used instead.
+One modality of a clip, its segment in view 1 and in view 2:
+
+              |<------------ clip ------------->|
+    none      |        [=1=]                    |
+              |        [=2=]                    |
+    mild      |        [=1=]                    |
+              |          [=2=]                  |
+    medium    |        [=1=]                    |
+              |             [=2=]               |
+    mixed     |                     [=1=]       |
+              |   [=2=]                         |
+    extreme   |     [=1=]       |               |
+              |                 |    [=2=]      |
+
+``video_extreme`` and ``audio_extreme`` are two more variants of the authors: one modality as in extreme, the other
+the same in both views. The released code names the five rules same_timestamp, overlapped, adjacent, random, far_apart.
+
+All times are seconds on the file's own timeline, shared by its two streams. Below, *outer* is the modality with the
+longer segment (audio, in the paper) and *inner* the other.
+
+# ours: what the paper leaves open.
+
+- The outer segment is drawn uniformly within the time that both streams cover. It reaches over the edge of the
+  inner stream only if that time is too short for it.
+- Mild and medium draw one span per modality such that *both* views keep their inner segment inside their own
+  outer segment. For 0.5 s and 2 s, mild leaves the video span's start uniform in [0.75, 1.5] s after the audio span's;
+  medium leaves only 1.5 s, the video span centered on the audio span. A video span drawn anywhere in the audio span
+  would often put the video of view 1 inside the audio of view 2 alone.
+- A clip too short for its relaxation gets the widest narrower one that fits (``RELAXATIONS``). If not even one
+  view fits, a segment longer than its stream starts where the stream starts, and the decoder pads it.
 """
 
 from __future__ import annotations
@@ -22,18 +46,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # configs are checked with this module's names alone
-    import numpy as np
+import numpy as np
 
-
-_TOLERANCE_S = 1e-6  # container time stamps are rounded; a clip of 4 s may say 3.9999999
+_TOLERANCE_S = 1e-6  # container timestamps are rounded: a clip of 4 s may end at 3.9999999
 
 
 @dataclass(frozen=True)
 class Extent:
-    """When a clip's streams start and end, in seconds; an end is the end of the last frame or sample."""
+    """Start and end of a clip's streams in seconds.
+
+    An end is the end of the last frame or sample.
+    """
 
     video_start_s: float
     video_end_s: float
@@ -43,10 +68,10 @@ class Extent:
 
 @dataclass(frozen=True)
 class ViewStarts:
-    """When the segments of view 1 and view 2 start, in seconds.
+    """Starts of the segments of view 1 and view 2, in seconds.
 
-    ``fallback`` is empty when the relaxation was followed; otherwise it names what took its place:
-    ``"medium"``, ``"mild"``, ``"none"``, or ``"pad"`` when not even one view fits.
+    ``fallback`` is empty if the relaxation was followed; else it names what replaced it: ``"medium"``, ``"mild"``,
+    ``"none"``, or ``"pad"`` if not even one view fits.
     """
 
     video_s: tuple[float, float]
@@ -54,9 +79,75 @@ class ViewStarts:
     fallback: str = ""
 
 
+def draw_view_starts(
+    relaxation: str,
+    extent: Extent,
+    *,
+    video_seconds: float,
+    audio_seconds: float,
+    rng: np.random.Generator,
+) -> ViewStarts:
+    """Draw where the two views of a clip start.
+
+    Args:
+        relaxation: a key of ``RELAXATIONS``.
+        extent: start and end of the clip's streams.
+        video_seconds: length of a video segment (paper: 0.5 s).
+        audio_seconds: length of an audio segment (paper: 2 s).
+        rng: the only source of randomness.
+
+    Returns:
+        Starts within the streams whenever the segments fit; see ``ViewStarts.fallback`` for short clips.
+
+    Raises:
+        ValueError: if the relaxation is unknown, a length is not positive, or a stream has no start or end.
+    """
+    if relaxation not in RELAXATIONS:
+        raise ValueError(f"unknown relaxation {relaxation!r}; choose one of {', '.join(RELAXATIONS)}")
+    limits = _limits(extent, video_seconds, audio_seconds)
+    name = relaxation
+    while name:
+        rule = RELAXATIONS[name]
+        starts = rule.draw(limits, rng)
+        if starts is not None:
+            return replace(starts, fallback="" if name == relaxation else name)
+        name = rule.narrower
+    return _padded(limits, rng, same_views=relaxation != "mixed")
+
+
+def even_starts(start_s: float, end_s: float, *, seconds: float, num: int) -> list[float]:
+    """Return the starts of evenly spaced evaluation windows.
+
+    The first window starts with the stream, the last ends with it. In a stream shorter than a window, all start
+    where the stream starts.
+
+    Args:
+        start_s: start of the stream.
+        end_s: end of the stream.
+        seconds: length of a window.
+        num: number of windows.
+
+    Returns:
+        ``num`` start times in seconds, ascending.
+
+    Raises:
+        ValueError: if ``num`` is below 1, ``seconds`` is not positive, or a time is not finite.
+    """
+    if num < 1:
+        raise ValueError(f"got num={num} evaluation windows; at least 1 is needed")
+    if not seconds > 0:
+        raise ValueError(f"got windows of seconds={seconds}; a length must be above 0")
+    if not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise ValueError(f"got a stream from {start_s} to {end_s} s; leave out clips that lack this stream")
+    last_s = max(start_s, end_s - seconds)
+    if num == 1:
+        return [(start_s + last_s) / 2]  # ours: a single window lies in the middle
+    return [start_s + (last_s - start_s) * index / (num - 1) for index in range(num)]
+
+
 @dataclass(frozen=True)
-class _Room:
-    """The longer and the shorter of the two segments, and the streams that they must fit."""
+class _Limits:
+    """Start and end of the outer and the inner stream, and the lengths of their segments."""
 
     outer_start_s: float
     outer_end_s: float
@@ -74,8 +165,20 @@ class _Room:
     def shared_end_s(self) -> float:
         return min(self.outer_end_s, self.inner_end_s)
 
-    def within(self, start_s: float, end_s: float) -> _Room:
-        """The same segments with both streams cut to one stretch of time."""
+    @property
+    def half_s(self) -> float:
+        """Half of the time that both streams cover."""
+        return (self.shared_end_s - self.shared_start_s) / 2
+
+    @property
+    def slack_s(self) -> float:
+        """The latest start of an inner segment within its outer one."""
+        return self.outer_seconds - self.inner_seconds
+
+    def first_half(self) -> _Limits:
+        """Return the limits cut to the first half of the shared time."""
+        start_s = self.shared_start_s
+        end_s = start_s + self.half_s
         return replace(
             self,
             outer_start_s=max(self.outer_start_s, start_s),
@@ -89,128 +192,7 @@ class _Room:
         return ViewStarts(video_s=video_s, audio_s=audio_s)
 
 
-def none(extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator) -> ViewStarts:
-    """Both views are the same video segment and the same audio segment (released name: same_timestamp)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    return _first_that_fits(room, rng, _shifted_by(0.0))
-
-
-def mild(extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator) -> ViewStarts:
-    """Views overlap by half: first and last segment of a span of 1.5 segments (released name: overlapped)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    return _first_that_fits(room, rng, _shifted_by(0.5), none=_shifted_by(0.0))
-
-
-def medium(extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator) -> ViewStarts:
-    """View 2 begins where view 1 ends, in both modalities (released name: adjacent)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    return _first_that_fits(room, rng, _shifted_by(1.0), mild=_shifted_by(0.5), none=_shifted_by(0.0))
-
-
-def mixed(extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator) -> ViewStarts:
-    """The two views are drawn independently of each other (released name: random)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    return _first_that_fits(room, rng, _independent)
-
-
-def extreme(extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator) -> ViewStarts:
-    """View 1 from the clip's first half, view 2 equally far into its second (released name: far_apart)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    return _first_that_fits(
-        room, rng, _half_a_clip_apart, medium=_shifted_by(1.0), mild=_shifted_by(0.5), none=_shifted_by(0.0)
-    )
-
-
-def video_extreme(
-    extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator
-) -> ViewStarts:
-    """Video half a clip apart; one audio segment for both, around either of them (a released variant)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    apart = _inner_half_a_clip_apart if room.video_is_inner else _outer_half_a_clip_apart
-    return _first_that_fits(room, rng, apart, none=_shifted_by(0.0))
-
-
-def audio_extreme(
-    extent: Extent, *, video_seconds: float, audio_seconds: float, rng: np.random.Generator
-) -> ViewStarts:
-    """Audio half a clip apart; one video segment for both, inside either of them (a released variant)."""
-    room = _room(extent, video_seconds, audio_seconds)
-    apart = _outer_half_a_clip_apart if room.video_is_inner else _inner_half_a_clip_apart
-    return _first_that_fits(room, rng, apart, none=_shifted_by(0.0))
-
-
-RELAXATIONS: dict[str, Callable[..., ViewStarts]] = {
-    "none": none,
-    "mild": mild,
-    "medium": medium,
-    "mixed": mixed,
-    "extreme": extreme,
-    "video_extreme": video_extreme,
-    "audio_extreme": audio_extreme,
-}
-
-
-def draw_view_starts(
-    relaxation: str,
-    extent: Extent,
-    *,
-    video_seconds: float,
-    audio_seconds: float,
-    rng: np.random.Generator,
-) -> ViewStarts:
-    """Draw where the two views of a clip start.
-
-    Args:
-        relaxation: a key of ``RELAXATIONS``.
-        extent: when the clip's streams start and end.
-        video_seconds: length of a video segment (paper: 0.5 s).
-        audio_seconds: length of an audio segment (paper: 2 s).
-        rng: where the draw comes from, the only source of randomness.
-
-    Returns:
-        Starts within the streams whenever the segments fit; see ``ViewStarts.fallback`` for short clips.
-
-    Raises:
-        ValueError: unknown relaxation, a length that is not positive, or a stream without a start or end.
-    """
-    if relaxation not in RELAXATIONS:
-        raise ValueError(f"unknown relaxation {relaxation!r}; choose one of {', '.join(RELAXATIONS)}")
-    return RELAXATIONS[relaxation](extent, video_seconds=video_seconds, audio_seconds=audio_seconds, rng=rng)
-
-
-def even_starts(start_s: float, end_s: float, *, seconds: float, num: int) -> list[float]:
-    """Starts of evenly spaced evaluation windows, the first at the stream's start, the last at its end.
-
-    One window alone sits in the middle (chosen by us). In a stream shorter than a window, all start with it.
-
-    Args:
-        start_s: when the stream starts.
-        end_s: when the stream ends.
-        seconds: length of a window.
-        num: how many windows.
-
-    Returns:
-        ``num`` start times in seconds, ascending.
-
-    Raises:
-        ValueError: ``num`` below 1, ``seconds`` not positive, or times that are not finite.
-    """
-    if num < 1:
-        raise ValueError(f"got num={num} evaluation windows; at least 1 is needed")
-    if not seconds > 0:
-        raise ValueError(f"got windows of seconds={seconds}; a length must be above 0")
-    if not (math.isfinite(start_s) and math.isfinite(end_s)):
-        raise ValueError(f"got a stream from {start_s} to {end_s} s; leave out clips that lack this stream")
-    last_s = max(start_s, end_s - seconds)
-    if num == 1:
-        return [(start_s + last_s) / 2]
-    return [start_s + (last_s - start_s) * index / (num - 1) for index in range(num)]
-
-
-_Draw = Callable[[_Room, "np.random.Generator"], ViewStarts | None]
-
-
-def _room(extent: Extent, video_seconds: float, audio_seconds: float) -> _Room:
+def _limits(extent: Extent, video_seconds: float, audio_seconds: float) -> _Limits:
     for name, seconds in (("video_seconds", video_seconds), ("audio_seconds", audio_seconds)):
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(f"got {name}={seconds}; a segment's length must be above 0")
@@ -219,119 +201,164 @@ def _room(extent: Extent, video_seconds: float, audio_seconds: float) -> _Room:
     if not all(math.isfinite(time_s) for time_s in (*video, *audio)):
         raise ValueError(f"got {extent}; both streams need a start and an end, so leave out clips that lack one")
     if video_seconds <= audio_seconds:
-        return _Room(*audio, *video, audio_seconds, video_seconds, video_is_inner=True)
-    return _Room(*video, *audio, video_seconds, audio_seconds, video_is_inner=False)
+        return _Limits(*audio, *video, audio_seconds, video_seconds, video_is_inner=True)
+    return _Limits(*video, *audio, video_seconds, audio_seconds, video_is_inner=False)
 
 
-def _first_that_fits(room: _Room, rng: np.random.Generator, wanted: _Draw, **narrower: _Draw) -> ViewStarts:
-    """Draw as wanted, or else by the first of the narrower relaxations that fits, or else padded."""
-    starts = wanted(room, rng)
-    if starts is not None:
-        return starts
-    for name, draw in narrower.items():
-        starts = draw(room, rng)
-        if starts is not None:
-            return ViewStarts(starts.video_s, starts.audio_s, fallback=name)
-    first = _padded_view(room, rng)
-    second = _padded_view(room, rng) if wanted is _independent else first
-    starts = room.starts((first[0], second[0]), (first[1], second[1]))
-    return ViewStarts(starts.video_s, starts.audio_s, fallback="pad")
+_Draw = Callable[[_Limits, np.random.Generator], ViewStarts | None]
+"""Draws the starts of two views, or returns None if the clip is too short."""
 
 
 def _shifted_by(shift: float) -> _Draw:
-    """Views whose segments are ``shift`` segment lengths apart, in each modality its own length."""
+    """Return the rule whose views lie ``shift`` segments apart.
 
-    def draw(room: _Room, rng: np.random.Generator) -> ViewStarts | None:
-        spans = _draw_spans(room, rng, shift)
+    Each modality is shifted by its own segment length.
+    """
+
+    def draw(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+        spans = _draw_spans(limits, rng, shift)
         if spans is None:
             return None
         outer_s, inner_s = spans
-        return room.starts(
-            (outer_s, outer_s + shift * room.outer_seconds), (inner_s, inner_s + shift * room.inner_seconds)
+        return limits.starts(
+            (outer_s, outer_s + shift * limits.outer_seconds), (inner_s, inner_s + shift * limits.inner_seconds)
         )
 
     return draw
 
 
-def _draw_spans(room: _Room, rng: np.random.Generator, shift: float) -> tuple[float, float] | None:
-    """Starts of the outer and inner span, ``1 + shift`` segments long, with inner in outer in both views."""
-    outer_span = (1 + shift) * room.outer_seconds
-    inner_span = (1 + shift) * room.inner_seconds
+def _independent(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    """Draw each view by itself."""
+    first, second = _draw_spans(limits, rng, 0.0), _draw_spans(limits, rng, 0.0)
+    if first is None or second is None:
+        return None
+    return limits.starts((first[0], second[0]), (first[1], second[1]))
+
+
+def _half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    """Draw view 1 in the first half, and put view 2 half a clip later."""
+    first = _draw_spans(limits.first_half(), rng, 0.0)
+    if first is None:
+        return None
+    outer_s, inner_s = first
+    return limits.starts((outer_s, outer_s + limits.half_s), (inner_s, inner_s + limits.half_s))
+
+
+def _video_half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    apart = _inner_half_a_clip_apart if limits.video_is_inner else _outer_half_a_clip_apart
+    return apart(limits, rng)
+
+
+def _audio_half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    apart = _outer_half_a_clip_apart if limits.video_is_inner else _inner_half_a_clip_apart
+    return apart(limits, rng)
+
+
+def _outer_half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    """Put the outer segments half a clip apart.
+
+    Both views share one inner segment, inside either of them with equal chance.
+    """
+    first = _draw_spans(limits.first_half(), rng, 0.0)
+    if first is None:
+        return None
+    outer_s, inner_s = first
+    inner_s += limits.half_s * rng.integers(2)
+    return limits.starts((outer_s, outer_s + limits.half_s), (inner_s, inner_s))
+
+
+def _inner_half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
+    """Put the inner segments half a clip apart.
+
+    Both views share one outer segment, around either of them with equal chance.
+    """
+    low, half = limits.shared_start_s, limits.half_s
+    fits = half >= limits.inner_seconds - _TOLERANCE_S and 2 * half >= limits.outer_seconds - _TOLERANCE_S
+    if not fits:
+        return None
+    first_s = _uniform(rng, low, low + half - limits.inner_seconds)
+    inside_s = first_s + half * rng.integers(2)
+    last_s = limits.shared_end_s - limits.outer_seconds
+    outer_s = _uniform(rng, max(low, inside_s - limits.slack_s), min(inside_s, last_s))
+    return limits.starts((outer_s, outer_s), (first_s, first_s + half))
+
+
+class Relaxation(NamedTuple):
+    """How to draw the two views, and what replaces it in a clip that is too short."""
+
+    draw: _Draw
+    narrower: str  # the next narrower relaxation; "" = pad
+
+
+RELAXATIONS: dict[str, Relaxation] = {
+    "none": Relaxation(_shifted_by(0.0), narrower=""),
+    "mild": Relaxation(_shifted_by(0.5), narrower="none"),
+    "medium": Relaxation(_shifted_by(1.0), narrower="mild"),
+    "mixed": Relaxation(_independent, narrower=""),  # it needs no more time than none
+    "extreme": Relaxation(_half_a_clip_apart, narrower="medium"),
+    "video_extreme": Relaxation(_video_half_a_clip_apart, narrower="none"),
+    "audio_extreme": Relaxation(_audio_half_a_clip_apart, narrower="none"),
+}
+
+
+def _draw_spans(limits: _Limits, rng: np.random.Generator, shift: float) -> tuple[float, float] | None:
+    """Draw the starts of two spans, each ``1 + shift`` segments long.
+
+    One span is of the outer modality, one of the inner. View 1 is the first segment of both and view 2 the last. In
+    both views the inner segment lies inside the outer one. None if that does not fit.
+    """
+    outer_span = (1 + shift) * limits.outer_seconds
+    inner_span = (1 + shift) * limits.inner_seconds
     # View 2's offset is view 1's less shift x slack, and both must lie in [0, slack].
-    slack = room.outer_seconds - room.inner_seconds
-    offset_low, offset_high = shift * slack, slack
-    low, high = room.shared_start_s, room.shared_end_s - outer_span
-    if high < low - _TOLERANCE_S:
-        low = max(room.outer_start_s, room.inner_start_s - offset_high)
-        high = min(room.outer_end_s - outer_span, room.inner_end_s - inner_span - offset_low)
-        inner_fits = room.inner_end_s - room.inner_start_s >= inner_span - _TOLERANCE_S
+    offset_low, offset_high = shift * limits.slack_s, limits.slack_s
+    low, high = limits.shared_start_s, limits.shared_end_s - outer_span
+    if high < low - _TOLERANCE_S:  # the outer span may reach over the edge of the inner stream
+        low = max(limits.outer_start_s, limits.inner_start_s - offset_high)
+        high = min(limits.outer_end_s - outer_span, limits.inner_end_s - inner_span - offset_low)
+        inner_fits = limits.inner_end_s - limits.inner_start_s >= inner_span - _TOLERANCE_S
         if high < low - _TOLERANCE_S or not inner_fits:
             return None
     outer_s = _uniform(rng, low, high)
     return outer_s, _uniform(
         rng,
-        max(outer_s + offset_low, room.inner_start_s),
-        min(outer_s + offset_high, room.inner_end_s - inner_span),
+        max(outer_s + offset_low, limits.inner_start_s),
+        min(outer_s + offset_high, limits.inner_end_s - inner_span),
     )
 
 
-def _independent(room: _Room, rng: np.random.Generator) -> ViewStarts | None:
-    first, second = _draw_spans(room, rng, 0.0), _draw_spans(room, rng, 0.0)
-    if first is None or second is None:
-        return None
-    return room.starts((first[0], second[0]), (first[1], second[1]))
+def _padded(limits: _Limits, rng: np.random.Generator, *, same_views: bool) -> ViewStarts:
+    """Draw the views of a clip that is too short for one."""
+    first = _padded_view(limits, rng)
+    second = first if same_views else _padded_view(limits, rng)
+    return replace(limits.starts((first[0], second[0]), (first[1], second[1])), fallback="pad")
 
 
-def _half_a_clip_apart(room: _Room, rng: np.random.Generator) -> ViewStarts | None:
-    half = (room.shared_end_s - room.shared_start_s) / 2
-    first = _draw_spans(room.within(room.shared_start_s, room.shared_start_s + half), rng, 0.0)
-    if first is None:
-        return None
-    outer_s, inner_s = first
-    return room.starts((outer_s, outer_s + half), (inner_s, inner_s + half))
+def _padded_view(limits: _Limits, rng: np.random.Generator) -> tuple[float, float]:
+    """Draw one view.
 
-
-def _outer_half_a_clip_apart(room: _Room, rng: np.random.Generator) -> ViewStarts | None:
-    """Outer segments far apart; one inner segment for both, inside either of them with equal chance."""
-    half = (room.shared_end_s - room.shared_start_s) / 2
-    first = _draw_spans(room.within(room.shared_start_s, room.shared_start_s + half), rng, 0.0)
-    if first is None:
-        return None
-    outer_s, inner_s = first
-    inner_s += half * rng.integers(2)
-    return room.starts((outer_s, outer_s + half), (inner_s, inner_s))
-
-
-def _inner_half_a_clip_apart(room: _Room, rng: np.random.Generator) -> ViewStarts | None:
-    """Inner segments far apart; one outer segment for both, around either of them with equal chance."""
-    low, half = room.shared_start_s, (room.shared_end_s - room.shared_start_s) / 2
-    fits = half >= room.inner_seconds - _TOLERANCE_S and 2 * half >= room.outer_seconds - _TOLERANCE_S
-    if not fits:
-        return None
-    first_s = _uniform(rng, low, low + half - room.inner_seconds)
-    inside_s = first_s + half * rng.integers(2)
-    slack = room.outer_seconds - room.inner_seconds
-    outer_s = _uniform(rng, max(low, inside_s - slack), min(inside_s, room.shared_end_s - room.outer_seconds))
-    return room.starts((outer_s, outer_s), (first_s, first_s + half))
-
-
-def _padded_view(room: _Room, rng: np.random.Generator) -> tuple[float, float]:
-    """One view of a clip that is too short: a segment longer than its stream starts where the stream does."""
-    slack = room.outer_seconds - room.inner_seconds
-    outer_low, inner_low = room.outer_start_s, room.inner_start_s
-    outer_high = max(outer_low, room.outer_end_s - room.outer_seconds)
-    inner_high = max(inner_low, room.inner_end_s - room.inner_seconds)
+    A segment longer than its stream starts where the stream starts.
+    """
+    slack = limits.slack_s
+    outer_low, inner_low = limits.outer_start_s, limits.inner_start_s
+    outer_high = max(outer_low, limits.outer_end_s - limits.outer_seconds)
+    inner_high = max(inner_low, limits.inner_end_s - limits.inner_seconds)
     outer_s = _uniform(rng, *_cut(outer_low, outer_high, inner_low - slack, inner_high))
     return outer_s, _uniform(rng, *_cut(inner_low, inner_high, outer_s, outer_s + slack))
 
 
 def _cut(low: float, high: float, cut_low: float, cut_high: float) -> tuple[float, float]:
-    """The part of [low, high] within the cut, or all of it where the two do not meet."""
+    """Return the part of [low, high] within the cut.
+
+    If the two do not meet, return [low, high].
+    """
     if max(low, cut_low) > min(high, cut_high):
         return low, high
     return max(low, cut_low), min(high, cut_high)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """Uniform in [low, high]; ``low`` where the range is empty. Always takes one number from ``rng``."""
+    """Draw from [low, high], or return ``low`` if it is empty.
+
+    One number is taken from ``rng`` in either case.
+    """
     return low + float(rng.random()) * max(0.0, high - low)

@@ -1,6 +1,6 @@
-"""What a manifest is built from: the list of a dataset's files, and how to tell that nothing of it has changed.
+"""The input of a manifest: the list of a dataset's files, and a hash that changes when any of them does.
 
-Every file is looked at and none is opened, so that a launch knows in a moment that a dataset is as it was.
+Files are only stat'ed, never opened, so a launch finds out in a moment whether a dataset has changed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,14 @@ from crisscross.data.file_list import ListedClip, read_csv, scan_tree
 STREAMS = ("video", "audio")
 
 FileStat = tuple[int, int]
-"""Size in bytes and modification time in ns of a file: they change when it does."""
+"""Size in bytes and modification time in ns of a file."""
 
 NO_FILE: FileStat = (0, 0)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a dataset's clips are listed, and what is asked of them; ``of`` says what each setting means.
-
-    Raises:
-        FileNotFoundError: the root is missing.
-        ValueError: a setting is wrong.
-    """
+    """How clips are listed and which are usable; see ``of`` for the settings."""
 
     root: Path
     csv: Path | None
@@ -66,17 +61,21 @@ class Source:
 
         Args:
             root: the folder of the clips; None means the CSV's folder.
-            csv: a list of the clips; None means that the tree ``<split>/<class>/<file>`` or ``<class>/<file>`` is it.
+            csv: a list of the clips; None means the files at ``<split>/<class>/<file>`` or ``<class>/<file>``.
             file_column: the CSV's column of files, relative to the root or to the CSV's folder.
-            label_column: its column of classes.
-            split_column: its column of splits, whose values are used as they are (several joined by ``+``); None, or
-                ``"split"`` where there is no such column, means that clips are split by the hash of their paths.
-            test_fraction: the part of each class that such a split makes the test.
+            label_column: the CSV's column of classes.
+            split_column: the CSV's column of splits, whose values are used as they are (several joined by ``+``).
+                None, or ``"split"`` if there is no such column: clips are split by the hash of their paths.
+            test_fraction: the part of each class that such a split assigns to the test.
             require: the streams that a clip must have: ``"video"``, ``"audio"`` or both.
-            thorough: decode files whole, so that one that is damaged anywhere is found now.
-            official: the dataset whose official lists name the clips, a key of ``official.DATASETS``.
-            annotations: where those lists are; None means under the root.
-            allow_missing: whether much of what they name may be missing.
+            thorough: whether to decode files completely, to find damage anywhere in them.
+            official: the dataset whose official lists name the clips, a key of ``datasets.READERS``.
+            annotations: the folder or file of those lists; None means under the root.
+            allow_missing: whether any number of the listed clips may be missing.
+
+        Raises:
+            FileNotFoundError: if the root is missing.
+            ValueError: if a setting is wrong.
         """
         list_path = None if csv is None else Path(csv).absolute()
         if root is not None:
@@ -102,7 +101,7 @@ class Source:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings as plain JSON, less the root."""
+        """The settings as plain JSON, without the root."""
         return {
             "csv": None if self.csv is None else str(self.csv),
             "file_column": self.file_column,
@@ -116,11 +115,11 @@ class Source:
         }
 
     def list_clips(self) -> list[ListedClip]:
-        """List the files, from the CSV, the tree or the official lists.
+        """List the files from the CSV, the tree or the official lists.
 
         Raises:
-            FileNotFoundError: the CSV or an official list is missing.
-            ValueError: the list cannot be used, or is empty, or too much of what it names is missing.
+            FileNotFoundError: if the CSV or an official list is missing.
+            ValueError: if the list is unusable or empty, or too many of its clips are missing.
         """
         if self.official is not None:
             return list_official(self.official, self.root, self.annotations, allow_missing=self.allow_missing)
@@ -134,22 +133,22 @@ class Source:
             split_column=self.split_column,
         )
 
-    def stamps(self, listed: Iterable[ListedClip]) -> list[FileStat]:
-        """Look at every file that the list alone does not rule out, in the list's order."""
+    def file_stats(self, listed: Iterable[ListedClip]) -> list[FileStat]:
+        """Stat every listed file; missing and rejected ones give ``NO_FILE``."""
         return [NO_FILE if row.problem else file_stat(self.root, row.path) or NO_FILE for row in listed]
 
-    def digest(self, listed: Iterable[ListedClip], stamps: Iterable[FileStat], *, version: Any) -> str:
-        """Return a hash that changes when the settings, the list, a file or the ``version`` of the code does."""
+    def digest(self, listed: Iterable[ListedClip], file_stats: Iterable[FileStat], *, version: Any) -> str:
+        """Hash the settings, the list, every file's stat, and ``version``."""
         digest = hashlib.sha256(json.dumps([version, str(self.root), self.settings]).encode())
-        for row, stamp in zip(listed, stamps, strict=True):
-            digest.update(json.dumps([row.path, row.label, row.split, row.problem, *stamp]).encode())
+        for row, stats in zip(listed, file_stats, strict=True):
+            digest.update(json.dumps([row.path, row.label, row.split, row.problem, *stats]).encode())
         return digest.hexdigest()
 
 
 def file_stat(root: Path, path: str) -> FileStat | None:
-    """Return the stamp of a file below ``root``; None when it is no regular file."""
+    """Return size and time of a file, or None if it is no regular file."""
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a tenth of the time, and there may be 240,000)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, ValueError):  # ValueError: not a valid file name
         return None
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

@@ -1,17 +1,17 @@
-"""Bring the clips of a job to its node's own disk, before it begins.
+"""Stage clips to node-local disk before the job starts.
 
-``data.stage`` says whether and where to:
+``data.stage`` is
 
 - ``off``: clips are read where they are.
-- ``auto``: to ``$SLURM_TMPDIR``, or in a Slurm job to ``$TMPDIR`` (the launcher sets it to ``cluster.local_disk``).
-  Where there is neither, or no room, clips are read where they are, and the log says so.
-- a folder: to there; a job that finds no room fails with a line that says how much is needed.
+- ``auto``: stage to ``$SLURM_TMPDIR``, or in a Slurm job to ``$TMPDIR`` (the launcher sets it to
+  ``cluster.local_disk``). Without either, or without enough space, clips are read where they are, with a warning.
+- a folder: stage to it; too little space is an error that names the space needed.
 
-One process a node brings the clips, the others wait for its lock; each node of a job has its own copy, and jobs that
-share a disk share it. Shards (``shards.py``) are used where the root has them, and what they lack is copied file by
-file. A clip is written beside and renamed, with the size and the time that the manifest knows: so a clip that is there
-is whole and current, and a job that starts again brings only what is missing. What was brought is left for the next
-job; ``$SLURM_TMPDIR`` goes with the job.
+One process per node copies the clips while the others wait for its lock. Each node of a job has its own copy; jobs that
+share a disk share the copy. Clips that are in tar files (``ROOT/shards/*.tar``, or ``data.shards``) are unpacked from
+there, the others are copied file by file. A clip is written to a temporary file, then renamed, with the size and the
+time of the manifest: so every clip that exists is complete and current, and a job that starts again copies only what is
+missing. Staged clips stay for the next job, unless Slurm deletes ``$SLURM_TMPDIR``.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ import pandas as pd
 from crisscross.config.data import DataSettings
 from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, check_inside
-from crisscross.data.shards import DEFAULT_FOLDER, read_index
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import DISK_FULL, file_lock
-from crisscross.utils.signals import INTERRUPTION, Preempted, raise_if_preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted, raise_if_preempted
 
 logger = logging.getLogger(__name__)
-COPY_THREADS = 8  # a cluster's file system answers late and to many at once (chosen by us)
-SPARE_BYTES = 2**20  # left free for the file system's own needs
-SAME_TIME_NS = 2 * 10**9  # some disks keep times to two seconds
+COPY_THREADS = 8  # ours: a parallel file system has a long latency and serves many requests at once
+SHARDS = "shards"  # folder of tar files in a dataset's root
+SPARE_BYTES = 2**20  # ours: left free for the file system itself
+SAME_TIME_NS = 2 * 10**9  # FAT stores times to two seconds, tar to one
 REPORT_EVERY_S = 1.0
-LOCK_LOOK_S = 0.5  # how often a process that waits looks whether it was told to leave
-Report = Callable[[str], None]
+LOCK_POLL_S = 0.5  # ours: how often a waiting process checks for a signal
+ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,40 @@ class _Clip:
     mtime_ns: int
 
     def is_at(self, folder: Path) -> bool:
-        """Whether the clip is there, whole and current."""
+        """Whether the folder has the clip, complete and current."""
         try:
             found = (folder / self.path).stat()
         except FileNotFoundError:
             return False
-        return found.st_size == self.num_bytes and abs(found.st_mtime_ns - self.mtime_ns) < SAME_TIME_NS
+        return self.matches(found.st_size, found.st_mtime_ns)
+
+    def matches(self, num_bytes: int, mtime_ns: int) -> bool:
+        """Whether size and time equal those of the manifest."""
+        return num_bytes == self.num_bytes and abs(mtime_ns - self.mtime_ns) < SAME_TIME_NS
 
 
-def staged(
-    manifest: Manifest, settings: DataSettings, *, splits: Sequence[str] | None = None, report: Report | None = None
+def stage_in(
+    manifest: Manifest,
+    settings: DataSettings,
+    *,
+    splits: Sequence[str] | None = None,
+    report: ProgressCallback | None = None,
 ) -> Manifest:
-    """Bring a manifest's clips to the node's own disk, if ``data.stage`` says so.
+    """Copy the clips of a manifest to node-local disk, as ``data.stage`` sets.
 
     Args:
-        manifest: the clips, where they are.
-        settings: ``stage`` and ``shards`` of them are used.
-        splits: whose clips are needed; None means all.
-        report: called now and then with what is being done.
+        manifest: the clips at their original place.
+        settings: of the data; ``name``, ``stage`` and ``shards`` are used.
+        splits: splits to stage; None = all.
+        report: called at intervals with a line on the progress.
 
     Returns:
-        The same manifest with another root; the very same where nothing is brought.
+        The manifest with the staged root; the same object if nothing is staged.
 
     Raises:
-        Interrupted: a signal asked the job to leave.
-        ValueError: the folder cannot be used, or a clip is not what the manifest says.
-        OSError: there is not enough room, or the disk refuses.
+        Preempted: if a signal stops the job.
+        ValueError: if the folder cannot be used, or a clip differs from the manifest.
+        OSError: if there is not enough space, or the disk cannot be written.
     """
     if settings.stage is None or settings.stage == "off":
         return manifest
@@ -92,26 +100,26 @@ def staged(
     try:
         check_inside(manifest.clips["path"], what="staged")
         name = re.sub(r"[^\w.-]", "_", settings.name)
-        folder = _own_folder(disk) / f"{name}-{manifest.fingerprint[:16]}"
+        folder = _own_folder(disk) / f"{name}-{manifest.data_hash[:16]}"
         folder.mkdir(exist_ok=True)
-        with _patient_lock(folder.with_suffix(".lock"), report):
-            num_brought, num_bytes = _bring(manifest, settings, folder, _needed(manifest, splits), report)
+        with _interruptible_lock(folder.with_suffix(".lock"), report):
+            num_copied, num_bytes = _copy_missing(manifest, settings, folder, _needed(manifest, splits), report)
     except (OSError, ValueError) as error:
         if settings.stage != "auto":
             raise
         logger.warning("data.stage=auto: clips are read from %s: %s", manifest.root, error)
         return manifest
     seconds = time.monotonic() - started
-    text = "clips are read from %s, where %d (%.1f MB) were brought from %s in %.1f s"
-    logger.info(text, folder, num_brought, num_bytes / 1e6, manifest.root, seconds)
+    text = "clips are read from %s, where %d (%.1f MB) were copied from %s in %.1f s"
+    logger.info(text, folder, num_copied, num_bytes / 1e6, manifest.root, seconds)
     return replace(manifest, root=folder)
 
 
 def local_disk(stage: str) -> Path | None:
-    """Return the folder that ``data.stage`` means in this job; None where there is none.
+    """Return the folder of ``data.stage`` in this job; None if there is none.
 
     Raises:
-        ValueError: it names a variable that is not set.
+        ValueError: if it contains a variable that is not set, or is not an absolute path.
     """
     if stage == "auto":
         found = os.environ.get("SLURM_TMPDIR") or (os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None)
@@ -125,7 +133,7 @@ def local_disk(stage: str) -> Path | None:
 
 
 def _own_folder(disk: Path) -> Path:
-    """Return a folder of this user's alone: others could put files of their own in the place of clips."""
+    """Return a private folder: other users must not replace clips."""
     folder = disk / f"crisscross-clips-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,9 +146,9 @@ def _own_folder(disk: Path) -> Path:
 
 
 @contextmanager
-def _patient_lock(path: Path, report: Report | None) -> Iterator[None]:
-    """Hold a lock; while another process has it, go on looking at the flag that signals set."""
-    lock = file_lock(path, timeout_s=LOCK_LOOK_S)
+def _interruptible_lock(path: Path, report: ProgressCallback | None) -> Iterator[None]:
+    """Hold a lock; while waiting for it, react to signals."""
+    lock = file_lock(path, timeout_s=LOCK_POLL_S)
     while True:
         raise_if_preempted()
         try:
@@ -148,7 +156,7 @@ def _patient_lock(path: Path, report: Report | None) -> Iterator[None]:
             break
         except TimeoutError:
             if report is not None:
-                report("waiting for clips that another process brings to this node")
+                report("waiting for another process to stage clips to this node")
     try:
         yield
     finally:
@@ -162,16 +170,16 @@ def _needed(manifest: Manifest, splits: Sequence[str] | None) -> list[_Clip]:
     return [_Clip(path, int(size), int(mtime_ns)) for path, size, mtime_ns in zip(*columns, strict=True)]
 
 
-def _bring(
-    manifest: Manifest, settings: DataSettings, folder: Path, clips: list[_Clip], report: Report | None
+def _copy_missing(
+    manifest: Manifest, settings: DataSettings, folder: Path, clips: list[_Clip], report: ProgressCallback | None
 ) -> tuple[int, int]:
-    """Bring what is missing; return how many clips and bytes that was."""
+    """Stage the missing clips; return their number and bytes."""
     missing = [clip for clip in clips if not clip.is_at(folder)]
     num_bytes = sum(clip.num_bytes for clip in missing)
     if not missing:
         return 0, 0
     incoming = folder / ".incoming"
-    shutil.rmtree(incoming, ignore_errors=True)  # what a killed process left: whoever holds the lock is alone here
+    shutil.rmtree(incoming, ignore_errors=True)  # of a killed process: the lock excludes others
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
         raise OSError(
@@ -182,56 +190,38 @@ def _bring(
     for name in {os.path.dirname(clip.path) for clip in missing}:  # noqa: PTH120 (plain text, many of them)
         (folder / name).mkdir(parents=True, exist_ok=True)
     progress = _Progress(len(missing), num_bytes, report)
-    shards = Path(settings.shards) if settings.shards else manifest.root / DEFAULT_FOLDER
+    shards = Path(settings.shards) if settings.shards else manifest.root / SHARDS
     try:
-        left = _from_shards(shards, incoming, folder, missing, progress)
+        left = _from_tars(folder, incoming, shards, missing, progress)
         _from_root(manifest.root, incoming, folder, left, progress)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         remedy = "free space, stage a compact copy, or set data.stage=off"
         raise OSError(f"data.stage: {folder} is full ({error.strerror}): {remedy}") from error
-    incoming.rmdir()
+    shutil.rmtree(incoming)  # tar files leave folders in it
     return len(missing), num_bytes
 
 
-def _from_shards(shards: Path, incoming: Path, folder: Path, clips: list[_Clip], progress: _Progress) -> list[_Clip]:
-    """Bring the clips that shards hold, as large reads; return those that are left."""
-    index = read_index(shards)
-    if index is None:
-        return clips
-    wanted = {clip.path: clip for clip in clips}
-    for shard in index.shards:
-        here = [wanted[path] for path, size in shard["files"] if path in wanted and size == wanted[path].num_bytes]
-        if not here:
-            continue
+def _from_tars(folder: Path, incoming: Path, shards: Path, clips: list[_Clip], progress: _Progress) -> list[_Clip]:
+    """Unpack the clips that tar files hold; return those that are left, or whose size or time differs there."""
+    left = {clip.path: clip for clip in clips}
+    for path in sorted(shards.glob("*.tar")):
         try:
-            packed_at_ns = _check_shard(index.target / shard["name"], shard["num_bytes"])
-            current = {clip.path: clip for clip in here if clip.mtime_ns <= packed_at_ns}
-            with tarfile.open(index.target / shard["name"], "r:") as tar:
+            with tarfile.open(path, "r:") as tar:
                 for member in tar:
-                    clip = current.get(member.name)
-                    if clip is None or member.size != clip.num_bytes:
+                    clip = left.get(os.path.normpath(member.name))  # GNU tar writes ./a.mp4 for a.mp4
+                    if clip is None or not member.isfile():
                         continue
-                    content = tar.extractfile(member) if member.isfile() else None
-                    if content is None:
+                    if not clip.matches(member.size, int(member.mtime * 10**9)):
                         continue
-                    with content, (incoming / "clip").open("wb") as partial:
-                        shutil.copyfileobj(content, partial, 2**20)
-                    _put(incoming / "clip", folder, clip)
-                    del wanted[clip.path]
+                    tar.extract(member, incoming, filter="data")
+                    _put(incoming / member.name, folder, clip)
+                    del left[clip.path]
                     progress.add(clip)
-        except (tarfile.TarError, FileNotFoundError, ValueError) as error:
-            logger.warning("%s is passed over (%s): its clips are copied one by one", shard["name"], error)
-    return list(wanted.values())
-
-
-def _check_shard(path: Path, num_bytes: int) -> int:
-    """Return when a shard was packed; clips that are younger are not in it."""
-    found = path.stat()
-    if found.st_size != num_bytes:
-        raise ValueError(f"{found.st_size} bytes, expected {num_bytes}")
-    return found.st_mtime_ns
+        except (tarfile.TarError, FileNotFoundError) as error:
+            logger.warning("%s cannot be read to its end (%s): the rest is copied file by file", path, error)
+    return list(left.values())
 
 
 def _from_root(root: Path, incoming: Path, folder: Path, clips: list[_Clip], progress: _Progress) -> None:
@@ -251,7 +241,7 @@ def _from_root(root: Path, incoming: Path, folder: Path, clips: list[_Clip], pro
 
 
 def _put(partial: Path, folder: Path, clip: _Clip, source: Path | None = None) -> None:
-    """Give a clip its time and its name, once it is whole. No fsync: a disk that loses power loses the job, too."""
+    """Set the time of a complete clip and rename it. No fsync: a power loss ends the job, too."""
     size = partial.stat().st_size
     if size != clip.num_bytes:
         raise ValueError(
@@ -263,51 +253,55 @@ def _put(partial: Path, folder: Path, clip: _Clip, source: Path | None = None) -
 
 
 class _Progress:
-    """Counts what is brought, tells of it now and then, and looks at the flag that signals set."""
+    """Counts staged clips, reports them at intervals, and reacts to signals."""
 
-    def __init__(self, num_clips: int, num_bytes: int, report: Report | None) -> None:
+    def __init__(self, num_clips: int, num_bytes: int, report: ProgressCallback | None) -> None:
         self._total, self._total_bytes, self._report = num_clips, num_bytes, report
         self._done = self._bytes = 0
-        self._told = float("-inf")
+        self._reported_s = float("-inf")
 
     def add(self, clip: _Clip) -> None:
-        """Note that a clip is there.
+        """Count a staged clip.
 
         Raises:
-            Interrupted: the job shall leave; the clip stays.
+            Preempted: if a signal stops the job; the clip stays.
         """
         self._done += 1
         self._bytes += clip.num_bytes
-        if self._report is not None and time.monotonic() - self._told > REPORT_EVERY_S:
-            self._told = time.monotonic()
+        if self._report is not None and time.monotonic() - self._reported_s > REPORT_EVERY_S:
+            self._reported_s = time.monotonic()
             megabytes = f"{self._bytes / 1e6:.0f} of {self._total_bytes / 1e6:.0f} MB"
-            self._report(f"bringing clips to the node: {self._done} of {self._total}, {megabytes}")
+            self._report(f"staging clips to the node: {self._done} of {self._total}, {megabytes}")
         if self._done < self._total:
             raise_if_preempted()
 
 
-def open_clips(run: RunDirectory, data: DataSettings, world: DistributedContext, *, splits: Sequence[str]) -> Manifest:
-    """Read the manifest and bring its clips to each node, where ``data.stage`` says so; all processes go on, or none.
+def stage_manifest(
+    run: RunDirectory, data: DataSettings, world: DistributedContext, *, splits: Sequence[str]
+) -> Manifest:
+    """Read a manifest and stage its clips on each node; all ranks succeed or fail together.
 
     Args:
-        run: told what is being done.
-        data: which clips.
-        world: this process among its fellows.
-        splits: whose clips are needed.
+        run: the run directory, whose progress names the current step.
+        data: settings of the data.
+        world: this rank among the ranks of the job.
+        splits: splits to stage.
 
     Raises:
-        Interrupted: a signal asked one of the processes to leave.
-        FileNotFoundError, ValueError, OSError: the clips are gone, have changed, or cannot be brought.
+        Preempted: if a signal stops one of the ranks.
+        FileNotFoundError: if the manifest or its clips are missing.
+        ValueError: if the clips have changed.
+        OSError: if the clips cannot be staged.
     """
     error: Exception | None = None
     try:
         manifest = open_manifest(data)
-        manifest = staged(manifest, data, splits=splits, report=run.say_phase if world.is_main_process else None)
+        manifest = stage_in(manifest, data, splits=splits, report=run.say_phase if world.is_main_process else None)
     except (OSError, ValueError, Preempted) as problem:
         error = problem
     error = world.first_error(error)
     if isinstance(error, Preempted):
-        INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
+        SHUTDOWN.propagate(str(error))  # all ranks stop for the same signal
     if error is not None:
         raise error
     return manifest

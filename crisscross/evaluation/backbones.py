@@ -1,4 +1,4 @@
-"""Which backbones an evaluation starts from: a pretraining's, at its end or on the way, released ones, or untrained."""
+"""The backbones of an evaluation: pretrained, from files or randomly initialized."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from crisscross.config.experiment import DownstreamSettings
 from crisscross.config.method import check_modalities, modalities_of
-from crisscross.data.catalog import step_plan
-from crisscross.models.backbones import Backbones, load_backbones, untrained_backbones
-from crisscross.run.identity import weights_fingerprint
+from crisscross.data.catalog import count_epoch_steps
+from crisscross.models.backbones import Backbones, load_backbones, random_init_backbones
+from crisscross.run.identity import weights_hash
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
 
@@ -28,53 +28,53 @@ SPECTROGRAM = (
     "mean",
     "std",
 )
-"""What of ``views.audio.transform`` says what a network hears; the rest is augmentation."""
+"""The keys of ``views.audio.transform`` that define the network's input; the others are augmentation."""
 
 
 def backbones_of(run: RunDirectory, settings: DownstreamSettings) -> Backbones:
-    """Return the backbones that an evaluation starts from, on the CPU.
+    """Return the backbones of an evaluation, on the CPU.
 
     Args:
-        run: the evaluation's run directory, which knows its parent.
+        run: the evaluation's run directory.
         settings: its settings.
 
     Raises:
-        FileNotFoundError: when a file of weights is not there.
-        ValueError: one line, when the parent is not finished, the epoch was not kept, or a file is unfit.
+        FileNotFoundError: if a weights file is missing.
+        ValueError: if the parent is not finished, the epoch was not kept, or a weights file does not fit the model.
     """
     weights = settings.weights
     if run.parents:
         (parent,) = run.parents
         check_modalities(parent.config["method"], settings.downstream.streams, label=f"weights.run={parent.label}")
-        for remark in remarks(parent.config, settings):
-            logger.warning("weights.run=%s %s", parent.label, remark)
+        for mismatch in mismatch_warnings(parent.config, settings):
+            logger.warning("weights.run=%s %s", parent.label, mismatch)
         if weights.epoch is not None:
-            return _on_the_way(parent, settings, weights.epoch)
+            return _at_epoch(parent, settings, weights.epoch)
         if parent.result is None:
-            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows how it stands)")
+            raise ValueError(f"{parent.label} is not finished: run it first (launch/status.py shows its state)")
         files = {modality: parent.path / name for modality, name in parent.result["backbones"].items()}
         return load_backbones(settings.model, video=files.get("video"), audio=files.get("audio"))
     if weights.epoch is not None:
         raise ValueError(f"weights.epoch={weights.epoch} is an epoch of a pretraining: set weights.run, too")
     if weights.video or weights.audio:
-        if weights_fingerprint(weights.video, weights.audio) != weights.fingerprint:
-            raise ValueError("the weight files have changed since this evaluation was made: run the command again")
-        return _released(settings)
-    return untrained_backbones(settings.model, seed=settings.seed)
+        if weights_hash(weights.video, weights.audio) != weights.fingerprint:
+            raise ValueError("the weight files have changed since this evaluation was created: run the command again")
+        return _from_files(settings)
+    return random_init_backbones(settings.model, seed=settings.seed)
 
 
 def check_files(settings: DownstreamSettings) -> None:
-    """Make sure that files of released weights, where some are given, hold what the settings say.
+    """Check that the weight files, if any, fit the model settings.
 
     Raises:
-        FileNotFoundError: when one is not there.
-        ValueError: one line, when one is unfit.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file does not fit the model.
     """
     if settings.weights.video or settings.weights.audio:
-        _released(settings)
+        _from_files(settings)
 
 
-def _released(settings: DownstreamSettings) -> Backbones:
+def _from_files(settings: DownstreamSettings) -> Backbones:
     files = settings.weights
     return load_backbones(
         settings.model,
@@ -83,42 +83,42 @@ def _released(settings: DownstreamSettings) -> Backbones:
     )
 
 
-def remarks(pretraining: Mapping[str, Any], settings: DownstreamSettings) -> list[str]:
-    """Return what an evaluation looks at otherwise than its pretraining did, with the setting that would not.
+def mismatch_warnings(pretraining: Mapping[str, Any], settings: DownstreamSettings) -> list[str]:
+    """Return one line per difference between an evaluation's and a pretraining's inputs.
 
-    Nothing of it is wrong, and networks of any input size take it without a word.
+    Such differences are allowed, and no network rejects them, but they rarely are intended.
 
     Args:
         pretraining: the config of the pretraining.
-        settings: those of the evaluation.
+        settings: the settings of the evaluation.
     """
     found, protocol = [], settings.downstream
     pool = pretraining["method"].get("pool", "avg")
-    looks_at_average = (
-        "v" in protocol.streams and protocol.name != "finetune" and protocol.features.video_layer == "pooled"
-    )
-    if looks_at_average and pool == "max":
+    uses_average = "v" in protocol.streams and protocol.name != "finetune" and protocol.features.video_layer == "pooled"
+    if uses_average and pool == "max":
         found.append(
             "was pretrained with method.pool=max, downstream.features.video_layer=pooled is an average: set"
-            " downstream.features.video_layer=max to look at what it was trained for"
+            " downstream.features.video_layer=max to evaluate the pooling that it was trained with"
         )
     if "a" in protocol.streams:
-        heard, now = pretraining["views"]["audio"]["transform"], settings.views.audio.transform
-        others = [f"{name}={heard[name]}, not {now[name]}" for name in SPECTROGRAM if heard[name] != now[name]]
+        before, now = pretraining["views"]["audio"]["transform"], settings.views.audio.transform
+        others = [f"{name}={before[name]}, not {now[name]}" for name in SPECTROGRAM if before[name] != now[name]]
         if others:
-            found.append(f"heard other spectrograms ({'; '.join(others)}): set views= to that of the pretraining")
+            found.append(
+                f"was trained on other spectrograms ({'; '.join(others)}): set views= to that of the pretraining"
+            )
     return found
 
 
 def check_epoch(parent: RunDirectory, epoch: int) -> Path | None:
-    """Make sure that a pretraining, finished or not, has kept its weights of the end of an epoch.
+    """Check that a pretraining has kept its weights of an epoch.
 
     Returns:
-        The checkpoint; None for epoch 0, which the seed alone makes.
+        The checkpoint; None for epoch 0, whose weights depend only on the seed.
 
     Raises:
-        ValueError: one line that names the kept epochs, when it has not.
-        FileNotFoundError: when it is not finished and the manifest of its clips is gone.
+        ValueError: if it has not kept them; the message names the kept epochs.
+        FileNotFoundError: if it is not finished and the manifest of its dataset is missing.
     """
     if epoch == 0:
         return None
@@ -138,10 +138,10 @@ def check_epoch(parent: RunDirectory, epoch: int) -> Path | None:
 
 
 def _kept(parent: RunDirectory) -> dict[int, Path]:
-    """Return the checkpoints that stay, by epoch. Of an unfinished pretraining, the last ones will be removed."""
+    """Return the permanent checkpoints by epoch."""
     epochs = parent.config["training"]["epochs"]
     if parent.result is None:
-        steps_per_epoch, possible = step_plan(parent.config).steps_per_epoch, _to_keep(parent)
+        steps_per_epoch, possible = count_epoch_steps(parent.config), _to_keep(parent)
     else:
         steps_per_epoch, possible = parent.result["steps"] // max(1, epochs), [*range(1, epochs + 1)]
     paths = {epoch: checkpoint_path(parent.checkpoints, epoch * steps_per_epoch) for epoch in possible}
@@ -153,9 +153,9 @@ def _to_keep(parent: RunDirectory) -> list[int]:
     return sorted({epoch for epoch in training["keep_epochs"] if 0 < epoch < training["epochs"]} | {training["epochs"]})
 
 
-def _on_the_way(parent: RunDirectory, settings: DownstreamSettings, epoch: int) -> Backbones:
-    """Return a pretraining's backbones as they were after an epoch; 0 = before its first step."""
-    backbones = untrained_backbones(settings.model, seed=parent.config["seed"])
+def _at_epoch(parent: RunDirectory, settings: DownstreamSettings, epoch: int) -> Backbones:
+    """Return a pretraining's backbones after an epoch; 0 = before training."""
+    backbones = random_init_backbones(settings.model, seed=parent.config["seed"])
     checkpoint = check_epoch(parent, epoch)
     if checkpoint is None:
         return backbones
@@ -172,5 +172,5 @@ def _on_the_way(parent: RunDirectory, settings: DownstreamSettings, epoch: int) 
             f"weights.run={parent.label} has backbones of another size than the config's model node:"
             " set scale= or model= to that of the pretraining"
         )
-    backbones.load_state_dict(own, strict=trained == "av")  # what was not trained stays as it is
+    backbones.load_state_dict(own, strict=trained == "av")  # backbones that were not trained keep their initial weights
     return backbones

@@ -1,4 +1,4 @@
-"""What takes long to compute, kept as it comes: an interrupted evaluation does not compute it again."""
+"""A cache on disk, so that interrupted evaluations keep slow values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from crisscross.utils.signals import raise_if_preempted
 
 @dataclass(frozen=True)
 class JsonCache:
-    """A file of named values.
+    """Named values in a JSON file.
 
     Attributes:
-        path: a JSON file in the run directory, whose identity covers all that the values depend on; None = no file.
+        path: a file in the run directory, whose identity covers all inputs of the values; None = no file.
     """
 
     path: Path | None = None
 
     def value(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return a value, computing it when it is not known yet.
+        """Return a value, computing it if the file lacks it.
 
         Raises:
-            Interrupted: instead of computing, when a signal asked the job to leave.
+            Preempted: if a signal asked the job to stop, instead of computing.
         """
         known = (self.path and read_json(self.path)) or {}
         if name not in known:

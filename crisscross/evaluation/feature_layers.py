@@ -1,4 +1,4 @@
-"""Which layer of a frozen backbone is the feature, and how it is pooled."""
+"""Features of a frozen backbone: layer and pooling (PAPER section 5)."""
 
 from __future__ import annotations
 
@@ -14,34 +14,38 @@ from crisscross.models.backbones import Backbone, Backbones
 MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
 
 
-def feature_of(backbone: Backbone, layer: str, *, normalise: str) -> Callable[[Tensor], Tensor]:
-    """Return a function from a backbone's input to features (B, D).
+def feature_of(backbone: Backbone, layer: str, *, normalize: str) -> Callable[[Tensor], Tensor]:
+    """Return a function from a backbone's input to features.
 
     Args:
         backbone: a video or an audio backbone.
         layer: ``pooled``, the global average of the last map; ``max``, its global maximum; ``map``, the audio
             network's last map, max-pooled over time by 3 with stride 2 and flattened (PAPER section 5: 4,608 values
             for 2 s, 10,752 for 5 s); or a stage, such as ``block3`` or ``conv4x``, averaged over all positions.
-        normalise: ``none``; ``last_axis`` = divide by the l2 norm over the last axis, before flattening: of a map that
-            is time (PAPER section 5), of a pooled feature the feature; or ``feature``, over the flattened feature.
+        normalize: ``none``; ``last_axis``, which divides by the l2 norm over the last axis before flattening (time for
+            a map, see PAPER section 5; all values for a pooled feature); or ``feature``, which divides by the l2 norm
+            of the flattened feature.
+
+    Returns:
+        A function that returns float32 features (B, D); D depends on the layer.
     """
 
     def feature(x: Tensor) -> Tensor:
         values = _values(backbone, layer, x)
-        if normalise == "last_axis":
+        if normalize == "last_axis":
             values = F.normalize(values, dim=-1)
         values = values.flatten(1)
-        return F.normalize(values, dim=1) if normalise == "feature" else values
+        return F.normalize(values, dim=1) if normalize == "feature" else values
 
     return feature
 
 
 def feature_extractors(backbones: Backbones, protocol: FrozenSettings) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the functions from inputs to features that a protocol asks for, by stream, ``v`` and ``a``."""
+    """Return a protocol's functions from inputs to features, by stream (``v``, ``a``)."""
     chosen = protocol.features
     layers = {"v": ("video_backbone", chosen.video_layer), "a": ("audio_backbone", chosen.audio_layer)}
     return {
-        stream: feature_of(getattr(backbones, layers[stream][0]), layers[stream][1], normalise=chosen.normalise)
+        stream: feature_of(getattr(backbones, layers[stream][0]), layers[stream][1], normalize=chosen.normalise)
         for stream in protocol.streams
     }
 
@@ -63,7 +67,7 @@ def _values(backbone: Backbone, layer: str, x: Tensor) -> Tensor:
 
 
 def _of_stage(backbone: Backbone, name: str, x: Tensor) -> Tensor:
-    """Return what a stage puts out."""
+    """Return the output of one stage of a backbone."""
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

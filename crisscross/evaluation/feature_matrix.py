@@ -1,4 +1,4 @@
-"""Features of a fold's clips as rows for a linear classifier, read in blocks: memory stays bounded."""
+"""Features of a fold's clips as a matrix, read in blocks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-BLOCK_BYTES = 2**28
-"""Bytes of one block (chosen by us)."""
+BLOCK_BYTES = 2**28  # ours
+"""Bytes of one block."""
 
-IN_MEMORY_BYTES = 2**31
-"""Features of no more than this are read once and kept in memory (chosen by us)."""
+IN_MEMORY_BYTES = 2**31  # ours
+"""Smaller matrices are read once and stay in memory."""
 
 
 @dataclass(frozen=True)
 class FeatureMatrix:
-    """Features of some clips, V segments each.
+    """Features of n clips; each of their V segments is a row.
 
     Attributes:
-        arrays: (N, V, D_i) each, perhaps on disk; a row is all of them, one after the other.
-        clips: (n,) places in the arrays, in the order that ``labels`` and scores have.
+        arrays: (N, V, D_i) each, in memory or on disk; a row concatenates them, D = sum of D_i.
+        clips: (n,) indices into the arrays, in the order of ``labels`` and of scores.
         labels: (n,) class indices.
-        num_segments: how many segments of a clip are used, from the first on; at most V.
+        num_segments: number of segments used per clip, the first ones; at most V.
     """
 
     arrays: tuple[np.ndarray, ...]
@@ -32,7 +32,7 @@ class FeatureMatrix:
 
     @classmethod
     def of(cls, arrays: tuple[np.ndarray, ...], clips: np.ndarray, labels: np.ndarray) -> FeatureMatrix:
-        """Take all segments of some clips, into memory where they are not many."""
+        """Return the matrix of some clips, in memory if it is small."""
         rows = cls(arrays, np.asarray(clips), np.asarray(labels), arrays[0].shape[1])
         if len(rows) * rows.dim * 4 > IN_MEMORY_BYTES:
             return rows
@@ -44,7 +44,7 @@ class FeatureMatrix:
 
     @property
     def dim(self) -> int:
-        """D, the number of features."""
+        """The number of features, D."""
         return sum(array.shape[2] for array in self.arrays)
 
     def at(self, clips: slice | np.ndarray) -> np.ndarray:
@@ -60,19 +60,22 @@ class FeatureMatrix:
         return np.concatenate(parts, axis=-1), self.labels[clip]
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield all rows, (m, D) float32, and their labels, (m,), some at a time."""
+        """Yield blocks of rows, (m, D) float32, with their labels, (m,)."""
         size = max(1, BLOCK_BYTES // (self.num_segments * self.dim * 4))
         for first in range(0, len(self.clips), size):
             part = slice(first, first + size)
             yield self.at(part).reshape(-1, self.dim), self.labels[part].repeat(self.num_segments)
 
     def some(self, clips: np.ndarray, *, num_segments: int | None = None) -> FeatureMatrix:
-        """Return the rows of some of the clips, perhaps of fewer segments."""
+        """Return the matrix of some of the clips, optionally with fewer segments."""
         chosen = self.num_segments if num_segments is None else min(num_segments, self.num_segments)
         return replace(self, clips=self.clips[clips], labels=self.labels[clips], num_segments=chosen)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of every feature, (D,) float64; 1 where a feature does not vary."""
+        """Return each feature's mean and standard deviation, (D,) float64.
+
+        The deviation of a constant feature is 1.
+        """
         total, squares = np.zeros(self.dim), np.zeros(self.dim)
         for block, _ in self.blocks():
             total += block.sum(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Features of all folds' clips: each clip is looked at once, whichever folds it belongs to."""
+"""Features of the clips of all folds, extracted once per clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crisscross.utils.rng import derive_key
 
 
 class FoldFeatures:
-    """Extracts, or finds in the run directory, the features of an evaluation's folds."""
+    """Features of an evaluation's folds, stored in the run directory."""
 
     def __init__(
         self,
@@ -30,19 +30,19 @@ class FoldFeatures:
         networks: Mapping[str, Network],
         device: torch.device,
     ) -> None:
-        """Extract what is missing.
+        """Extract the features that the run directory lacks.
 
         Args:
-            run: where features are kept.
-            settings: of the evaluation.
+            run: the run directory, which stores the features.
+            settings: the settings of the evaluation.
             manifest: the dataset.
-            folds: those whose clips are needed.
-            networks: from the input of a stream, ``v`` or ``a``, to features; on the device, in eval mode.
+            folds: the folds to evaluate.
+            networks: by stream (``v``, ``a``), the function from input to features; on the device, in eval mode.
             device: where to compute.
 
         Raises:
-            DecodeError: when a clip cannot be read any more, naming it.
-            Interrupted: when a signal asked the job to leave.
+            DecodeError: if a clip can no longer be decoded.
+            Preempted: if a signal asked the job to stop.
         """
         self._run, self._settings, self._networks, self._device = run, settings, networks, device
         self._manifest = manifest
@@ -56,7 +56,7 @@ class FoldFeatures:
             self._train = self._test = self._extract("clips", np.union1d(train, test), draws=0)
 
     def of(self, fold: Fold, modality: str) -> tuple[FeatureMatrix, FeatureMatrix]:
-        """Return the training and the test rows of a fold."""
+        """Return the training and the test matrix of a fold."""
         return _rows(*self._train, fold.train, modality), _rows(*self._test, fold.test, modality)
 
     def _extract(self, name: str, clip_ids: np.ndarray, *, draws: int) -> tuple[FeatureStore, np.ndarray]:
@@ -85,7 +85,7 @@ class FoldFeatures:
 
 
 def _rows(store: FeatureStore, clip_ids: np.ndarray, frame: pd.DataFrame, modality: str) -> FeatureMatrix:
-    """Return the rows of some clips from a store that has those of the clips ``clip_ids``, ascending."""
+    """Return the matrix of a frame's clips; ``clip_ids``, the store's clips, ascend."""
     return FeatureMatrix.of(
         tuple(store.array(stream) for stream in ("v", "a") if stream in modality),
         np.searchsorted(clip_ids, frame["clip_id"]),

@@ -1,4 +1,4 @@
-"""The folds of a dataset as an evaluation sees them."""
+"""The folds of a dataset: which clips train and which test."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from crisscross.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-EXTENTS = {"v": ("video_start_s", "pictures", "video"), "a": ("audio_start_s", "sound", "audio")}
+STREAMS = {"v": ("video_start_s", "video"), "a": ("audio_start_s", "audio")}
+"""By stream: the manifest's column that is empty without it, and its name in ``data.require``."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Which clips train, which test.
+    """The training and the test clips of one fold.
 
     Attributes:
         name: the fold's number; empty for a dataset without folds.
         train: rows of the manifest.
         test: rows of the manifest.
-        groups: the official fold that each training clip is the test of, where every one is the test of just one: a
-            cross-validation leaves out one of these at a time. None otherwise.
-        sources: the video that each training clip was cut from, where the dataset says so: a cross-validation must keep
-            its clips together. None otherwise.
+        groups: the official fold in which each training clip is a test clip, for a cross-validation that leaves out one
+            fold at a time; None unless each clip is a test clip of exactly one fold.
+        sources: the video that each training clip was cut from, for a cross-validation that keeps the clips of a video
+            together; None if the file names do not contain it.
     """
 
     name: str
@@ -39,10 +40,10 @@ class Fold:
 
 
 def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
-    """Return the folds that the settings choose; one without a name where there are none.
+    """Return the selected folds; one without a name if there are none.
 
     Raises:
-        ValueError: when the manifest has no such split.
+        ValueError: if the manifest lacks a split, or a clip is in both splits of a fold.
     """
     names = [str(fold) for fold in data.folds] or [""]
     folds = []
@@ -53,9 +54,9 @@ def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
             first = manifest.clips.set_index("clip_id").loc[both[0], "path"]
             raise ValueError(
                 f"{len(both)} clips are in the training and in the test split (the first is {first}):"
-                " data.train_split and data.test_split must have none in common"
+                " expected none: correct data.train_split, data.test_split or the list of clips"
             )
-        _note_unseen(manifest, train, test)
+        _warn_of_unseen(train, test)
         groups = _groups(train, data.test_split) if name else None
         folds.append(Fold(name, train, test, groups, _sources(train, data)))
     return folds
@@ -64,44 +65,44 @@ def folds_of(manifest: Manifest, data: DataSettings) -> list[Fold]:
 def require_streams(
     fold: Fold, streams: str, *, asked_by: str = "downstream.modalities", remedy: str = "set {other}, or "
 ) -> None:
-    """Make sure that all clips have what a protocol listens to and looks at.
+    """Check that all clips have the streams that a protocol uses.
 
     Args:
-        fold: whose clips.
+        fold: the clips to check.
         streams: ``v``, ``a`` or ``av``.
-        asked_by: what needs them, for the message.
-        remedy: what may be done beside leaving such clips out, for the message.
+        asked_by: what needs the streams, for the message.
+        remedy: an alternative to leaving out such clips, for the message.
 
     Raises:
-        ValueError: when a clip lacks it, naming the first.
+        ValueError: if a clip lacks a stream; the message names the first.
     """
     for stream in streams:
-        column, what, key = EXTENTS[stream]
+        column, name = STREAMS[stream]
         frame = pd.concat([fold.train, fold.test])
         without = frame[frame[column].isna()]
         if len(without):
             other = f"downstream.modalities=[{'a' if stream == 'v' else 'v'}]"
             raise ValueError(
-                f"{asked_by} needs {what}, {len(without)} of {len(frame)} clips have none (the first is"
+                f"{asked_by} needs {name}, {len(without)} of {len(frame)} clips have none (the first is"
                 f" {without['path'].iloc[0]}): {remedy.format(other=other)}leave such clips out with"
-                f" data.require=[{key}]"
+                f" data.require=[{name}]"
             )
 
 
-def _note_unseen(manifest: Manifest, train: pd.DataFrame, test: pd.DataFrame) -> None:
+def _warn_of_unseen(train: pd.DataFrame, test: pd.DataFrame) -> None:
     unseen = sorted(set(test["label"]) - set(train["label"]))
     if unseen:
         logger.warning("no training clips of %s: their test clips count as errors", ", ".join(unseen))
 
 
 def _groups(train: pd.DataFrame, test_split: str) -> np.ndarray | None:
-    """Return the test split of each clip, where each has just one."""
+    """Return each clip's test split; None unless each has exactly one."""
     tests = [[name for name in joined.split("+") if name.startswith(test_split)] for joined in train["split"]]
     return np.array([names[0] for names in tests]) if all(len(names) == 1 for names in tests) else None
 
 
 def _sources(train: pd.DataFrame, data: DataSettings) -> np.ndarray | None:
-    """Return the video that each clip was cut from, by its name: of an official dataset, or of a copy so named."""
+    """Return each clip's source video, from the file names; None if unknown."""
     source_of = SOURCE_OF.get(data.kind) or SOURCE_OF.get(data.name)
     if source_of is None:
         return None
@@ -111,8 +112,8 @@ def _sources(train: pd.DataFrame, data: DataSettings) -> np.ndarray | None:
         return None
     if unknown:
         logger.warning(
-            "the names of %d of %d training clips do not say which video they were cut from (the first is %s): each"
-            " counts as a video of its own",
+            "the names of %d of %d training clips do not contain the video that they were cut from (the first is %s):"
+            " each counts as a video of its own",
             len(unknown),
             len(found),
             unknown[0],

@@ -1,4 +1,4 @@
-"""The linear protocol (PAPER section 5): one linear layer on frozen features, trained by Adam on cross-entropy."""
+"""The linear probe (PAPER section 5): one linear layer on frozen features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crisscross.config.evaluation import LinearSettings
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.utils.files import write_atomically
 from crisscross.utils.rng import derive_key, generator
-from crisscross.utils.signals import INTERRUPTION, raise_if_preempted
+from crisscross.utils.signals import SHUTDOWN, raise_if_preempted
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
@@ -33,27 +33,27 @@ def evaluate_linear(
     state_path: Path | None = None,
     keep_minutes: float = 10.0,
 ) -> np.ndarray:
-    """Train on the rows of the training split and score the test split.
+    """Train on the training split and score the test split.
 
-    Which rows a step sees, and what its dropout leaves out, depend on the seed, epoch and step alone: a training that
-    was stopped goes on as if it had not been.
+    The rows of a step and its dropout depend only on seed, epoch and step, so that a resumed training gives the same
+    result as one that was never stopped.
 
     Args:
-        train: the training clips; every segment is a row.
+        train: the training clips; each segment is a row.
         test: the test clips.
         num_classes: K.
         settings: the protocol.
-        seed: of the layer's first weights, of the order of the rows, of dropout.
+        seed: of the layer's initial weights, the order of the rows, and dropout.
         device: where to compute.
-        state_path: where the training is kept, when a signal asks the job to leave, every now and then, and when it
-            is done; None = nowhere.
-        keep_minutes: how often that is.
+        state_path: file for the state of the training, written at a preemption signal, every ``keep_minutes``, and at
+            the end; None = no file.
+        keep_minutes: minutes between two writes of that file.
 
     Returns:
         (N, K) float64: probabilities of the test clips, averaged over their segments.
 
     Raises:
-        Interrupted: between two epochs, when a signal asked the job to leave.
+        Preempted: if a signal asked the job to stop; between two epochs.
     """
     moments = train.moments() if settings.standardise else (np.zeros(train.dim), np.ones(train.dim))
     mean, std = (torch.from_numpy(x).float().to(device) for x in moments)
@@ -61,7 +61,7 @@ def evaluate_linear(
     optimizer = torch.optim.Adam(layer.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     last_kept = time.monotonic()
     for epoch in range(_resume(state_path, layer, optimizer), settings.epochs):
-        if INTERRUPTION.requested or time.monotonic() - last_kept > 60 * keep_minutes:
+        if SHUTDOWN.requested or time.monotonic() - last_kept > 60 * keep_minutes:
             _keep(state_path, layer, optimizer, epoch)
             last_kept = time.monotonic()
         raise_if_preempted()
@@ -76,12 +76,12 @@ def evaluate_linear(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    _keep(state_path, layer, optimizer, settings.epochs)  # the other folds and modalities may be interrupted
+    _keep(state_path, layer, optimizer, settings.epochs)  # in case another fold or modality is interrupted
     return _probabilities(layer, test, mean, std)
 
 
 def _first_weights(dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a layer with orthogonal weights (PAPER section 5, released) and no bias yet."""
+    """Return a layer with orthogonal weights (PAPER section 5) and zero bias."""
     torch.manual_seed(derive_key(seed, "linear/weights"))
     layer = nn.Linear(dim, num_classes)
     nn.init.orthogonal_(layer.weight)
@@ -90,7 +90,7 @@ def _first_weights(dim: int, num_classes: int, seed: int) -> nn.Linear:
 
 
 def _order(num_rows: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Yield the rows of each step of an epoch; the last step may have fewer."""
+    """Yield the row indices of each step of an epoch."""
     order = generator(seed, "linear/shuffle", epoch).permutation(num_rows)
     for first in range(0, num_rows, batch_size):
         yield order[first : first + batch_size]
@@ -113,11 +113,11 @@ def _keep(path: Path | None, layer: nn.Linear, optimizer: torch.optim.Optimizer,
 
 
 def _resume(path: Path | None, layer: nn.Linear, optimizer: torch.optim.Optimizer) -> int:
-    """Take up a training that was stopped; return the epoch to go on from."""
+    """Load a stopped training, if any, and return the next epoch."""
     if path is None or not path.is_file():
         return 0
     state = torch.load(path, weights_only=True, map_location="cpu")
     layer.load_state_dict(state["layer"])
     optimizer.load_state_dict(state["optimizer"])
-    logger.info("going on from epoch %d", state["epoch"])
+    logger.info("resuming at epoch %d", state["epoch"])
     return state["epoch"]

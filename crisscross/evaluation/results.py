@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics of each fold and their mean, predictions of each clip."""
+"""Results of an evaluation: metrics, predictions and neighbors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from crisscross.evaluation.folds import Fold
-from crisscross.evaluation.retrieval import Neighbours
+from crisscross.evaluation.retrieval import Neighbors
 from crisscross.evaluation.scores import top_k
 from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 
 
 class Results:
-    """Collects what is found, fold after fold, modality after modality.
+    """The results of an evaluation, collected over folds and modalities.
 
-    Metrics are named ``eval/top1_v``; those of a fold ``eval/top1_v_fold2``. Where there are folds, the one without a
-    fold is the mean over them: the geometric one of ``svm/c``, whose grid goes by powers of ten.
+    Metrics have names such as ``eval/top1_v``, those of one fold ``eval/top1_v_fold2``. With folds, a metric without a
+    fold in its name is the mean over the folds; for ``svm/c``, whose grid is logarithmic, it is the geometric mean.
     """
 
     def __init__(self, classes: list[str], *, num_folds: int) -> None:
         self._classes, self._num_folds = classes, num_folds
         self._found: dict[str, dict[str, float]] = {}
         self._predictions: dict[str, pd.DataFrame] = {}
-        self._neighbours: list[pd.DataFrame] = []
+        self._neighbors: list[pd.DataFrame] = []
         self._sizes: dict[str, tuple[int, int]] = {}
 
     def add_scores(
@@ -42,10 +42,18 @@ class Results:
         *,
         columns: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Note the scores of a fold's test clips, (N, K), further metrics by name, and what else is said of a clip."""
+        """Add the scores of a fold's test clips.
+
+        Args:
+            fold: the fold.
+            modality: ``v``, ``a`` or ``av``.
+            scores: (N, K); larger is more likely.
+            more: further metrics by name.
+            columns: further columns of predictions.csv, (N,) each.
+        """
         labels = fold.test["label_id"].to_numpy()
         trained_on = np.isin(np.arange(scores.shape[1]), fold.train["label_id"])
-        scores = np.where(trained_on, scores, -np.inf)  # whatever a layer says of a class that it has never seen
+        scores = np.where(trained_on, scores, -np.inf)  # a class without training clips is never predicted
         found = {f"eval/top{k}": top_k(scores, labels, k) for k in (1, 5)}
         self._add(fold, modality, {**found, **more})
         predicted = [self._classes[index] for index in scores.argmax(axis=1)]
@@ -57,17 +65,25 @@ class Results:
             "%s%s: top-1 %.1f %%%s", modality, _where(fold), 100 * found["eval/top1"], f" ({known})" if known else ""
         )
 
-    def add_neighbours(
-        self, fold: Fold, modality: str, found: Neighbours, recalls: Mapping[int, float], *, num_kept: int
+    def add_neighbors(
+        self, fold: Fold, modality: str, found: Neighbors, recalls: Mapping[int, float], *, num_kept: int
     ) -> None:
-        """Note the neighbours of a fold's test clips and the recalls by rank."""
+        """Add the neighbors of a fold's test clips.
+
+        Args:
+            fold: the fold.
+            modality: ``v``, ``a`` or ``av``.
+            found: the neighbors.
+            recalls: recall by rank.
+            num_kept: neighbors per query in neighbours.csv.
+        """
         self._add(fold, modality, {f"eval/recall_at_{rank}": value for rank, value in recalls.items()})
         shown = ", ".join(f"R@{rank} {100 * value:.1f} %" for rank, value in recalls.items())
         logger.info("%s%s: %s", modality, _where(fold), shown)
         kept = found.indices[:, :num_kept]
         queries = np.repeat(np.arange(len(kept)), kept.shape[1])
         near = fold.train.iloc[kept.reshape(-1)]
-        self._neighbours.append(
+        self._neighbors.append(
             pd.DataFrame(
                 {
                     "fold": fold.name,
@@ -85,7 +101,7 @@ class Results:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """All metrics: means over the folds, then those of each fold where there are any."""
+        """All metrics: means over the folds, then those per fold."""
         means: dict[str, list[float]] = {}
         for found in self._found.values():
             for name, value in found.items():
@@ -97,7 +113,7 @@ class Results:
         return metrics
 
     def about(self) -> dict[str, Any]:
-        """Return what ``result.json`` says beside files: metrics, and how many clips trained and tested."""
+        """Return the content of ``result.json`` without files: metrics and numbers of clips."""
         train, test = zip(*self._sizes.values(), strict=True)
         return {
             "metrics": self.metrics,
@@ -107,15 +123,15 @@ class Results:
         }
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables to be written, by file name."""
+        """Return the tables to write, by file name."""
         tables = {}
         predictions = [table for table in self._predictions.values() if table.shape[1] > 2]
         if predictions:
             folded = [table.assign(fold=fold) if fold else table for fold, table in self._predictions.items()]
             tables["predictions.csv"] = pd.concat(folded, ignore_index=True)
-        if self._neighbours:
-            neighbours = pd.concat(self._neighbours, ignore_index=True)
-            tables["neighbours.csv"] = neighbours if any(self._found) else neighbours.drop(columns="fold")
+        if self._neighbors:
+            neighbors = pd.concat(self._neighbors, ignore_index=True)
+            tables["neighbours.csv"] = neighbors if any(self._found) else neighbors.drop(columns="fold")
         return tables
 
     def _add(self, fold: Fold, modality: str, found: Mapping[str, float]) -> None:
@@ -129,13 +145,13 @@ class Results:
 
 
 def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, Any] | None = None) -> None:
-    """Write tables, the history of a training and, last, ``result.json``.
+    """Write the tables, the metrics of a training and, last, ``result.json``.
 
     Args:
-        run: where they go.
-        results: what was found. MLflow draws them as bars: of step 0, which ``result.json`` alone has.
-        trained: what ``result.json`` says of a training that came before (``Trainer.summary``); its history then goes
-            on behind the last step, where an earlier start may have come as far as this.
+        run: the run directory.
+        results: the results; metrics of frozen features have step 0 and are only in ``result.json``.
+        trained: the summary of a training before the evaluation (``Trainer.summary``), for ``result.json``. The
+            results are then also logged one step after its last, in place of those of an earlier, killed start.
     """
     tables = results.tables()
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""The retrieval protocol (PAPER section 5): the nearest training clips of every test clip."""
+"""The retrieval protocol (PAPER section 5): nearest training clips."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from crisscross.evaluation.feature_matrix import FeatureMatrix
 
 logger = logging.getLogger(__name__)
 
-QUERIES_PER_BLOCK = 1024
+QUERIES_PER_BLOCK = 1024  # ours
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """The nearest gallery clips of every query.
+class Neighbors:
+    """The nearest gallery clips of each query.
 
     Attributes:
-        indices: (N, k) places in the gallery, nearest first.
-        distances: (N, k).
+        indices: (N, k) indices into the gallery, nearest first.
+        distances: (N, k) float64.
     """
 
     indices: np.ndarray
     distances: np.ndarray
 
 
-def retrieve(queries: FeatureMatrix, gallery: FeatureMatrix, *, settings: RetrievalSettings) -> Neighbours:
-    """Find the nearest neighbours, as many as the largest rank or ``num_neighbours`` asks for.
+def retrieve(queries: FeatureMatrix, gallery: FeatureMatrix, *, settings: RetrievalSettings) -> Neighbors:
+    """Find the nearest neighbors of each query.
 
-    A clip is the mean of its segments' features. Of equally near clips the first in the gallery comes first.
+    The feature of a clip is the mean over its segments. Ties keep the order of the gallery. The number of neighbors is
+    the largest rank, or ``num_neighbours`` if that is larger.
 
     Args:
         queries: the test clips.
         gallery: the training clips.
-        settings: the protocol: distance, normalisation, centring (of each set by its own mean).
+        settings: the protocol.
     """
     largest = max(settings.ranks)
     if largest > len(gallery.clips):
@@ -50,26 +51,26 @@ def retrieve(queries: FeatureMatrix, gallery: FeatureMatrix, *, settings: Retrie
         nearest = np.argsort(found, axis=1, kind="stable")[:, :k]
         indices.append(nearest)
         distances.append(np.take_along_axis(found, nearest, axis=1))
-    return Neighbours(np.concatenate(indices), np.concatenate(distances))
+    return Neighbors(np.concatenate(indices), np.concatenate(distances))
 
 
-def recall_at(
-    neighbours: Neighbours, queries: np.ndarray, gallery: np.ndarray, ranks: Sequence[int]
-) -> dict[int, float]:
-    """Return the fraction of queries that have a clip of their class among the k nearest.
+def recall_at(neighbors: Neighbors, queries: np.ndarray, gallery: np.ndarray, ranks: Sequence[int]) -> dict[int, float]:
+    """Return the fraction of queries with a hit among the k nearest.
+
+    A hit is a clip of the query's class.
 
     Args:
-        neighbours: what ``retrieve`` found.
+        neighbors: the result of ``retrieve``.
         queries: (N,) labels.
         gallery: (M,) labels.
         ranks: values of k.
     """
-    hits = gallery[neighbours.indices] == queries[:, None]
+    hits = gallery[neighbors.indices] == queries[:, None]
     return {rank: float(hits[:, :rank].any(axis=1).mean()) for rank in ranks}
 
 
 def _clip_features(rows: FeatureMatrix, settings: RetrievalSettings) -> np.ndarray:
-    """Return one vector a clip, (n, D) float64."""
+    """Return one vector per clip, (n, D) float64."""
     blocks = []
     for block, _ in rows.blocks():
         segments = block.astype(np.float64).reshape(-1, rows.num_segments, rows.dim)
@@ -88,6 +89,6 @@ def _distances(queries: np.ndarray, gallery: np.ndarray, distance: str) -> np.nd
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors of length 1; zero stays zero."""
+    """Scale vectors to length 1; zero stays zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)

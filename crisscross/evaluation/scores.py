@@ -1,4 +1,4 @@
-"""Scores of clips: what counts as a hit."""
+"""Top-k accuracy from the scores of clips."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Return the fraction of rows whose label is among the k highest scores.
+    """Return the fraction of rows whose label is in the top k.
 
-    Ties go to the lower class index; a class with a score of -inf, which was not trained on, is never a hit.
+    Ties go to the lower class index. A score of -inf, for a class without training clips, is never a hit.
     """
     ranked = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     possible = np.isfinite(np.take_along_axis(scores, ranked, axis=1))
@@ -16,15 +16,15 @@ def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
 
 
 def all_classes(scores: np.ndarray, present: np.ndarray, *, num_classes: int) -> np.ndarray:
-    """Return scores of all classes.
+    """Extend scores to all classes.
 
     Args:
-        scores: (N, k), of the classes that were trained on.
-        present: (k,) their indices.
+        scores: (N, k), of the classes with training clips.
+        present: (k,) the indices of these classes.
         num_classes: K.
 
     Returns:
-        (N, K), -inf for the others.
+        (N, K), -inf for the other classes.
     """
     whole = np.full((len(scores), num_classes), -np.inf)
     whole[:, present] = scores

@@ -1,9 +1,8 @@
-"""What a pretraining method is: the one interface between the methods and everything else.
+"""The interface of a pretraining method.
 
-A method is one file in this folder and one file in ``experiments/conf/method``. The file defines a class ``Method``, a
-subclass of ``BaseMethod``; the config's ``name`` is the file's name. Nothing else needs to know; a class in
-crisscross/config/method.py
-lets a launch check the numbers before anything runs.
+A method is one file in this folder and one file in ``experiments/conf/method``. The Python file defines a subclass of
+``BaseMethod`` under ``@register``; ``method.name`` in the config is the name of the file. An optional class in
+crisscross/config/method.py checks the method's numbers at launch.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ from torch import nn
 
 from crisscross.config.method import DatasetInfo, method_names, settings_of
 from crisscross.config.model import ModelSettings
+from crisscross.methods import REGISTRY
 from crisscross.models.backbones import Backbones
-from crisscross.models.init import initialise
+from crisscross.models.init import initialize
 
 
 @dataclass(frozen=True)
 class Views:
-    """A batch of augmented views, ready for the networks.
+    """A batch of augmented views, the input of a network.
 
     Attributes:
-        video: (V, B, 3, T, H, W), normalised; None where nothing but sound is used.
-        audio: (V, B, 1, F, T), normalised log-mel; None where nothing but pictures are used.
+        video: (V, B, 3, T, H, W), normalized; None if only audio is used.
+        audio: (V, B, 1, F, T), normalized log-mel; None if only video is used.
         clip_ids: (B,), rows of the training split: 0 ... number of clips - 1.
-        labels: (B,), class indices; self-supervised methods leave them alone.
+        labels: (B,), class indices; self-supervised methods ignore them.
         epoch: epoch of the batch.
-        key: seed of draws that all processes must make alike, another in every forward pass. (Draws of a process's own
-            need none: the global generator is seeded before every pass.)
+        seed: seed of draws that are the same on all processes, different in every forward pass. (Draws that may differ
+            between processes use the global generator, which is seeded before every pass.)
     """
 
     video: torch.Tensor | None
@@ -43,37 +43,38 @@ class Views:
     clip_ids: torch.Tensor
     labels: torch.Tensor
     epoch: int
-    key: int = 0
+    seed: int = 0
 
     def of(self, modality: str) -> torch.Tensor:
-        """Return the views of ``video`` or ``audio``, one of those that the network has among its ``modalities``."""
+        """Return the views of ``video`` or ``audio``, one of the network's ``modalities``."""
         views = self.video if modality == "video" else self.audio
-        assert views is not None  # the network's modalities are decoded
+        assert views is not None  # the loader decodes the network's modalities
         return views
 
     def generator(self) -> torch.Generator:
-        """Return a generator for draws that all processes make alike, on the device of the views."""
-        return torch.Generator(self.clip_ids.device).manual_seed(self.key)
+        """Return a generator with the same seed on all processes."""
+        return torch.Generator(self.clip_ids.device).manual_seed(self.seed)
 
 
 FeaturesOfAll = Callable[[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]], dict[str, Callable[[], np.ndarray]]]
-"""From networks by modality, ``v`` or ``a``, to what reads the features of every training clip, (N, D), from disk.
+"""Maps networks by modality, ``v`` or ``a``, to functions that read the features of all training clips, (N, D).
 
-Every process has to ask; which of them read what was found is their affair (it is large). The features are alike.
+A collective: every process must call it. The features are the same on every process; they are large, so a process
+reads them from disk only if it needs them.
 """
 
 
 class Trainable(nn.Module, ABC):
-    """What the training loop trains: views in, a loss out.
+    """A network for the training loop: maps views to a loss.
 
     Attributes:
-        num_views: views of a clip that ``forward`` wants, 1 or 2.
-        modalities: ``v``, ``a`` or ``av``: what of a clip it wants.
-        uses_all_parameters: whether every parameter gets a gradient in every step (distributed training asks).
-        needs_epoch_start: whether ``on_epoch_start`` does anything; a checkpoint is then kept at the end of each epoch.
-        custom_sampling: whether ``epoch_indices`` does anything.
-        replicated_buffers: names of buffers that every process changes in the same way by itself. Checkpoints hold them
-            like all buffers; distributed training does not synchronize them.
+        num_views: views of a clip that ``forward`` expects, 1 or 2.
+        modalities: ``v``, ``a`` or ``av``: the streams of a clip that ``forward`` expects.
+        uses_all_parameters: whether every parameter gets a gradient in every step (for DistributedDataParallel).
+        needs_epoch_start: whether ``on_epoch_start`` is defined; a checkpoint is then saved at the end of each epoch.
+        custom_sampling: whether ``epoch_indices`` is defined.
+        replicated_buffers: names of buffers to which every process applies the same update. They are in checkpoints
+            like all buffers; DistributedDataParallel does not broadcast them.
     """
 
     num_views = 2
@@ -85,63 +86,64 @@ class Trainable(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss (a scalar to minimise) and scalars to log, by metric name."""
+        """Return the loss, a scalar to minimize, and metrics by name."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters by the name of their schedule in ``optim``: ``base``, or ``predictor``."""
+        """Return the parameters by their schedule in ``optim.groups``: ``base`` or ``predictor``."""
         return {"base": list(self.parameters())}
 
     def on_epoch_start(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Iterable[nn.Parameter]:
-        """Get ready for an epoch, on every process; what is kept of it has to be in buffers.
+        """Prepare an epoch, on every process; results that must persist go into buffers.
 
-        A run that is stopped in an epoch goes on without this call, one that is stopped in the call makes it again.
+        A run that is interrupted within an epoch resumes without this call; one that is interrupted within the call
+        repeats it.
 
         Args:
-            epoch: the one that begins.
-            features_of_all: looks at every training clip.
-            seed: of this epoch's draws.
+            epoch: number of the epoch that starts.
+            features_of_all: extracts features of all training clips.
+            seed: seed of this epoch's draws.
 
         Returns:
-            The parameters that begin anew: what the optimiser remembers of them (momentum, say) is forgotten.
+            The parameters that were reset; their optimizer state (momentum, for example) is deleted.
         """
         return ()
 
     def epoch_indices(self, num_samples: int, *, seed: int) -> np.ndarray:
-        """Return the clip of each sample of the epoch that has begun, (num_samples,), in their order.
+        """Return the clip of each sample of the current epoch, (num_samples,), in order.
 
-        It may depend on buffers that ``on_epoch_start`` alone changes and on the seed, nothing else.
+        The result may depend only on the seed and on buffers that only ``on_epoch_start`` changes.
         """
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Do what has to be done when the optimiser has taken a step."""
+        """Update state after an optimizer step."""
 
 
 class BaseMethod(Backbones, Trainable):
-    """Backbones, which stay when training is over, and a way of training them.
+    """Backbones, which are exported after training, and a loss that trains them.
 
-    ``Method(model, clips, **options)`` is how it is built; options are the rest of the config's ``method``.
+    A subclass is built as ``Class(model, clips, **options)``; the options are the other keys of ``method``.
     """
 
     def __init__(self, model: ModelSettings) -> None:
-        """Build the backbones of what the method looks at and listens to."""
+        """Build the backbones of the method's modalities."""
         super().__init__(model, modalities=self.modalities)
 
-    def initialise_state(self, *, seed: int) -> None:
-        """Give buffers that are drawn their first values, the same on every process; parameters have theirs by then."""
+    def initialize_state(self, *, seed: int) -> None:
+        """Initialize buffers, the same on every process; parameters are already initialized."""
 
 
 def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: DatasetInfo, *, seed: int) -> BaseMethod:
-    """Build the method that the config names, with weights that depend on the seed alone.
+    """Build the method of a config; its weights depend only on the seed.
 
     Args:
-        settings: the config's ``method`` node; ``name`` is the file, the rest goes to the class as keywords.
+        settings: the config's ``method`` node; ``name`` is the file, the other keys are keywords of the class.
         model: sizes of backbones and heads.
-        clips: what it will learn from.
+        clips: size of the training split.
         seed: the experiment's seed.
 
     Raises:
-        ValueError: when there is no such method, listing those there are, or the clips do not suit it.
+        ValueError: if there is no such method (the message lists the methods), or the clips do not suit it.
     """
     known = settings_of(settings)
     if known is not None:
@@ -150,7 +152,10 @@ def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: Datas
     name = options.pop("name")
     if name not in method_names():
         raise ValueError(f"method.name={name} is unknown: choose one of {', '.join(method_names())}")
-    method = importlib.import_module(f"crisscross.methods.{name}").Method(model, clips, **options)
-    initialise(method, seed_key=seed)
-    method.initialise_state(seed=seed)
+    importlib.import_module(f"crisscross.methods.{name}")
+    if name not in REGISTRY:
+        raise ValueError(f"method.name={name}: its file registers no class: put @register before the class")
+    method: BaseMethod = REGISTRY[name](model, clips, **options)
+    initialize(method, seed_key=seed)
+    method.initialize_state(seed=seed)
     return method

@@ -1,32 +1,32 @@
 """CM-ACC: cross-modal active contrastive coding (Ma et al., ICLR 2021).
 
-A video query is to find the audio key of its clip among others, and an audio query the video key of its clip. Keys come
-from momentum encoders. The negatives beyond the batch are chosen actively: in every pass, and in each direction,
+A video query identifies the audio key of its clip among others, and an audio query the video key of its clip. Keys are
+outputs of momentum encoders. Negatives outside the batch are sampled actively: in every forward pass, per direction,
 
 1. the batch's queries are scored against the keys of the batch and of a pool, with cross-entropy;
 2. each pool key gets a gradient embedding, the gradient of that loss with respect to the key;
-3. as many pool keys as the batch has clips are picked by k-means++ seeding of the gradient embeddings: keys that would
-   change the queries much, and in different ways;
-4. they join the dictionary, first in, first out; the loss is InfoNCE over the keys of the batch and the dictionary;
-5. the batch's keys join the pool, first in, first out.
+3. k-means++ seeding of the gradient embeddings selects as many pool keys as the batch has clips: keys that would change
+   the queries much, and in different ways;
+4. they are added to the dictionary, first in, first out; the loss is InfoNCE over the keys of batch and dictionary;
+5. the batch's keys are added to the pool, first in, first out.
 
-What is not published, and was chosen by us:
+The publication leaves these points open; the choices are ours:
 
-- Momentum encoders normalise by the statistics of the batch, as the encoders that they follow do (and as in MoCo);
-  going forward leaves their running statistics alone. These follow those of the online encoders, with the same momentum
-  as the weights, so that a momentum encoder is at any time an average of the online ones, fit for ``eval`` mode.
-- Heads are MLPs of one hidden layer that are normalised after each layer, the last one too. Without it, in a trial on
-  the demo, embeddings drifted: queries told the batch's keys from the dictionary's old ones by that, and collapsed.
-- Keys are kept together with their clips. A key of a query's own clip (another draw in the batch, or an old one in the
-  pool or the dictionary) is left out of that query's softmax: it is no negative.
-- An empty place of the pool or the dictionary belongs to no clip and is never used. In the first passes there are
-  therefore fewer negatives: none but the batch's in the first one, and a pool of fewer keys than the batch has clips
-  gives all it has.
-- The first seed of k-means++ is drawn uniformly. A key that was chosen stays in the pool until its turn comes.
-- With accumulation, "the batch" is one forward pass; the momentum encoders move once an optimiser step.
+- Momentum encoders normalize by the statistics of the batch, like the online encoders (and as in MoCo); a forward pass
+  does not change their running statistics. These follow those of the online encoders, with the same momentum as the
+  weights, so a momentum encoder is always an average of the online ones and can be used in ``eval`` mode.
+- Heads are MLPs with one hidden layer and batch normalization after each layer, including the last. Without it, in a
+  trial on the demo, embeddings drifted, queries used the drift to separate the batch's keys from older ones in the
+  dictionary, and training collapsed.
+- Each key is stored with its clip. A key of a query's own clip (another draw in the batch, or an older key in the pool
+  or the dictionary) is masked in that query's softmax: it is not a negative.
+- An empty slot of the pool or the dictionary has no clip and is never used. The first passes therefore have fewer
+  negatives: the first one only those of the batch; a pool with fewer keys than the batch has clips gives all its keys.
+- The first seed of k-means++ is drawn uniformly. A selected key stays in the pool until newer keys replace it.
+- With gradient accumulation, "the batch" is one micro-batch; the momentum encoders move once per optimizer step.
 
 Processes: pools and dictionaries are replicated. Queries, keys and clips of all processes are gathered, and the draws
-of the seeding are those that all processes make alike, so every process makes the same choice by itself.
+of the seeding are the same on all processes, so every process selects the same keys without further communication.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
+from crisscross.methods import register
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.methods.crisscross import embedding_std
 from crisscross.models.heads import projector
@@ -51,30 +52,32 @@ NO_CLIP = -1
 
 
 class KeyQueue(nn.Module):
-    """Keys and the clips that they are of, first in, first out; the newest come first, the empty places last.
+    """A first-in, first-out queue of keys and their clips.
+
+    The newest keys are first, empty slots last.
 
     Attributes:
         keys: (size, D), unit vectors.
-        clips: (size,), rows of the training split; ``NO_CLIP`` in an empty place.
+        clips: (size,), rows of the training split; ``NO_CLIP`` in an empty slot.
     """
 
     keys: torch.Tensor
     clips: torch.Tensor
 
     def __init__(self, size: int, dim: int) -> None:
-        """Make an empty one."""
+        """Create an empty queue."""
         super().__init__()
         self.register_buffer("keys", torch.zeros(size, dim))
         self.register_buffer("clips", torch.full((size,), NO_CLIP))
 
     def put(self, keys: torch.Tensor, clips: torch.Tensor) -> None:
-        """Put (B, D) keys of (B,) clips in front; what no longer has a place is forgotten."""
+        """Insert (B, D) keys of (B,) clips; drop the oldest keys."""
         size = len(self.clips)
         self.keys.copy_(torch.cat([keys, self.keys])[:size])
         self.clips.copy_(torch.cat([clips, self.clips])[:size])
 
     def held(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys that there are, (n, D), and their clips, (n,)."""
+        """Return the keys of the occupied slots, (n, D), and their clips, (n,)."""
         num_held = int((self.clips != NO_CLIP).sum())
         return self.keys[:num_held], self.clips[:num_held]
 
@@ -88,18 +91,27 @@ def contrast(
     positives: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """Return the scores of queries against keys, those of a query's own clip masked except for its positive.
+    """Return scores of queries against keys, with false negatives masked.
 
     Args:
         queries: (Q, D), unit vectors.
         keys: (K, D), unit vectors.
         query_clips: (Q,).
         key_clips: (K,).
-        positives: (Q,), which key is the query's positive.
-        temperature: what the cosine is divided by.
+        positives: (Q,), index of each query's positive key.
+        temperature: divides the cosines.
 
     Returns:
-        (Q, K), minus infinity where a key is neither the positive nor of another clip.
+        (Q, K), minus infinity where a key is of the query's clip but not its positive.
+
+    Example:
+        InfoNCE is the cross-entropy of the scores; here a positive of cosine 1 and one negative of cosine 0.
+
+        >>> clips, first = torch.tensor([7]), torch.tensor([0])
+        >>> settings = {"key_clips": torch.tensor([7, 8]), "positives": first, "temperature": 1.0}
+        >>> scores = contrast(torch.eye(2)[:1], torch.eye(2), query_clips=clips, **settings)
+        >>> cross_entropy(scores, first)  # log(1 + 1 / e)
+        tensor(0.3133)
     """
     own = query_clips[:, None] == key_clips[None, :]
     own[torch.arange(len(queries), device=own.device), positives] = False
@@ -107,7 +119,7 @@ def contrast(
 
 
 def gradient_embeddings(scores: torch.Tensor, queries: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Return the gradient of the queries' summed cross-entropy with respect to keys that are nobody's positive.
+    """Return the gradient of the queries' summed cross-entropy with respect to the keys.
 
     The score of query i against key p is s_ip = q_i . k_p / temperature, so the gradient at k_p is the sum over i of
     softmax(s_i)_p q_i / temperature.
@@ -118,25 +130,26 @@ def gradient_embeddings(scores: torch.Tensor, queries: torch.Tensor, *, temperat
         temperature: that of the scores.
 
     Returns:
-        (K, D); the rows of keys that are a positive lack that term.
+        (K, D); rows of positive keys lack the term of the positive.
     """
     return scores.softmax(dim=1).T @ queries / temperature
 
 
 def kmeans_seeds(points: torch.Tensor, num_seeds: int, generator: torch.Generator) -> torch.Tensor:
-    """Pick points as k-means++ seeds its centres (Arthur and Vassilvitskii, 2007): far from those picked before.
+    """Select points by the seeding of k-means++ (Arthur and Vassilvitskii, 2007).
 
-    The first is drawn uniformly, each later one with a probability in proportion to its squared distance from the
-    nearest before. A draw is a race: a point waits an exponentially distributed time of that rate, the first to come is
-    picked. Unlike a search in cumulated probabilities, a race has no sum that two devices may round differently.
+    The first is drawn uniformly, each later one with a probability proportional to its squared distance from the
+    nearest selected point. A draw is an exponential race: each point waits an exponentially distributed time of that
+    rate, and the point with the shortest time is selected. Unlike inverse transform sampling, a race needs no
+    cumulative sum, which two devices may round differently.
 
     Args:
         points: (N, D).
-        num_seeds: at most N. Points that equal one picked before come last, in their order.
-        generator: on the device of the points; N draws a seed.
+        num_seeds: at most N. Points that equal a selected one come last, in their order.
+        generator: on the device of the points; N draws per seed.
 
     Returns:
-        (num_seeds,), different rows of ``points``, in the order in which they were picked.
+        (num_seeds,), different rows of ``points``, in order of selection.
     """
     points = points.double()  # squares of small softmax probabilities may be too small for single precision
     rates = torch.ones_like(points[:, 0])
@@ -152,8 +165,9 @@ def kmeans_seeds(points: torch.Tensor, num_seeds: int, generator: torch.Generato
     return torch.cat(picked) if picked else torch.zeros(0, dtype=torch.long, device=points.device)
 
 
-class Method(BaseMethod):
-    """CM-ACC. What the numbers may be, ``CmaccSettings`` says."""
+@register
+class CMACC(BaseMethod):
+    """CM-ACC; ``CmaccSettings`` checks the numbers."""
 
     num_views = 1
     replicated_buffers = tuple(
@@ -175,8 +189,8 @@ class Method(BaseMethod):
         pool_size: int,
         dictionary_size: int,
     ) -> None:
-        """Build online and momentum encoders, heads of one hidden layer included, and empty pools and dictionaries."""
-        del clips  # CmaccSettings has looked at them
+        """Build online and momentum encoders with their heads, and empty pools and dictionaries."""
+        del clips  # CmaccSettings checks them
         super().__init__(model)
         self._temperature, self._encoder_momentum = temperature, encoder_momentum
         for modality in OTHER:
@@ -187,23 +201,23 @@ class Method(BaseMethod):
             self.add_module(f"pool_{modality}", KeyQueue(pool_size, embedding_dim))
             self.add_module(f"dictionary_{modality}", KeyQueue(dictionary_size, embedding_dim))
 
-    def initialise_state(self, *, seed: int) -> None:
-        """Let the momentum encoders start as the online ones do."""
+    def initialize_state(self, *, seed: int) -> None:
+        """Copy the online encoders to the momentum encoders."""
         del seed
         self._follow(momentum=0.0)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Everything that has a gradient."""
+        """Return all parameters that require a gradient, as ``base``."""
         return {"base": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
     def after_step(self) -> None:
-        """Move the momentum encoders towards the online ones, running statistics of normalisations included."""
+        """Move momentum encoders, with their running statistics, towards the online ones."""
         self._follow(momentum=self._encoder_momentum)
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss of both directions, added, each of them, and the collapse monitors.
+        """Return the sum of both directions' losses, each loss, and collapse monitors.
 
-        The loss is that of this process's queries among the keys of all processes.
+        The loss is that of this process's queries against the keys of all processes.
         """
         inputs = {name: views.of(name)[0] for name in OTHER}
         queries = {name: self._embed(inputs[name], *self._online(name)) for name in OTHER}
@@ -223,7 +237,7 @@ class Method(BaseMethod):
         metrics |= {f"collapse/{name}_std": embedding_std(queries[name]) for name in OTHER}
         return losses["loss/video_to_audio"] + losses["loss/audio_to_video"], metrics
 
-    # A loop of as many turns as the batch has clips.
+    # torch.compile would unroll a loop with as many iterations as the batch has clips.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _choose(
@@ -234,7 +248,7 @@ class Method(BaseMethod):
         clips: torch.Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Move the keys of a modality that matter to all processes' queries from the pool to the dictionary: 1 to 4."""
+        """Move selected keys from the pool to the dictionary: steps 1 to 4."""
         pool, pool_clips = self._queue("pool", modality).held()
         scores = contrast(
             queries,
@@ -249,7 +263,7 @@ class Method(BaseMethod):
         self._queue("dictionary", modality).put(pool[chosen], pool_clips[chosen])
 
     def _loss(self, modality: str, queries: torch.Tensor, keys: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-        """Return InfoNCE of this process's queries over the batch's keys, of all processes, and the dictionary."""
+        """Return InfoNCE of this process's queries over batch and dictionary."""
         negatives, negative_clips = self._queue("dictionary", modality).held()
         first = len(queries) * (dist.get_rank() if dist.is_initialized() else 0)
         positives = torch.arange(first, first + len(queries), device=clips.device)
@@ -287,14 +301,14 @@ class Method(BaseMethod):
             for key, value in self._momentum(name).state_dict().items():
                 if value.is_floating_point() and momentum:
                     value.lerp_(online[key], 1 - momentum)
-                else:  # counts of batches are no averages
+                else:  # the counter of batches is an integer
                     value.copy_(online[key])
 
 
 def _follower(encoder: nn.Sequential) -> nn.Sequential:
-    """Return a copy that no gradient reaches and whose running statistics a forward pass leaves alone."""
+    """Return a copy without gradients whose running statistics no forward pass changes."""
     follower = copy.deepcopy(encoder).requires_grad_(False)
     for part in follower.modules():
         if isinstance(part, _NormBase):
-            part.track_running_stats = False  # in training mode: normalise by the batch and remember nothing of it
+            part.track_running_stats = False  # in training mode: normalize by the batch, do not update statistics
     return follower

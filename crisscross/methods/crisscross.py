@@ -1,7 +1,7 @@
 """CrissCross: agreement within and across modalities, at the same time and across time (AAAI 2023, section 3).
 
-Two views of a clip give four embeddings: v1, a1, v2, a2. Six pairs of them are pulled together, each symmetrised and
-each with the gradient stopped on the target's side:
+Two views of a clip give four embeddings: v1, a1, v2, a2. The loss pulls six pairs of them together; each pair loss is
+symmetrized, with a stop-gradient on the target:
 
     L_xy = D(p_x, z_y) / 2 + D(p_y, z_x) / 2,   D(p, z) = -cosine(p, stopgrad(z))
 """
@@ -17,10 +17,11 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
+from crisscross.methods import register
 from crisscross.methods.base import BaseMethod, Views
 from crisscross.models.heads import predictor, projector
 
-FAMILIES = {
+LOSS_GROUP = {
     "v1v2": "video",
     "a1a2": "audio",
     "v1a1": "sync",
@@ -28,11 +29,11 @@ FAMILIES = {
     "v1a2": "async",
     "v2a1": "async",
 }
-"""The six pairs and the weight that each belongs to."""
+"""The group of each of the six pair losses; each group has one weight."""
 
 
 def pair_loss(p_x: torch.Tensor, z_x: torch.Tensor, p_y: torch.Tensor, z_y: torch.Tensor) -> torch.Tensor:
-    """Return L_xy, the symmetrised negative cosine similarity of a pair, averaged over the batch.
+    """Return L_xy, the symmetrized negative cosine similarity, averaged over the batch.
 
     Args:
         p_x: predictions of x, (B, D).
@@ -42,6 +43,13 @@ def pair_loss(p_x: torch.Tensor, z_x: torch.Tensor, p_y: torch.Tensor, z_y: torc
 
     Returns:
         A scalar in [-1, 1]; -1 is perfect agreement.
+
+    Example:
+        >>> same, orthogonal = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> pair_loss(same, same, same, same)
+        tensor(-1.)
+        >>> pair_loss(same, same, orthogonal, same)  # x predicts y, y does not predict x
+        tensor(-0.5000)
     """
     one_way = -cosine_similarity(p_x.float(), z_y.detach().float(), dim=-1).mean()
     other_way = -cosine_similarity(p_y.float(), z_x.detach().float(), dim=-1).mean()
@@ -49,15 +57,16 @@ def pair_loss(p_x: torch.Tensor, z_x: torch.Tensor, p_y: torch.Tensor, z_y: torc
 
 
 def embedding_std(z: torch.Tensor) -> torch.Tensor:
-    """Return the collapse monitor: standard deviation of the l2-normalised z per dimension, averaged.
+    """Return the standard deviation of l2-normalized embeddings, averaged over dimensions.
 
-    About 1 / sqrt(D) when healthy, 0 when every clip has the same embedding. (B, D) -> scalar.
+    It monitors collapse: about 1 / sqrt(D) normally, 0 if every clip has the same embedding. (B, D) -> scalar.
     """
     return normalize(z.detach().float(), dim=-1).std(dim=0, unbiased=False).mean()
 
 
-class Method(BaseMethod):
-    """CrissCross with a weight for each family of pair losses; a weight of 0 switches the family off."""
+@register
+class CrissCross(BaseMethod):
+    """CrissCross with a weight per group of pair losses; 0 disables a group."""
 
     video_predictor: nn.Sequential
     audio_predictor: nn.Sequential
@@ -72,11 +81,11 @@ class Method(BaseMethod):
         sync_weight: float,
         async_weight: float,
     ) -> None:
-        """Build backbones, projectors and predictors. What the weights may be, ``CrissCrossSettings`` says."""
-        del clips  # any will do
+        """Build backbones, projectors and predictors. ``CrissCrossSettings`` checks the weights."""
+        del clips  # any dataset is valid
         weights = {"video": video_weight, "audio": audio_weight, "sync": sync_weight, "async": async_weight}
         super().__init__(model)
-        self.pair_weights = {pair: weights[family] for pair, family in FAMILIES.items() if weights[family] > 0}
+        self.pair_weights = {pair: weights[group] for pair, group in LOSS_GROUP.items() if weights[group] > 0}
         self._embeddings = sorted({name for pair in self.pair_weights for name in (pair[:2], pair[2:])})
         self.uses_all_parameters = {name[0] for name in self._embeddings} == {"a", "v"}
         head = model.projector
@@ -91,16 +100,16 @@ class Method(BaseMethod):
             self.add_module(f"{modality}_predictor", predictor(head.output_dim, hidden_dim=model.predictor.hidden_dim))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Predictors keep a constant rate of their own; everything else follows ``base``."""
+        """Return the predictors as ``predictor`` and all other parameters as ``base``."""
         predictors = [*self.video_predictor.parameters(), *self.audio_predictor.parameters()]
         chosen = {id(parameter) for parameter in predictors}
         return {"base": [p for p in self.parameters() if id(p) not in chosen], "predictor": predictors}
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the weighted mean of the pair losses, each of them, and the collapse monitors.
+        """Return the weighted mean of the pair losses, each loss, and collapse monitors.
 
-        Each view passes through the network by itself, so batch statistics are those of one view (as in SimSiam;
-        the paper does not say).
+        Each view is a separate forward pass, so batch statistics are those of one view (ours, as in SimSiam: the paper
+        does not specify this).
         """
         z: dict[str, torch.Tensor] = {}
         p: dict[str, torch.Tensor] = {}

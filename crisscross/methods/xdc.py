@@ -1,16 +1,16 @@
 """XDC: cross-modal deep clustering (Alwassel et al., NeurIPS 2020).
 
-Before an epoch, every training clip is looked at by both encoders and each modality's features are clustered into k
-clusters. During it, the video encoder predicts the clip's *audio* cluster and the audio encoder its *video* cluster,
-each through a linear head that is fresh after every clustering:
+Before an epoch, both encoders extract features of every training clip, and each modality's features are clustered into
+k clusters. During the epoch, the video encoder predicts the clip's *audio* cluster and the audio encoder its *video*
+cluster, each through a linear head that is reset after every clustering:
 
     L = (CE(W_v f_v + b_v, audio cluster) + CE(W_a f_a + b_a, video cluster)) / 2
 
-The paper trains the two encoders by turns, each on clips that are sampled uniformly over the clusters that it predicts.
-Here one batch trains both (chosen by us: all methods share the loop), so half of an epoch's draws are uniform over the
-audio's clusters, half over the video's, and every draw trains both encoders.
+The paper trains the two encoders in alternation, each on clips that are sampled uniformly over the clusters that it
+predicts. Here one batch trains both (ours: all methods share the training loop), so half of an epoch's draws are
+uniform over the audio clusters, half over the video clusters, and every draw trains both encoders.
 
-State: the assignments are buffers, whole (replicated) on every process. Rank 0 clusters, the others are told.
+State: the cluster assignments are buffers, replicated on every process. Rank 0 clusters and broadcasts the result.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch.nn.functional import cross_entropy
 
 from crisscross.config.method import DatasetInfo
 from crisscross.config.model import ModelSettings
+from crisscross.methods import register
 from crisscross.methods.base import BaseMethod, FeaturesOfAll, Views
 from crisscross.methods.crisscross import embedding_std
 from crisscross.utils.distributed import main_process_only
@@ -39,16 +40,16 @@ from crisscross.utils.rng import derive_key, generator
 logger = logging.getLogger(__name__)
 
 HEAD_STD = 0.01
-"""Of a fresh head's weights (deep clustering's, and PyTorch's habit for classifiers)."""
+"""Standard deviation of a new head's weights (as in DeepCluster's classifier)."""
 
-NEGLIGIBLE_STD = 1e-4
-"""Directions with less of the largest standard deviation are left out (chosen by us): rounding would be whitened."""
+NEGLIGIBLE_STD = 1e-4  # ours: whitening would amplify the rounding errors of such directions
+"""Directions with less than this fraction of the largest standard deviation are dropped."""
 
 SEEDING_ROWS_PER_CLUSTER = 256
-"""Rows a cluster from which k-means++ takes the first centres, at most (faiss's default for all of k-means)."""
+"""Rows per cluster from which k-means++ takes the initial centers, at most (faiss's default for all of k-means)."""
 
-CHUNK_ROWS = 8192
-"""Rows that are held in double precision at a time."""
+CHUNK_ROWS = 8192  # ours
+"""Rows that are in double precision at a time."""
 
 
 def whitened(features: np.ndarray, max_dims: int) -> np.ndarray:
@@ -56,15 +57,15 @@ def whitened(features: np.ndarray, max_dims: int) -> np.ndarray:
 
     Args:
         features: (N, D).
-        max_dims: how many of the first components are kept at most; never more than min(N, D), and none in which the
-            features hardly differ.
+        max_dims: number of principal components, at most; never more than min(N, D), and without components of
+            negligible variance.
 
     Returns:
-        (N, dims) float32 of length 1 (0 for what equals the mean). Where all features are alike, (N, 1) zeros.
+        (N, dims) float32 rows of length 1 (0 for a row that equals the mean). If all features are equal, (N, 1) zeros.
     """
     dims = min(max_dims, *features.shape)
-    # In double precision: features lie far from 0, beside which they differ little. The solver draws nothing.
-    with np.errstate(invalid="ignore"):  # shares of a variance of 0, which nobody asks for
+    # In double precision: features differ little, compared with their mean. The solver draws no random numbers.
+    with np.errstate(invalid="ignore"):  # ratios of a variance of 0, which are not used
         pca = PCA(dims, whiten=True, svd_solver="covariance_eigh").fit(features.astype(np.float64))
     std = np.sqrt(pca.explained_variance_)
     noise = max(NEGLIGIBLE_STD * std[0], np.finfo(np.float32).eps * np.abs(features).max())
@@ -80,40 +81,40 @@ def whitened(features: np.ndarray, max_dims: int) -> np.ndarray:
 
 
 def clustered(features: np.ndarray, num_clusters: int, *, whiten_dims: int, iterations: int, seed: int) -> np.ndarray:
-    """Return the cluster of each clip, by k-means (k-means++, then Lloyd) on whitened features.
+    """Cluster whitened features by k-means (k-means++, then Lloyd).
 
-    scikit-learn gives a cluster that becomes empty on the way the point that is farthest from its own centre. Where
-    there are fewer distinct points than clusters, some stay empty. One thread computes, whatever
-    ``execution.num_threads`` says: sums in another order would be other bits.
+    scikit-learn moves a cluster that becomes empty to the point that is farthest from its center. With fewer distinct
+    points than clusters, some clusters stay empty. The computation uses one thread, whatever ``execution.num_threads``
+    is: another order of summation would change the bits.
 
     Args:
         features: (N, D), N at least ``num_clusters``.
         num_clusters: k.
         whiten_dims: see ``whitened``.
-        iterations: of Lloyd's algorithm at most.
-        seed: of the first centres.
+        iterations: of Lloyd's algorithm, at most.
+        seed: of the initial centers.
 
     Returns:
-        (N,) int64 in [0, k).
+        (N,) int64 in [0, k), the cluster of each clip.
     """
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)  # empty ones are expected
         rows = whitened(features, whiten_dims)
         sample = generator(seed, "seeding").permutation(len(rows))[: SEEDING_ROWS_PER_CLUSTER * num_clusters]
-        centres, _ = kmeans_plusplus(rows[np.sort(sample)], num_clusters, random_state=seed % 2**32)
-        return KMeans(num_clusters, init=centres, n_init=1, max_iter=iterations).fit(rows).labels_.astype(np.int64)
+        centers, _ = kmeans_plusplus(rows[np.sort(sample)], num_clusters, random_state=seed % 2**32)
+        return KMeans(num_clusters, init=centers, n_init=1, max_iter=iterations).fit(rows).labels_.astype(np.int64)
 
 
 def balanced_draws(clusters: np.ndarray, num_draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw clips uniformly over the clusters that are not empty.
+    """Draw clips uniformly over the non-empty clusters.
 
-    Every such cluster gives as many draws as any other, up to one. No clip of a cluster is drawn again before all have
-    been.
+    The numbers of draws per cluster differ by at most one. No clip is drawn again before all clips of its cluster are
+    drawn.
 
     Args:
         clusters: (N,), the cluster of each clip.
         num_draws: S.
-        rng: where the draw comes from.
+        rng: generator of the draws.
 
     Returns:
         (S,) clips, cluster after cluster.
@@ -128,11 +129,17 @@ def balanced_draws(clusters: np.ndarray, num_draws: int, rng: np.random.Generato
     return clips[(np.cumsum(sizes) - sizes)[of_cluster] + turn % sizes[of_cluster]]
 
 
-class Method(BaseMethod):
-    """Each encoder predicts the clusters of the other.
+@register
+class XDC(BaseMethod):
+    """XDC: each encoder predicts the clusters of the other.
 
-    Buffers: ``video_clusters`` and ``audio_clusters``, (N,) int64, made by the encoder of that name, -1 before the
-    first clustering, and ``clusters_epoch``, the epoch before which they were made.
+    Buffers: ``video_clusters`` and ``audio_clusters``, (N,) int64, computed from the encoder of that name, -1 before
+    the first clustering, and ``clusters_epoch``, the epoch before which they were computed.
+
+    Example:
+        >>> logits, audio_cluster = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([2])
+        >>> cross_entropy(logits, audio_cluster)  # the loss of the video encoder at chance level: log 3
+        tensor(1.0986)
     """
 
     num_views = 1
@@ -153,7 +160,7 @@ class Method(BaseMethod):
         whiten_dims: int,
         kmeans_iterations: int,
     ) -> None:
-        """Build backbones, heads and room for the assignments. What the numbers may be, ``XDCSettings`` says."""
+        """Build backbones, heads and buffers. ``XDCSettings`` checks the numbers."""
         super().__init__(model)
         self._every, self._num_clusters = recluster_every_epochs, num_clusters
         self._clustering = {"whiten_dims": whiten_dims, "iterations": kmeans_iterations}
@@ -164,7 +171,7 @@ class Method(BaseMethod):
         self.register_buffer("clusters_epoch", torch.tensor(-1))
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the mean of the two cross-entropies, both of them, how often they are right, and collapse monitors."""
+        """Return the mean of both cross-entropies, and metrics."""
         total, metrics = torch.zeros((), device=views.clip_ids.device), {}
         for modality, clusters in (("video", self.audio_clusters), ("audio", self.video_clusters)):
             features = self.backbone(modality)(views.of(modality)[0])
@@ -177,7 +184,7 @@ class Method(BaseMethod):
         return total, metrics
 
     def on_epoch_start(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Sequence[nn.Parameter]:
-        """Cluster anew and take fresh heads, every so many epochs; return the heads' parameters."""
+        """Cluster and reset the heads, every ``recluster_every_epochs``; return the heads' parameters."""
         if epoch % self._every:
             return ()
         self.eval()
@@ -186,10 +193,10 @@ class Method(BaseMethod):
         for name, clusters in zip(("video", "audio"), made, strict=True):
             self.get_buffer(f"{name}_clusters").copy_(torch.from_numpy(clusters))
         self.clusters_epoch.fill_(epoch)
-        return self._fresh_heads(seed)
+        return self._reset_heads(seed)
 
     def epoch_indices(self, num_samples: int, *, seed: int) -> np.ndarray:
-        """Half of the draws are uniform over the audio's clusters, half over the video's, in random order."""
+        """Draw uniformly over clusters: half over the audio's, half over the video's."""
         rng = generator(seed, "clips")
         half = num_samples // 2
         by_audio = balanced_draws(self.audio_clusters.cpu().numpy(), num_samples - half, rng)
@@ -208,9 +215,9 @@ class Method(BaseMethod):
         return clusters
 
     @torch.no_grad()
-    def _fresh_heads(self, seed: int) -> list[nn.Parameter]:
+    def _reset_heads(self, seed: int) -> list[nn.Parameter]:
         for name, head in (("video_head", self.video_head), ("audio_head", self.audio_head)):
-            weights = torch.empty(head.weight.shape)  # on the CPU, so that all devices agree
+            weights = torch.empty(head.weight.shape)  # on the CPU, so that all devices get the same values
             head.weight.copy_(weights.normal_(0.0, HEAD_STD, generator=_generator(seed, name)))
             head.bias.zero_()
         return [*self.video_head.parameters(), *self.audio_head.parameters()]

@@ -1,8 +1,8 @@
 """The audio backbone: ResNet over a log-mel spectrogram (section 1 of PAPER.md).
 
-ResNet-18 with one input channel: 11,170,240 parameters, the paper's 11.17 M. Modules are named as in the
-authors' released weights (``block1`` where torchvision has ``layer1``; the stem's layers are numbered).
-The total stride is 32 in frequency and in time.
+ResNet-18 with one input channel: 11,170,240 parameters, the paper's 11.17 M. Modules have the names of the authors'
+released weights (``block1`` instead of torchvision's ``layer1``; the stem's layers are numbered). The total stride is
+32 in frequency and in time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class BasicBlock(nn.Module):
     """ResNet's basic block: two 3x3 convolutions and a residual."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
-        """Build a block whose first convolution has ``stride``, 1 or 2, in frequency and time."""
+        """Build a block whose first convolution has ``stride``, 1 or 2."""
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -51,7 +51,7 @@ class AudioBackbone(nn.Module):
     """
 
     def __init__(self, width: int = 64, *, in_channels: int = 1, layers: Sequence[int] = (2, 2, 2, 2)) -> None:
-        """Build the backbone with PyTorch's own initialisation; see ``initialise`` for a reproducible one.
+        """Build the backbone with PyTorch's initialization (``initialize`` is reproducible).
 
         Args:
             width: channels of the stem, at least 1; smaller than 64 for demonstrations.
@@ -59,7 +59,7 @@ class AudioBackbone(nn.Module):
             layers: blocks of each of the four stages, each at least 1.
 
         Raises:
-            ValueError: an argument is none of the above.
+            ValueError: if an argument is out of range.
         """
         super().__init__()
         if width < 1:
@@ -88,13 +88,13 @@ class AudioBackbone(nn.Module):
         """Return the last map before pooling.
 
         Args:
-            x: normalised log-mel spectrograms, (B, in_channels, F mel bands, T frames).
+            x: normalized log-mel spectrograms, (B, in_channels, F mel bands, T frames).
 
         Returns:
-            (B, feature_dim, F/32, T/32), each rounded up; not negative.
+            (B, feature_dim, F/32, T/32), each rounded up; non-negative.
 
         Raises:
-            ValueError: ``x`` has another number of dimensions or channels.
+            ValueError: if ``x`` has another number of dimensions or channels.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
@@ -109,7 +109,7 @@ class AudioBackbone(nn.Module):
         return self.feature_map(x).mean(dim=(2, 3))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of the settings."""
+        """Return the settings for ``print``."""
         return f"width={self.width}, in_channels={self.in_channels}, layers={self.layers}"
 
 

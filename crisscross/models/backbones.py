@@ -1,4 +1,4 @@
-"""The pair of backbones that every experiment trains or evaluates."""
+"""The video and audio backbones of an experiment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from crisscross.config.model import ModelSettings, PaperVideoSettings, TorchvisionVideoSettings
 from crisscross.models.audio_resnet import AudioBackbone
-from crisscross.models.init import initialise
+from crisscross.models.init import initialize
 from crisscross.models.r2plus1d import VideoBackbone
 from crisscross.models.torchvision_video import TorchvisionBackbone
 from crisscross.models.video_base import VideoNetwork
@@ -21,7 +21,7 @@ Loaded = TypeVar("Loaded", bound=nn.Module)
 
 
 class Backbones(nn.Module):
-    """A video and an audio backbone, or one of them.
+    """A video backbone, an audio backbone, or both.
 
     Attributes:
         video_backbone: (B, 3, T, H, W) -> (B, D).
@@ -32,7 +32,7 @@ class Backbones(nn.Module):
     audio_backbone: AudioBackbone
 
     def __init__(self, model: ModelSettings, *, modalities: str = "av") -> None:
-        """Build them at the sizes of the config's ``model`` node: both, or that of ``v`` or ``a`` alone."""
+        """Build the backbones of ``v``, ``a`` or ``av`` from the config's ``model`` node."""
         super().__init__()
         if "v" in modalities:
             self.video_backbone = build_video(model.video)
@@ -45,32 +45,32 @@ class Backbones(nn.Module):
 
 
 def build_video(video: PaperVideoSettings | TorchvisionVideoSettings) -> VideoNetwork:
-    """Return the video backbone that the config's ``model.video`` asks for."""
+    """Build the video backbone of the config's ``model.video``."""
     if isinstance(video, TorchvisionVideoSettings):
         return TorchvisionBackbone(video.torchvision)
     return VideoBackbone(depth=video.depth, width=video.width)
 
 
-def untrained_backbones(model: ModelSettings, *, seed: int) -> Backbones:
-    """Return backbones with the very weights that a pretraining of this seed starts from."""
+def random_init_backbones(model: ModelSettings, *, seed: int) -> Backbones:
+    """Return backbones with the initial weights of a pretraining with this seed."""
     backbones = Backbones(model)
-    initialise(backbones, seed_key=seed)
+    initialize(backbones, seed_key=seed)
     return backbones
 
 
 def load_backbones(model: ModelSettings, *, video: Path | None, audio: Path | None) -> Backbones:
-    """Load backbones from files in the released format; a modality without a file stays untrained.
+    """Load backbones from files in the released format; without a file, initialize randomly.
 
     Args:
-        model: the sizes that the experiment says it evaluates.
+        model: sizes of the backbones in the config.
         video: file of the video backbone.
         audio: file of the audio backbone.
 
     Raises:
-        FileNotFoundError: when a file is not there.
-        ValueError: when a file is not what it should be, or of another size than the config says.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is not a backbone's state dict, or its size differs from the config's.
     """
-    backbones = untrained_backbones(model, seed=0)
+    backbones = random_init_backbones(model, seed=0)
     if video is not None:
         backbones.video_backbone = _of_expected_size(load_video_backbone(video), backbones.video_backbone, video)
     if audio is not None:

@@ -1,7 +1,7 @@
-"""Projector and predictor, the two heads that sit on each backbone (section 1 of PAPER.md), and the others' heads.
+"""Heads: projector and predictor (section 1 of PAPER.md), MLP, and classifier.
 
-Every linear layer has a bias, also those before batch normalisation, where it changes nothing. That is what
-reproduces the paper's 49.66 M for the whole model:
+Every linear layer has a bias, also before batch normalization, where it has no effect. This reproduces the paper's
+49.66 M for the whole model:
 
 | part | parameters |
 | --- | --- |
@@ -11,9 +11,9 @@ reproduces the paper's 49.66 M for the whole model:
 | predictor | 2,100,736, twice |
 | whole model | 49,662,080 |
 
-Without biases in the projectors, or with a last batch normalisation that has no weight and bias, it would
-print as 49.65 M. The predictors' first bias is too small to show (49.66 M either way): it is there because
-``nn.Linear`` has one by default (chosen by us).
+Without biases in the projectors, or with a last batch normalization without weight and bias, the total would round to
+49.65 M. The predictors' first bias is too small to matter for the total (49.66 M either way); they have one because it
+is the default of ``nn.Linear`` (ours).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torch import nn
 
 
 def projector(input_dim: int, *, hidden_dim: int = 2048, output_dim: int = 2048, num_layers: int = 3) -> nn.Sequential:
-    """Build a projector: linear layers, BN after every one, ReLU after all but the last.
+    """Build a projector: linear layers with batch normalization, and ReLU between them.
 
     Args:
         input_dim: the backbone's ``feature_dim``.
-        hidden_dim: width of the layers between.
+        hidden_dim: width of the hidden layers.
         output_dim: width of the embedding z.
         num_layers: number of linear layers, at least 1 (the paper has 3).
 
@@ -38,7 +38,7 @@ def projector(input_dim: int, *, hidden_dim: int = 2048, output_dim: int = 2048,
         A module that maps (B, input_dim) to (B, output_dim).
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: if a number is below 1.
     """
     _check_positive(input_dim=input_dim, hidden_dim=hidden_dim, output_dim=output_dim, num_layers=num_layers)
     dims = [input_dim, *[hidden_dim] * (num_layers - 1), output_dim]
@@ -53,31 +53,31 @@ def predictor(dim: int, *, hidden_dim: int = 512) -> nn.Sequential:
 
     Args:
         dim: width of the embedding z, and of the prediction p.
-        hidden_dim: width between (a bottleneck in the paper).
+        hidden_dim: width of the hidden layer (a bottleneck in the paper).
 
     Returns:
         A module that maps (B, dim) to (B, dim).
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: if a number is below 1.
     """
     _check_positive(dim=dim, hidden_dim=hidden_dim)
     return nn.Sequential(nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
 
 
 def mlp(input_dim: int, dims: Sequence[int], *, batch_norm: bool = False) -> nn.Sequential:
-    """Build an MLP: linear layers with ReLU between them (AVID's head, which has no normalisation).
+    """Build an MLP: linear layers with ReLU between them (AVID's head).
 
     Args:
         input_dim: the backbone's ``feature_dim``.
-        dims: width of each linear layer's output, the last one that of the embedding.
-        batch_norm: whether each linear layer's output is normalised over the batch.
+        dims: output width of each linear layer; the last one is the width of the embedding.
+        batch_norm: whether a batch normalization follows each linear layer.
 
     Returns:
         A module that maps (B, input_dim) to (B, dims[-1]).
 
     Raises:
-        ValueError: a number is below 1, or there is no layer.
+        ValueError: if a number is below 1, or there is no layer.
     """
     _check_positive(input_dim=input_dim, num_layers=len(dims), **{f"dims[{i}]": width for i, width in enumerate(dims)})
     layers: list[nn.Module] = []
@@ -89,20 +89,22 @@ def mlp(input_dim: int, dims: Sequence[int], *, batch_norm: bool = False) -> nn.
 def classifier(
     input_dim: int, num_classes: int, *, hidden_dim: int | None = None, batch_norm: bool = False, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Build the head of fine-tuning (section 5 of PAPER.md): one linear layer, and what others put before it.
+    """Build the head of fine-tuning (section 5 of PAPER.md).
+
+    A linear layer, and optional layers before it.
 
     Args:
         input_dim: the backbone's ``feature_dim``.
-        num_classes: number of scores.
-        hidden_dim: width of a linear layer with batch normalisation and ReLU before the last one; None = there is none.
-        batch_norm: whether what goes into the last layer is normalised.
-        dropout: probability, applied right before the last layer; 0 = off.
+        num_classes: number of logits.
+        hidden_dim: width of a hidden linear layer with batch normalization and ReLU; None = no hidden layer.
+        batch_norm: whether a batch normalization precedes the last layer.
+        dropout: dropout probability before the last layer; 0 = off.
 
     Returns:
         A module that maps (B, input_dim) to logits (B, num_classes).
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: if a number is below 1.
     """
     _check_positive(input_dim=input_dim, num_classes=num_classes, hidden_dim=1 if hidden_dim is None else hidden_dim)
     layers: dict[str, nn.Module] = {}

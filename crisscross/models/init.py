@@ -1,13 +1,11 @@
-"""Initial weights that depend on the seed and on each parameter's name, and on nothing else.
+"""Initial weights that depend only on the seed and each parameter's name.
 
-Every parameter is drawn from a generator of its own. Neither the global random state, nor the order in which
-modules were built, nor the device, nor the presence of other modules changes it: two methods that share a
-backbone and a seed start from the same backbone.
+Every parameter has its own generator. The global random state, the order in which modules are built, the device and
+other modules do not matter: two methods with the same backbone and seed start from the same weights.
 
-The paper is silent on initialisation. Chosen by us, as the field does: convolutions Kaiming normal over the
-fan-out for ReLU (He et al. 2015, torchvision's ResNet), normalisations weight 1 and bias 0, linear layers
-PyTorch's default (uniform within 1/sqrt(fan-in), weight and bias alike). The last normalisation of a residual
-block is not set to zero.
+The paper does not specify the initialization. Ours, as is common: convolutions Kaiming normal over the fan-out for ReLU
+(He et al. 2015, torchvision's ResNet), normalizations weight 1 and bias 0, linear layers PyTorch's default (weight and
+bias uniform within 1/sqrt(fan-in)). The last normalization of a residual block is not set to zero.
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ from crisscross.utils.rng import derive_key
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, *, seed_key: int) -> None:
-    """Give every parameter of ``module`` its initial value in place, and reset the running statistics.
+def initialize(module: nn.Module, *, seed_key: int) -> None:
+    """Initialize all parameters of ``module`` in place, and reset running statistics.
 
     Call it before wrapping in ``DistributedDataParallel`` or ``torch.compile``, which prefix the names.
 
     Args:
-        module: the tree; names are taken relative to it, as in ``module.named_parameters()``. A part
-            initialised by itself therefore differs from the same part initialised inside its parent.
+        module: root module; names are relative to it, as in ``module.named_parameters()``. The values of a submodule
+            therefore depend on whether it is initialized alone or as part of its parent.
         seed_key: the seed, or a key derived from it.
 
     Raises:
-        ValueError: a module holds parameters for which no rule is known; names it.
+        ValueError: if there is no rule for a module's parameters; the message names the parameter.
     """
     for module_name, part in module.named_modules():
         parameters = dict(part.named_parameters(recurse=False))
@@ -48,7 +46,7 @@ def initialise(module: nn.Module, *, seed_key: int) -> None:
 
 
 def _initial_value(part: nn.Module, name: str, parameter: Tensor, *, prefix: str, generator: torch.Generator) -> Tensor:
-    """Draw one parameter on the CPU in single precision, so that devices and dtypes agree."""
+    """Draw one parameter on the CPU in single precision."""
     values = torch.empty(parameter.shape, dtype=torch.float32)
     if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         if name == "bias":
@@ -61,6 +59,6 @@ def _initial_value(part: nn.Module, name: str, parameter: Tensor, *, prefix: str
         bound = 1.0 / math.sqrt(part.in_features)
         return values.uniform_(-bound, bound, generator=generator)
     raise ValueError(
-        f"parameter {prefix}{name} of a {type(part).__name__}: expected a convolution, a normalisation or "
+        f"parameter {prefix}{name} of a {type(part).__name__}: expected a convolution, a normalization or "
         "a linear layer; add a rule for it in crisscross/models/init.py"
     )

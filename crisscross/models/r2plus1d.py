@@ -1,18 +1,17 @@
-"""The video backbone: R(2+1)D whose inner width equals its output width (paper section 1 of PAPER.md).
+"""The video backbone: R(2+1)D with inner width equal to output width (section 1 of PAPER.md).
 
-It differs from torchvision's ``r2plus1d_18`` (31.5 M parameters) in four ways: the stem is one full 3-D
-convolution followed by a max-pool; the planes between a spatial and a temporal convolution are as many as
-the block puts out; the residual joins before the last batch normalisation, which is over the sum; and the
-residual convolution has no normalisation of its own. Modules are named as in the authors' released weights.
+It differs from torchvision's ``r2plus1d_18`` (31.5 M parameters) in four ways: the stem is one full 3-D convolution
+followed by a max-pool; there are as many channels between a spatial and a temporal convolution as in the block's
+output; the residual is added before the last batch normalization; and the residual convolution has no normalization.
+Modules have the names of the authors' released weights.
 
-| depth | blocks a stage | parameters (width 64) |
+| depth | blocks per stage | parameters (width 64) |
 | --- | --- | --- |
 | 10 | 1-1-1-1 | 7,015,616 |
 | 18 | 2-2-2-2 | 15,379,136 |
 | 34 | 3-4-6-3 | 28,861,632 |
 
-No convolution has a bias: with biases depth 18 would have 15,387,776 parameters, which the paper's 15.38 M
-rules out.
+No convolution has a bias: with biases, depth 18 would have 15,387,776 parameters, not the paper's 15.38 M.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from crisscross.models.video_base import VideoNetwork
 
 
 class R2Plus1dBlock(nn.Module):
-    """Two factorised convolutions with a residual: ReLU(BN(residual + T(S(T(S(x))))))."""
+    """Two factorized convolutions with a residual: ReLU(BN(residual + T(S(T(S(x))))))."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         """Build a block.
@@ -34,8 +33,8 @@ class R2Plus1dBlock(nn.Module):
         Args:
             in_channels: channels of the input.
             out_channels: channels of the output, and of every convolution inside.
-            stride: 1 or 2, in time, height and width alike. The first spatial convolution carries the
-                spatial part and the first temporal convolution the temporal part.
+            stride: 1 or 2, in time, height and width. The first spatial convolution has the spatial stride and the
+                first temporal convolution the temporal stride.
         """
         super().__init__()
         self.spt_conv1 = _spatial_conv(in_channels, out_channels, stride=stride)
@@ -63,18 +62,18 @@ class R2Plus1dBlock(nn.Module):
 class VideoBackbone(VideoNetwork):
     """R(2+1)D-10/18/34 without a classifier; the paper uses depth 18 at width 64.
 
-    The last map has a T/8, H/32, W/32 of the input's T, H and W, each rounded up: a clip of 8 x 112 x 112 gives
-    1 x 4 x 4, one of 8 x 224 x 224 1 x 7 x 7; 32 frames give 4 in time.
+    The last map is T/8 x H/32 x W/32, each rounded up: 1 x 4 x 4 for a clip of 8 x 112 x 112, 1 x 7 x 7 for 8 x 224 x
+    224; 32 frames give 4 in time.
 
     Attributes:
         depth: 10, 18 or 34.
         width: channels of the stem and the first stage; the stages have 1, 2, 4 and 8 times as many.
         feature_dim: channels of the last map, ``8 * width`` (512 in the paper).
-        pool: ``"avg"`` (pretraining, linear evaluation) or ``"max"`` (fine-tuning); may be changed later.
+        pool: ``"avg"`` (pretraining, linear evaluation) or ``"max"`` (fine-tuning); can be changed later.
     """
 
     def __init__(self, depth: int = 18, width: int = 64, *, pool: Literal["avg", "max"] = "avg") -> None:
-        """Build the backbone with PyTorch's own initialisation; see ``initialise`` for a reproducible one.
+        """Build the backbone with PyTorch's initialization (``initialize`` is reproducible).
 
         Args:
             depth: 10, 18 or 34.
@@ -82,7 +81,7 @@ class VideoBackbone(VideoNetwork):
             pool: the global pooling after the last stage, ``"avg"`` or ``"max"``.
 
         Raises:
-            ValueError: an argument is none of the above.
+            ValueError: if an argument is out of range.
         """
         super().__init__(pool=pool)
         if depth not in BLOCKS_BY_DEPTH:
@@ -108,7 +107,7 @@ class VideoBackbone(VideoNetwork):
         return self.conv5x(self.conv4x(self.conv3x(self.conv2x(x))))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of the settings."""
+        """Return the settings for ``print``."""
         return f"depth={self.depth}, width={self.width}, pool={self.pool!r}"
 
 

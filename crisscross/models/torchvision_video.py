@@ -5,8 +5,8 @@
 | r2plus1d_18 | 31.5 M | 31,505,325 | 31,300,125 |
 | r3d_18 | 33.4 M | 33,371,472 | 33,166,272 |
 
-(The paper's own 15.4 M are without a classifier.) Their stem has no max-pool: for the same input the maps are twice as
-high and wide as those of the paper's network. The tensors keep torchvision's names, so its checkpoints load.
+(The paper's own 15.4 M are without a classifier.) Their stem has no max-pool, so the maps are twice as high and wide as
+those of the paper's network. The tensors have torchvision's names, so its checkpoints load.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from crisscross.models.video_base import VideoNetwork
 
 
 class TorchvisionBackbone(VideoNetwork):
-    """A network of torchvision's without its classifier.
+    """A video network of torchvision without its classifier.
 
-    A clip of 8 x 112 x 112 gives a last map of 1 x 7 x 7, one of 8 x 224 x 224 1 x 14 x 14.
+    The last map is 1 x 7 x 7 for a clip of 8 x 112 x 112, and 1 x 14 x 14 for 8 x 224 x 224.
 
     Attributes:
-        architecture: its name there.
+        architecture: name in ``torchvision.models.video``.
     """
 
     feature_dim = 512
 
     def __init__(self, architecture: Literal["r2plus1d_18", "r3d_18"], *, pool: Literal["avg", "max"] = "avg") -> None:
-        """Build the backbone with torchvision's own initialisation; see ``initialise`` for a reproducible one.
+        """Build the backbone with torchvision's initialization (``initialize`` is reproducible).
 
         Args:
-            architecture: its name in ``torchvision.models.video``.
+            architecture: name in ``torchvision.models.video``.
             pool: the global pooling after the last stage, ``"avg"`` or ``"max"``.
 
         Raises:
-            ValueError: there is no such pooling.
+            ValueError: if there is no such pooling.
         """
         super().__init__(pool=pool)
-        from torchvision.models import video  # type: ignore[import-untyped]  # a second, for those who use it
+        from torchvision.models import video  # type: ignore[import-untyped]  # here: it takes a second, and few use it
 
         network = getattr(video, architecture)(num_classes=1)
         self.architecture = architecture
@@ -54,7 +54,7 @@ class TorchvisionBackbone(VideoNetwork):
 
     @property
     def conv2x(self) -> nn.Module:
-        """The first stage, by the paper's name."""
+        """The first stage, under the paper's name."""
         return self.layer1
 
     @property
@@ -76,5 +76,5 @@ class TorchvisionBackbone(VideoNetwork):
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows of the settings."""
+        """Return the settings for ``print``."""
         return f"torchvision={self.architecture}, pool={self.pool!r}"

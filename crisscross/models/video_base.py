@@ -1,4 +1,4 @@
-"""What every video backbone is to the rest: stages by name, a last map, and a global pooling that may be changed."""
+"""The interface of video backbones: named stages, a last map, and global pooling."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ POOLS = ("avg", "max")
 class VideoNetwork(nn.Module, ABC):
     """A video backbone without a classifier.
 
-    Its four stages are called ``conv2x`` to ``conv5x``, as in the paper.
+    Its four stages are ``conv2x`` to ``conv5x``, as in the paper.
 
     Attributes:
         feature_dim: channels of the last map.
-        pool: ``"avg"`` (pretraining, linear evaluation) or ``"max"`` (fine-tuning); may be changed later.
+        pool: ``"avg"`` (pretraining, linear evaluation) or ``"max"`` (fine-tuning); can be changed later.
     """
 
     feature_dim: int
 
     def __init__(self, *, pool: Literal["avg", "max"]) -> None:
-        """Note the pooling.
+        """Set the pooling.
 
         Raises:
-            ValueError: there is no such pooling.
+            ValueError: if there is no such pooling.
         """
         super().__init__()
         if pool not in POOLS:
@@ -37,22 +37,22 @@ class VideoNetwork(nn.Module, ABC):
         """Return the last map before pooling.
 
         Args:
-            x: normalised frames, (B, 3, T, H, W).
+            x: normalized frames, (B, 3, T, H, W).
 
         Returns:
-            (B, feature_dim, T', H', W'), not negative; T', H' and W' depend on the network.
+            (B, feature_dim, T', H', W'), non-negative; T', H' and W' depend on the network.
 
         Raises:
-            ValueError: ``x`` has another number of dimensions or channels.
+            ValueError: if ``x`` has another number of dimensions or channels.
         """
         if x.ndim != 5 or x.shape[1] != 3:
             raise ValueError(
-                f"video input of shape {tuple(x.shape)}: expected (B, 3, T, H, W); move the colours to dimension 1"
+                f"video input of shape {tuple(x.shape)}: expected (B, 3, T, H, W); move the colors to dimension 1"
             )
         return self._last_map(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised frames (B, 3, T, H, W) to pooled features (B, feature_dim)."""
+        """Map normalized frames (B, 3, T, H, W) to pooled features (B, feature_dim)."""
         features = self.feature_map(x)
         if self.pool == "max":
             return features.amax(dim=(2, 3, 4))

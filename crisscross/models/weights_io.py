@@ -1,12 +1,11 @@
-"""The authors' released weights in, ours out: one file a modality, a plain state dict of the backbone.
+"""Load and export backbone weights in the authors' format: one state dict per modality.
 
-torchvision's video networks come and go under torchvision's own names; of its checkpoints the classifier, ``fc``, is
-left behind.
+Checkpoints of torchvision's video networks keep torchvision's names; their classifier, ``fc``, is dropped.
 
-Files are read with ``weights_only=True``: tensors come in, code does not. Depth and width are read off the
-file. One prefix is tolerated when every key carries it, ``module.`` or ``backbone.``, which wrappers leave
-behind; nothing else is renamed or dropped. The only keys that may be missing are the normalisations'
-``num_batches_tracked``, which files of PyTorch before 0.4.1 lack and which no result depends on.
+Files are read with ``weights_only=True``, so they cannot run code. Depth and width are derived from the shapes. The
+prefix ``module.`` or ``backbone.`` of a wrapper is removed if all keys have it; no other key is renamed or dropped. The
+only keys that may be missing are ``num_batches_tracked`` of the normalizations, which files of PyTorch before 0.4.1
+lack and no result depends on.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _AUDIO_STAGES = ("block1", "block2", "block3", "block4")
 _TORCHVISION_STEM = "stem.0.weight"
 _TORCHVISION_CLASSIFIER = ("fc.weight", "fc.bias")
 _NUM_NAMES_SHOWN = 3
-_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and the pickle it wrote before 1.6
+_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and its pickle before PyTorch 1.6
 
-# What PyTorch's reader raises, besides OSError, on a file whose bytes make no sense to it.
+# The exceptions of PyTorch's reader, besides OSError, for a damaged file.
 _DAMAGE = (
     ArithmeticError,
     AssertionError,
@@ -53,7 +52,7 @@ Backbone = TypeVar("Backbone", VideoBackbone, TorchvisionBackbone, AudioBackbone
 
 
 def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg") -> VideoNetwork:
-    """Read a video backbone: the authors', one of ours, or one of torchvision's.
+    """Load a video backbone in the authors' format or in torchvision's.
 
     Args:
         path: the file.
@@ -63,8 +62,8 @@ def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg"
         The backbone in training mode, on the CPU, in single precision.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a video backbone's state dict; one line with the reason.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a video backbone's state dict; one line with the reason.
     """
     path = Path(path)
     state = _read_state(path)
@@ -85,7 +84,7 @@ def load_video_backbone(path: str | Path, *, pool: Literal["avg", "max"] = "avg"
 
 
 def load_audio_backbone(path: str | Path) -> AudioBackbone:
-    """Read an audio backbone, the authors' or one of ours.
+    """Load an audio backbone in the authors' format.
 
     Args:
         path: the file.
@@ -94,8 +93,8 @@ def load_audio_backbone(path: str | Path) -> AudioBackbone:
         The backbone in training mode, on the CPU, in single precision.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an audio backbone's state dict; one line with the reason.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not an audio backbone's state dict; one line with the reason.
     """
     path = Path(path)
     state = _read_state(path)
@@ -112,23 +111,23 @@ def load_audio_backbone(path: str | Path) -> AudioBackbone:
 
 
 def export_backbone(backbone: VideoNetwork | AudioBackbone, path: str | Path) -> None:
-    """Write a backbone as the authors release theirs: a plain state dict on the CPU in single precision.
+    """Write a backbone in the authors' format.
 
-    The file appears whole or not at all: it is written beside, flushed to disk and renamed.
+    It is a state dict on the CPU in single precision. The write is atomic.
 
     Args:
         backbone: unwrapped (pass ``model.module`` of a ``DistributedDataParallel``).
-        path: the file to write; an existing one is replaced. Its folder is made if need be.
+        path: the file to write; an existing one is replaced. Its folder is created if missing.
 
     Raises:
-        ValueError: ``backbone`` is something else.
+        ValueError: if ``backbone`` is not a backbone.
     """
     if not isinstance(backbone, (VideoNetwork, AudioBackbone)):
         raise ValueError(
             f"cannot export a {type(backbone).__name__}: expected a VideoBackbone or an AudioBackbone; unwrap it first"
         )
     state = {
-        # A copy, so that a view does not drag its whole storage into the file.
+        # A copy, because torch.save writes the whole storage of a view.
         name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
         for name, value in backbone.state_dict().items()
     }
@@ -138,7 +137,7 @@ def export_backbone(backbone: VideoNetwork | AudioBackbone, path: str | Path) ->
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file and return its state dict, without the tolerated prefix."""
+    """Read a state dict and remove a wrapper's prefix."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a backbone's state dict")
     content = _read_content(path)
@@ -147,17 +146,17 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: holds {_describe(content)}; expected a state dict, names with their tensors; "
             "save model.state_dict()"
         )
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
+    not_tensors = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if not_tensors:
         raise ValueError(
-            f"{path}: {_list_names(strangers)} not a tensor; expected a backbone's plain state dict; "
-            "save that part of the file by itself"
+            f"{path}: {_list_names(not_tensors)} not a tensor; expected a backbone's plain state dict; "
+            "save that part of the file on its own"
         )
     return _without_prefix({str(key): value for key, value in content.items()})
 
 
 def _read_content(path: Path) -> object:
-    """Read whatever the file holds. PyTorch's own messages are left out: they advise to trust the file."""
+    """Read a file without PyTorch's own messages, which advise to trust the file."""
     with path.open("rb") as file:
         is_pytorch_file = file.read(4).startswith(_MAGIC)
     if is_pytorch_file:
@@ -171,7 +170,7 @@ def _read_content(path: Path) -> object:
                 "save model.state_dict() where the file comes from"
             ) from error
         except (OSError, *_DAMAGE) as error:
-            # PyTorch reports an archive cut short as "invalid argument"; a failing disk is another matter.
+            # PyTorch reports a truncated archive as "invalid argument"; other OSErrors are errors of the disk.
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             reason = f"damaged or cut short ({type(error).__name__})"
@@ -187,7 +186,7 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stem_weight(path: Path, state: Mapping[str, Tensor], *, modality: str) -> Tensor:
-    """Return the stem's convolution, after making sure that the file is of the right modality."""
+    """Return the weight of the stem after checking the file's modality."""
     found = _modality(state)
     if found is None:
         raise ValueError(
@@ -214,7 +213,7 @@ def _is_torchvision(state: Mapping[str, Tensor]) -> bool:
 
 
 def _empty_torchvision(state: Mapping[str, Tensor], *, pool: Literal["avg", "max"]) -> TorchvisionBackbone:
-    """Return a network on the meta device; a factorised stem, two convolutions, tells R(2+1)D."""
+    """Return a network on the meta device; a factorized stem means R(2+1)D."""
     with torch.device("meta"):
         return TorchvisionBackbone("r2plus1d_18" if "stem.3.weight" in state else "r3d_18", pool=pool)
 
@@ -236,7 +235,7 @@ def _modality(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _count_blocks(state: Mapping[str, Tensor], stages: Sequence[str]) -> tuple[int, ...]:
-    """Count the blocks of each stage by the numbers in the keys."""
+    """Count the blocks of each stage from the keys."""
     numbers: dict[str, set[str]] = {stage: set() for stage in stages}
     for name in state:
         match = re.match(r"(\w+)\.(\d+)\.", name)
@@ -246,9 +245,10 @@ def _count_blocks(state: Mapping[str, Tensor], stages: Sequence[str]) -> tuple[i
 
 
 def _fill(backbone: Backbone, state: Mapping[str, Tensor], *, path: Path) -> Backbone:
-    """Copy the tensors into a backbone on the meta device if names and shapes agree exactly.
+    """Copy tensors into a backbone if names and shapes match exactly.
 
-    Meta, so that nothing is allocated for a file that does not fit and no random number is spent.
+    The backbone is on the meta device, so a file that does not match allocates no memory, and no random numbers are
+    drawn.
     """
     expected = backbone.state_dict()
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
@@ -275,7 +275,7 @@ def _fill(backbone: Backbone, state: Mapping[str, Tensor], *, path: Path) -> Bac
 def _list_names(names: Sequence[str]) -> str:
     if not names:
         return "nothing"
-    # A damaged file may hold names with line breaks: those are shown quoted.
+    # A damaged file may have names with line breaks: repr keeps the message on one line.
     shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:_NUM_NAMES_SHOWN])
     hidden = len(names) - _NUM_NAMES_SHOWN
     return f"{shown} and {hidden} more" if hidden > 0 else shown

@@ -1,4 +1,4 @@
-"""From the config's ``optim`` node to an optimiser and the learning rates of its groups."""
+"""Build the optimizer of the config's ``optim`` node and set the learning rates of its groups."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import torch
 from torch import nn
 
 from crisscross.config.optim import OptimSettings
-from crisscross.optim.larc import LARC
+from crisscross.optim.larc import register_larc
 from crisscross.optim.schedules import LearningRateSchedule
 
 
-def build_optimizer(
-    settings: OptimSettings, groups: Mapping[str, Sequence[nn.Parameter]]
-) -> LARC | torch.optim.Optimizer:
-    """Return Adam or SGD over named groups of parameters, under LARC when the settings say so.
+def build_optimizer(settings: OptimSettings, groups: Mapping[str, Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
+    """Build Adam or SGD over named groups of parameters, optionally with LARC.
 
     Args:
         settings: the ``optim`` node.
         groups: parameters by the name of their schedule.
 
     Raises:
-        ValueError: when a group has no schedule of its name.
+        ValueError: if a group has no schedule of its name.
     """
     for name in groups:
         if name not in settings.groups:
@@ -33,15 +31,15 @@ def build_optimizer(
         optimizer = torch.optim.Adam(named, betas=settings.betas, weight_decay=settings.weight_decay)
     else:
         optimizer = torch.optim.SGD(named, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    if not settings.larc.enabled:
-        return optimizer
-    return LARC(optimizer, trust=settings.larc.trust, eps=settings.larc.eps)
+    if settings.larc.enabled:
+        register_larc(optimizer, trust=settings.larc.trust, eps=settings.larc.eps)
+    return optimizer
 
 
 def set_learning_rates(
-    optimizer: LARC | torch.optim.Optimizer, schedules: Mapping[str, LearningRateSchedule], step: int
+    optimizer: torch.optim.Optimizer, schedules: Mapping[str, LearningRateSchedule], step: int
 ) -> dict[str, float]:
-    """Set every group's rate for a step and return them as ``optim/lr_<group>``."""
+    """Set the learning rate of each group; return them as ``optim/lr_<group>``."""
     rates = {}
     for group in optimizer.param_groups:
         group["lr"] = schedules[group["name"]](step)

@@ -1,8 +1,7 @@
-"""Learning-rate schedules: pure functions from the number of the update to its learning rate.
+"""Learning-rate schedules: pure functions from the step to the learning rate.
 
-``step`` counts updates from 0; the update numbered ``step`` uses the value at ``step``. Durations are in
-steps: the caller turns epochs into steps once, with ``epochs_to_steps``. A schedule has no state, so a
-resumed run asks for the step it is at and gets what it would have got.
+``step`` counts optimizer updates from 0. Durations are in steps: ``epochs_to_steps`` converts epochs once. A schedule
+has no state, so a resumed run gets the same rates as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def constant(step: int, *, value: float) -> float:
     """Return ``value`` at every step (the predictors' schedule, section 4 of PAPER.md).
 
     Raises:
-        ValueError: ``step`` is negative.
+        ValueError: if ``step`` is negative.
     """
     _check_step(step)
     return value
@@ -30,21 +29,22 @@ def constant(step: int, *, value: float) -> float:
 def warmup_cosine(
     step: int, *, total_steps: int, warmup_steps: int, peak: float, final: float, start: float = 0.0
 ) -> float:
-    """Rise linearly, then fall along half a cosine (backbones and projectors, section 4 of PAPER.md).
+    """Return a linear warm-up followed by a cosine decay.
 
-    Exactly ``start`` at step 0 (``peak`` when there is no warm-up), ``peak`` at ``warmup_steps`` and
-    ``final`` at ``total_steps``, the moment after the last update (these exact places are chosen by us).
+    The schedule of backbones and projectors (section 4 of PAPER.md). It is exactly ``start`` at step 0 (``peak``
+    without warm-up), ``peak`` at ``warmup_steps``, and ``final`` at ``total_steps``, after the last update (ours: these
+    exact steps).
 
     Args:
         step: number of the update, from 0 to ``total_steps``.
         total_steps: updates of the whole training.
-        warmup_steps: updates of the rise, less than ``total_steps``; 0 for none.
-        peak: learning rate after the rise.
+        warmup_steps: updates of the warm-up, less than ``total_steps``; 0 = no warm-up.
+        peak: learning rate after the warm-up.
         final: learning rate at the end.
         start: learning rate at step 0.
 
     Raises:
-        ValueError: ``step`` is outside the training, or the warm-up does not fit in it.
+        ValueError: if ``step`` is outside the training, or the warm-up is not shorter than the training.
     """
     _check_step(step)
     if not 0 <= warmup_steps < total_steps:
@@ -63,18 +63,20 @@ def warmup_cosine(
 def steps_decay(
     step: int, *, initial: float, milestones: Sequence[int], gamma: float, warmup_steps: int = 0, start: float = 0.0
 ) -> float:
-    """Multiply by ``gamma`` at each milestone (fine-tuning, section 5 of PAPER.md), after a linear rise if need be.
+    """Multiply the rate by ``gamma`` at each milestone, after an optional warm-up.
+
+    The schedule of fine-tuning (section 5 of PAPER.md).
 
     Args:
         step: number of the update, from 0.
-        initial: learning rate after the rise, before the first milestone.
-        milestones: steps in ascending order; the update numbered as a milestone already has the lower rate.
+        initial: learning rate after the warm-up, before the first milestone.
+        milestones: steps in ascending order; the update at a milestone already has the lower rate.
         gamma: the factor, 0.3 in the paper's fine-tuning.
-        warmup_steps: updates of the rise, which ends before the first milestone or at it; 0 for none.
-        start: learning rate at step 0 of a rise.
+        warmup_steps: updates of the warm-up, which ends at the first milestone or before; 0 = no warm-up.
+        start: learning rate at step 0 of a warm-up.
 
     Raises:
-        ValueError: ``step`` is negative, the milestones do not ascend, or the rise is not over at the first.
+        ValueError: if ``step`` is negative, the milestones are not ascending, or the warm-up exceeds the first one.
     """
     _check_step(step)
     if list(milestones) != sorted(milestones):
@@ -90,10 +92,10 @@ def steps_decay(
 
 
 def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
-    """Turn a duration in epochs, fractions allowed, into whole steps (the nearest; a half goes up).
+    """Convert epochs, fractions allowed, to the nearest number of steps (half rounds up).
 
     Raises:
-        ValueError: ``epochs`` is negative or ``steps_per_epoch`` is below 1.
+        ValueError: if ``epochs`` is negative or ``steps_per_epoch`` is below 1.
     """
     if epochs < 0:
         raise ValueError(f"epochs={epochs}: expected at least 0; raise it")
@@ -105,15 +107,15 @@ def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
 def build_schedules(
     groups: Mapping[str, ScheduleSettings], *, total_steps: int, steps_per_epoch: int
 ) -> dict[str, LearningRateSchedule]:
-    """Return each group's learning rate as a function of the step; durations in epochs become steps here.
+    """Return each group's learning rate as a function of the step.
 
     Args:
-        groups: the config's ``optim.groups``, by name of the group.
+        groups: the config's ``optim.groups``, by name; their durations are in epochs.
         total_steps: steps of the whole training.
         steps_per_epoch: steps of an epoch.
 
     Raises:
-        ValueError: if a schedule does not fit into the training, naming its key.
+        ValueError: if a schedule does not fit into the training; the message names its key.
     """
     schedules = {}
     for name, settings in groups.items():
@@ -152,7 +154,7 @@ def _schedule(settings: ScheduleSettings, *, total_steps: int, steps_per_epoch: 
 
 
 def _between(low: float, high: float, weight: float) -> float:
-    # Not low + weight * (high - low), which misses `high` by a rounding at weight 1.
+    # low + weight * (high - low) would differ from `high` by a rounding error at weight 1.
     return (1.0 - weight) * low + weight * high
 
 

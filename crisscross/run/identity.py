@@ -59,7 +59,7 @@ def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
     return without(config, (*EXECUTION_ONLY, *NOT_IN_PRETRAINING) if is_pretraining else EXECUTION_ONLY)
 
 
-def weights_fingerprint(video: str | None, audio: str | None) -> str | None:
+def weights_hash(video: str | None, audio: str | None) -> str | None:
     """Return the hash of what released weight files hold; None where none are given.
 
     Raises:

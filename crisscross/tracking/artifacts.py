@@ -1,4 +1,7 @@
-"""Figures and other files made of a study, kept in MLflow: one run a study and kind, each content sent once."""
+"""Log figures and other files made of a study to MLflow.
+
+There is one MLflow run a study and kind, and each content is sent once.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +10,72 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crisscross.tracking.client import Store, TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import RunColumns, read_runs
+from crisscross.tracking.store import open_store
 from crisscross.utils.redact import mask_passwords
 
-
-def log_outputs(
-    files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str
-) -> tuple[str, ...]:
-    """Keep files that were made of a study as artifacts, once for each content; see ``crisscross.tracking.artifacts``.
-
-    Args:
-        files: by artifact name, such as ``figures/relaxation-1a2b3c4d.png``.
-        kind: what they are, ``figures``: the kind of the MLflow run that has them.
-        of: ``<study>.<fingerprint>``; it has one such run.
-        description: the text on top of that run's page.
-        uri: MLflow's tracking URI.
-        experiment: name of the MLflow experiment.
-
-    Returns:
-        The artifact names that were new.
-
-    Raises:
-        TrackingError: when MLflow cannot be reached or refuses.
-    """
-    if are_kept(files, kind=kind, of=of, uri=uri, experiment=experiment):
-        return ()
-    store = Store(uri, experiment)
-    with store.exclusively():
-        return keep_outputs(store, files, kind=kind, of=of, description=description)
+if TYPE_CHECKING:  # it imports MLflow
+    from crisscross.tracking.client import Store
 
 
 MADE_OF = "crisscross.made_of"
 
 
-def are_kept(files: Mapping[str, Path], *, kind: str, of: str, uri: str, experiment: str) -> bool:
-    """Whether a database is known to have files already, which is seen without MLflow: importing it takes seconds.
+def log_artifacts_once(
+    files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str
+) -> tuple[str, ...]:
+    """Log files that were made of a study as artifacts, once for each content.
 
     Args:
-        files: see ``keep_outputs``.
-        kind: see ``keep_outputs``.
-        of: see ``keep_outputs``.
+        files: by artifact name, such as ``figures/relaxation-1a2b3c4d.png``.
+        kind: kind of the MLflow run that has them, such as ``figures``.
+        of: ``<study>.<fingerprint>``; it has one such run.
+        description: text at the top of that run's page.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
+
+    Returns:
+        The artifact names whose content is new.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached or refuses.
+    """
+    if already_logged(files, kind=kind, of=of, uri=uri, experiment=experiment):
+        return ()
+    store = open_store(uri, experiment)
+    with store.exclusively():
+        return _log_artifacts(store, files, kind=kind, of=of, description=description)
+
+
+def already_logged(files: Mapping[str, Path], *, kind: str, of: str, uri: str, experiment: str) -> bool:
+    """Whether a database has these files already.
+
+    The check needs no import of MLflow. It is False for a server.
+
+    Args:
+        files: see ``log_artifacts_once``.
+        kind: see ``log_artifacts_once``.
+        of: see ``log_artifacts_once``.
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
 
     Raises:
-        TrackingError: when a delivery to the store's file does not come to an end.
+        TrackingError: if another process holds the lock of the SQLite file for too long.
     """
-    digests = {_noted(name): _digest(path) for name, path in files.items()}
+    digests = {_digest_tag(name): _digest(path) for name, path in files.items()}
     runs = read_runs(uri, experiment, having=MADE_OF, wanted=RunColumns(tags=(MADE_OF, *digests)))
     wanted = {MADE_OF: f"{kind} {of}", **digests}
     return any(run["tags"] == wanted for run in runs or ())
 
 
-def keep_outputs(store: Store, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> tuple[str, ...]:
-    """Keep files as artifacts of the run of that kind and study, which is made where it is not there.
+def _log_artifacts(store: Store, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> tuple[str, ...]:
+    """Log files to the run of that kind and study, which is created if missing.
 
-    What a file holds is noted in a tag, ``sha256.<name>``, after it was sent: a kill in between sends it again.
-
-    Args:
-        store: an open MLflow experiment.
-        files: by artifact name.
-        kind: such as ``figures``.
-        of: ``<study>.<fingerprint>``. No tag of the run is ``study.<...>``: it is none of the study's experiments.
-        description: the text on top of the run's page.
-
-    Returns:
-        The artifact names whose content was new.
+    The tag ``sha256.<name>`` is set after a file is sent: a kill in between sends the file again. The run has no tag
+    ``study.<...>``, because it is none of the study's experiments.
     """
     study = of.partition(".")[0]
     tags = {"kind": kind, "study": study, "mlflow.note.content": description, MADE_OF: f"{kind} {of}"}
@@ -84,9 +85,9 @@ def keep_outputs(store: Store, files: Mapping[str, Path], *, kind: str, of: str,
     known, sent = store.tags_of(run_id), []
     for name, path in files.items():
         digest = _digest(path)
-        if known.get(_noted(name)) != digest:
+        if known.get(_digest_tag(name)) != digest:
             store.log_file(run_id, path, name)
-            store.set_tags(run_id, {_noted(name): digest})
+            store.set_tags(run_id, {_digest_tag(name): digest})
             sent.append(name)
     if sent:
         store.set_tags(run_id, {key: text for key, text in tags.items() if known.get(key) != text})
@@ -94,7 +95,7 @@ def keep_outputs(store: Store, files: Mapping[str, Path], *, kind: str, of: str,
     return tuple(sent)
 
 
-def _noted(name: str) -> str:
+def _digest_tag(name: str) -> str:
     return f"sha256.{name}"
 
 
@@ -102,26 +103,26 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Keeper:
-    """Keeps files as artifacts. A store that cannot be written is told of once, in one line: the files are there."""
+class ArtifactLogger:
+    """Logs files as artifacts; prints one line, once, if the store cannot be written."""
 
     def __init__(self, uri: str, experiment: str, *, enabled: bool = True) -> None:
-        """Say where; nothing is opened yet.
+        """Set the store; nothing is opened yet.
 
         Args:
             uri: MLflow's tracking URI.
             experiment: name of the MLflow experiment.
-            enabled: whether anything is to be kept at all.
+            enabled: whether anything is logged at all.
         """
         self._place = {"uri": uri, "experiment": experiment}
         self._works = enabled
 
-    def keep(self, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> None:
-        """Keep files, each content once; see ``crisscross.tracking.artifacts.log_outputs``."""
+    def log(self, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> None:
+        """Log files, each content once; see ``log_artifacts_once``."""
         if not self._works or not files:
             return
         try:
-            log_outputs(files, kind=kind, of=of, description=description, **self._place)
+            log_artifacts_once(files, kind=kind, of=of, description=description, **self._place)
         except (TrackingError, OSError, ValueError) as error:
             self._works = False
             reason = mask_passwords(" ".join(str(error).split()))

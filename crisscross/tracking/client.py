@@ -1,4 +1,4 @@
-"""Addresses of MLflow stores: which are taken, where a SQLite file lies, whether a server listens."""
+"""An open MLflow experiment. The import of this module imports MLflow: ``store.open_store`` opens one."""
 
 from __future__ import annotations
 
@@ -6,111 +6,38 @@ import contextlib
 import logging
 import os
 import re
-import socket
-import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from mlflow import MlflowClient, entities
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from crisscross.tracking import ui
+from crisscross.tracking.address import (
+    LOCK_TIMEOUT_S,
+    TrackingError,
+    absolute,
+    check_port,
+    has_content,
+    refusal,
+    sqlite_file,
+    store_key,
+)
 from crisscross.tracking.metadata import Dataset
-from crisscross.tracking.sync_state import POINTS_PER_BATCH
+from crisscross.tracking.sync_state import POINTS_PER_BATCH, Point
 from crisscross.utils.files import file_lock
 from crisscross.utils.redact import mask_passwords
 
-SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
-CONNECT_TIMEOUT_S = 5.0  # chosen by us
-
-
-class TrackingError(RuntimeError):
-    """MLflow could not be reached or said no. Nothing is lost: the run directory has it all."""
-
-
-def absolute(uri: str) -> str:
-    """Return the URI with the path of a SQLite file made absolute.
-
-    Raises:
-        ValueError: for a URI that MLflow does not take.
-    """
-    scheme = uri.partition(":")[0].partition("+")[0]
-    if scheme not in SCHEMES or ":" not in uri:
-        raise ValueError(
-            f"tracking.uri={mask_passwords(uri)} is no MLflow store: use sqlite:///FILE or http://HOST:PORT"
-        )
-    if scheme != "sqlite":
-        return uri
-    file = uri.partition(":///")[2]
-    if not file:
-        raise ValueError(f"tracking.uri={mask_passwords(uri)} names no file: use sqlite:///mlflow.db")
-    return f"sqlite:///{Path(file).resolve()}"
-
-
-def store_key(uri: str, experiment: str) -> str:
-    """Return the name of a store and experiment in ``tracking.json``."""
-    return f"{mask_passwords(absolute(uri))} {experiment}"
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of an absolute SQLite URI, None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def has_content(file: Path) -> bool:
-    """Whether a file is there and not empty."""
-    return file.is_file() and file.stat().st_size > 0
-
-
-def folder_name(experiment: str) -> str:
-    """Return an experiment's name as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", experiment).strip(".") or "experiment"
-
-
-def check_port(uri: str) -> None:
-    """Look whether something listens where an HTTP address points; MLflow itself would try for much longer.
-
-    Raises:
-        TrackingError: when nothing does.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname):
-        return  # only the proxy knows
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise refusal(uri, error) from None
-
-
-def refusal(uri: str, error: BaseException) -> TrackingError:
-    """Return what MLflow, its database or the operating system said, as one line for people."""
-    reason = mask_passwords((str(error) or type(error).__name__).splitlines()[0][:300])
-    return TrackingError(f"MLflow at {mask_passwords(uri)}: {reason}")
-
-
-LOCK_TIMEOUT_S = 120.0  # chosen by us; another delivery of the same run, or to the same SQLite file, takes less
-Point = tuple[str, float, int, int]
-"""Metric name, value, time in milliseconds since 1970, step."""
-
 ITEMS_PER_CALL = 100  # MLflow's limit for parameters and for tags
-RUNS_PER_CALL = 200  # by us: a server needs 5 ms a run whatever the page (tests/benchmark_reading.py), and has 20 s
-
-QUIET = {
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Our own retry is the next delivery. MLflow's defaults would hold one call for minutes.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # No connection outlives a call: a SQLite file deleted and made anew is then seen as what it is.
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
-}
+RUNS_PER_CALL = 200  # ours: a server needs 5 ms a run whatever the page (tests/benchmark_reading.py), and has 20 s
+# What MLflow raises, its database, and the operating system (network, disk, locks).
+FOREIGN_ERRORS = (OSError, MlflowException, SQLAlchemyError)
 
 logger = logging.getLogger(__name__)
+for _noisy in ("alembic", "mlflow", "mlflow.store.db.utils"):
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
 
 
 class Store:
@@ -119,14 +46,10 @@ class Store:
     def __init__(self, uri: str, experiment: str, *, read_only: bool = False) -> None:
         self.uri, self.experiment, self.key = absolute(uri), experiment, store_key(uri, experiment)
         self._file, self._read_only = sqlite_file(self.uri), read_only
-        if read_only and self._file and not has_content(self._file):
-            raise TrackingError(f"MLflow at {mask_passwords(uri)}: there is no such store")
-        check_port(self.uri)
         with self.exclusively():
-            client_class = import_client()
             if self._file and not has_content(self._file):
-                make_tables(self._file)
-            self.client = client_class(tracking_uri=self.uri)
+                create_tables(self._file)
+            self.client = MlflowClient(tracking_uri=self.uri)
             self._open_experiment()
 
     def check(self) -> None:
@@ -160,11 +83,9 @@ class Store:
             self.set_experiment_tags({key: text for key, text in wanted.items() if key not in self.tags})
 
     def _create_experiment(self) -> Any:
-        from mlflow.exceptions import MlflowException
-
         place = None  # the server's choice
         if self._file:  # beside the SQLite file, whatever folder the process happens to run in
-            place = (self._file.parent / "mlruns" / folder_name(self.experiment)).as_uri()
+            place = (self._file.parent / "mlruns" / _folder_name(self.experiment)).as_uri()
         with contextlib.suppress(MlflowException):  # somebody else was faster
             self.client.create_experiment(self.experiment, artifact_location=place)
         return self.client.get_experiment_by_name(self.experiment)
@@ -183,8 +104,6 @@ class Store:
 
     def has_run(self, run_id: str) -> bool:
         """Return whether a run is there; one that was deleted in the browser is restored."""
-        from mlflow.exceptions import MlflowException
-
         try:
             found = self.client.get_run(run_id)
         except MlflowException as error:
@@ -201,9 +120,7 @@ class Store:
 
     def find_run(self, tag: str, text: str) -> str | None:
         """Return the id of the run that carries a tag, if there is one."""
-        from mlflow.entities import ViewType
-
-        found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{text}'", ViewType.ALL)
+        found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{text}'", entities.ViewType.ALL)
         return found[0].info.run_id if found else None
 
     def search(self, filter_string: str) -> list[Any]:
@@ -221,31 +138,23 @@ class Store:
 
     def log_parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
         """Set parameters."""
-        from mlflow.entities import Param
-
-        for some in _chunks([Param(key, text) for key, text in parameters.items()], ITEMS_PER_CALL):
+        for some in _chunks([entities.Param(key, text) for key, text in parameters.items()], ITEMS_PER_CALL):
             self.client.log_batch(run_id, params=some)
 
     def log_dataset(self, run_id: str, dataset: Dataset) -> None:
         """Name a dataset among the inputs of a run; one that is named already is left alone."""
-        from mlflow import entities
-
         entry = entities.Dataset(dataset.name, dataset.digest, "local", dataset.source)
         used_for = entities.InputTag("mlflow.data.context", dataset.context)
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(entry, tags=[used_for])])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        from mlflow.entities import RunTag
-
-        for some in _chunks([RunTag(key, text) for key, text in tags.items()], ITEMS_PER_CALL):
+        for some in _chunks([entities.RunTag(key, text) for key, text in tags.items()], ITEMS_PER_CALL):
             self.client.log_batch(run_id, tags=some)
 
     def log_points(self, run_id: str, points: list[Point]) -> None:
         """Add points to the history; those that it has are left alone."""
-        from mlflow.entities import Metric
-
-        for some in _chunks([Metric(*point) for point in points], POINTS_PER_BATCH):
+        for some in _chunks([entities.Metric(*point) for point in points], POINTS_PER_BATCH):
             self.client.log_batch(run_id, metrics=some, synchronous=True)
 
     def set_status(self, run_id: str, status: str, *, end_ms: int | None) -> None:
@@ -270,26 +179,15 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def import_client() -> type:
-    """Import MLflow, 3 s of work, without its noise."""
-    for key, text in QUIET.items():
-        os.environ.setdefault(key, text)
-    from mlflow import MlflowClient
-
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient
-
-
-def make_tables(file: Path) -> None:
+def create_tables(file: Path) -> None:
     """Create a SQLite store. MLflow does so by itself only once in the life of a process.
 
     It takes dozens of migrations; a process that is killed on the way leaves a part beside ``file``, and no store that
     nobody could open any more.
     """
+    # 0.5 CPU-seconds, which a client of a server does not need.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         SqlAlchemyStore(f"sqlite:///{part}", (file.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
@@ -298,24 +196,15 @@ def make_tables(file: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _foreign_errors() -> tuple[type[BaseException], ...]:
-    """Return what MLflow, its database and the operating system (network, disk, locks) raise."""
-    if "mlflow" not in sys.modules:
-        return (OSError,)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (OSError, MlflowException, SQLAlchemyError)
-
-
 @contextlib.contextmanager
 def _as_tracking_error(uri: str) -> Iterator[None]:
     """Turn what MLflow raises into one line for people."""
     try:
         yield
-    except _foreign_errors() as error:
+    except FOREIGN_ERRORS as error:
         raise refusal(uri, error) from error
 
 
-DEFAULT_URI = "sqlite:///mlflow.db"
-DEFAULT_EXPERIMENT = "crisscross"
+def _folder_name(experiment: str) -> str:
+    """Return an experiment's name as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", experiment).strip(".") or "experiment"

@@ -9,25 +9,37 @@ The tables are those of mlflow/store/tracking/dbmodels/models.py of MLflow 3.17.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from crisscross.tracking.client import (
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    NullPool,
+    TableClause,
+    column,
+    create_engine,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.exc import SQLAlchemyError
+
+from crisscross.tracking.address import (
     LOCK_TIMEOUT_S,
-    Store,
     absolute,
     has_content,
     refusal,
     sqlite_file,
 )
+from crisscross.tracking.store import open_store
 from crisscross.utils.files import file_lock
-
-if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection, Engine, TableClause
 
 
 def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
@@ -50,7 +62,7 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
             "metrics": dict(run.data.metrics),
             "tags": dict(run.data.tags),
         }
-        for run in Store(uri, experiment, read_only=True).search(filter_string)
+        for run in open_store(uri, experiment, read_only=True).search(filter_string)
     ]
     return _oldest_first(runs)
 
@@ -176,8 +188,6 @@ def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | 
     file = sqlite_file(uri)
     if uri.startswith(("http", "databricks")) or (file is not None and not has_content(file)):
         return None
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         with _between_deliveries(file), _engine(uri).connect() as connection:
             if file is not None:
@@ -199,11 +209,6 @@ def _between_deliveries(file: Path | None) -> AbstractContextManager[object]:
 
 
 def _engine(uri: str) -> Engine:
-    import sqlite3
-
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
-
     file = sqlite_file(uri)
     if file is None:
         return create_engine(uri, poolclass=NullPool)
@@ -212,14 +217,10 @@ def _engine(uri: str) -> Engine:
 
 
 def _table(name: str) -> TableClause:
-    from sqlalchemy import column, table
-
     return table(name, *map(column, COLUMNS[name]))
 
 
 def _experiment(connection: Connection, name: str) -> ExperimentRecord | None:
-    from sqlalchemy import column, select, table, text
-
     experiments, tags = table("experiments"), _table("experiment_tags")
     query = select(text("*")).select_from(experiments).where(column("name") == name)
     found = [row for row in connection.execute(query).mappings() if row.get("workspace", WORKSPACE) == WORKSPACE]
@@ -231,22 +232,20 @@ def _experiment(connection: Connection, name: str) -> ExperimentRecord | None:
 
 
 def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: RunColumns) -> list[dict[str, Any]]:
-    from sqlalchemy import select
-
     runs, tags, params, metrics = map(_table, ("runs", "tags", "params", "latest_metrics"))
     ours = _table("tags").alias("ours")  # a join: SQLite takes twice as long for `run_uuid IN (SELECT ...)`
     is_ours = (ours.c.key == having) & ours.c.value.is_not(None)
 
-    def rows(table: TableClause, is_wanted: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
-        query = select(*table.c).join_from(ours, table, table.c.run_uuid == ours.c.run_uuid)
+    def rows(of: TableClause, is_wanted: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
+        query = select(*of.c).join_from(ours, of, of.c.run_uuid == ours.c.run_uuid)
         found = connection.execute(query.where(is_ours, is_wanted))
         # Singly they cost a call each; all at once, Python's garbage collector looks through them again and again.
         return chain.from_iterable(found.partitions(ROWS_AT_A_TIME))
 
     is_there = (runs.c.experiment_id == int(experiment_id)) & (runs.c.lifecycle_stage == "active")
     found = {row[0]: _empty(*row) for row in rows(runs, is_there)}
-    for place, table, names in (("tags", tags, wanted.tags), ("params", params, wanted.params)):
-        for run_id, key, value in rows(table, table.c.key.in_(names)) if names else ():
+    for place, clause, names in (("tags", tags, wanted.tags), ("params", params, wanted.params)):
+        for run_id, key, value in rows(clause, clause.c.key.in_(names)) if names else ():
             if run_id in found:  # else it was deleted
                 found[run_id][place][key] = value
     if wanted.metrics is not None:
@@ -267,7 +266,7 @@ def experiment_tags(*, uri: str, experiment: str) -> dict[str, str]:
     Raises:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
     """
-    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    found = read_experiment(uri, experiment) or open_store(uri, experiment, read_only=True)
     return found.tags
 
 
@@ -277,5 +276,5 @@ def experiment_id_of(*, uri: str, experiment: str) -> str:
     Raises:
         TrackingError: when there is no such store or experiment, or it cannot be reached.
     """
-    found = read_experiment(uri, experiment) or Store(uri, experiment, read_only=True)
+    found = read_experiment(uri, experiment) or open_store(uri, experiment, read_only=True)
     return found.experiment_id

@@ -1,8 +1,7 @@
-"""Delivery to MLflow beside a running job, in a process of its own.
+"""Sync to MLflow in a child process, while a job runs.
 
-Not a thread: importing MLflow would hold the interpreter for seconds in the middle of training, and loader
-processes forked meanwhile would inherit its locks. The process ends by itself when the job does, however that
-ends.
+It is not a thread: the import of MLflow would hold the interpreter for seconds in the middle of training, and loader
+processes forked meanwhile would inherit its locks. The process ends by itself after the job, however that ends.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ from typing import IO, TypedDict
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run.state import STALE_SECONDS
-from crisscross.tracking.client import absolute
+from crisscross.tracking.address import absolute
+from crisscross.tracking.sync import sync_runs, unsynced_reason
 
 logger = logging.getLogger(__name__)
 LEAVING_SECONDS = 30.0
-"""How long the last delivery waits for jobs to leave whose launcher has died (chosen by us: a checkpoint's time)."""
+"""Longest wait, before the last sync, for jobs to exit after their launcher died. ours: the time of a checkpoint."""
 
 
-class Order(TypedDict):
-    """What the process is to do: whose folders are delivered, where to, and how often."""
+class SyncRequest(TypedDict):
+    """The run directories, the store and the interval of a sync process."""
 
     runs: list[str]
     uri: str
@@ -39,9 +39,9 @@ class Order(TypedDict):
 
 
 class SyncProcess:
-    """Delivers runs again and again, and once more at the end.
+    """Child process that syncs runs at an interval and once more at the end.
 
-    Nothing here raises into the job or makes it wait, except ``close``, for as long as it is told.
+    Nothing here raises into the job or makes it wait, except ``close``, up to its time limit.
 
         with SyncProcess([run], uri=..., experiment=...):
             experiment.run(run)
@@ -59,18 +59,18 @@ class SyncProcess:
         """Set up; nothing runs yet.
 
         Args:
-            runs: run directories to deliver.
+            runs: run directories to sync.
             uri: MLflow's tracking URI.
             experiment: name of the MLflow experiment.
-            interval_s: time between two deliveries.
-            timeout_s: how long the last delivery may take at the end of the ``with`` block.
+            interval_s: time between two syncs, in seconds.
+            timeout_s: time limit of the last sync, at the end of the ``with`` block.
 
         Raises:
-            ValueError: when the URI is none that MLflow takes.
+            ValueError: if MLflow does not accept the URI.
         """
         absolute(uri)
         self._runs = list(runs)
-        self._order: Order = {
+        self._request: SyncRequest = {
             "runs": [str(run.path) for run in self._runs],
             "uri": uri,
             "experiment": experiment,
@@ -81,7 +81,7 @@ class SyncProcess:
 
     def __enter__(self) -> SyncProcess:
         """Start the process."""
-        # The order goes through the pipe: a URI may hold a password, and command lines are public.
+        # The request goes through the pipe: a URI may hold a password, and command lines are public.
         with contextlib.suppress(BrokenPipeError):
             try:
                 self._process = subprocess.Popen(
@@ -92,28 +92,28 @@ class SyncProcess:
                     start_new_session=True,  # Ctrl-C is for the job; this one ends after it
                 )
             except OSError as error:
-                logger.warning("no delivery to MLflow during this run (%s): its run directory keeps everything", error)
+                logger.warning("no sync to MLflow during this run (%s): its run directory keeps everything", error)
                 return self
             pipe = _pipe_to(self._process)
-            pipe.write(json.dumps(self._order).encode() + b"\n")
+            pipe.write(json.dumps(self._request).encode() + b"\n")
             pipe.flush()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Deliver once more, unless it has been closed already."""
+        """Sync once more, unless it is closed already."""
         if self._process is not None:
             self.close(self._timeout_s)
 
     def close(self, timeout_s: float) -> list[str]:
-        """Make a last attempt and end the process.
+        """Sync once more and end the process.
 
         Args:
-            timeout_s: how long that may take.
+            timeout_s: time limit, in seconds.
 
         Returns:
-            One line for each run of which MLflow does not have everything; also logged as warnings.
+            One line a run that MLflow does not have completely; also logged as warnings.
         """
         if self._process is not None:
             with contextlib.suppress(BrokenPipeError):
@@ -127,62 +127,63 @@ class SyncProcess:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        return self._pending()
+        return self._unsynced()
 
-    def _pending(self) -> list[str]:
-        from crisscross.tracking.sync import pending
-
+    def _unsynced(self) -> list[str]:
         lines = []
         for run in self._runs:
             try:
-                what = pending(run, uri=self._order["uri"], experiment=self._order["experiment"], stale_s=0.0)
+                what = unsynced_reason(
+                    run, uri=self._request["uri"], experiment=self._request["experiment"], stale_s=0.0
+                )
             except (OSError, ValueError) as error:  # a damaged or vanished run directory is no reason to fail here
                 what = str(error)
             if what:
-                lines.append(f"{run.path.name}: {what}; it waits in {run.path} for the next delivery")
+                lines.append(f"{run.path.name}: {what}; it waits in {run.path} for the next sync")
                 logger.warning(lines[-1])
         return lines
 
 
 def _pipe_to(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    """Return what the process reads."""
+    """Return the standard input of the process."""
     assert process.stdin is not None  # it was started with a pipe
     return process.stdin
 
 
 def serve() -> None:
-    """Be the courier: read the order from standard input, deliver until the job says so or is gone."""
+    """Read a request from standard input; sync until the job closes the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # meant for the job; this process goes when the job has gone
-    order: Order = json.loads(sys.stdin.buffer.readline())
+        signal.signal(number, signal.SIG_IGN)  # meant for the job; this process exits after it
+    request: SyncRequest = json.loads(sys.stdin.buffer.readline())
     os.nice(5)
-    from crisscross.tracking.sync import deliver_all
-
-    logging.getLogger("crisscross.tracking").setLevel(logging.ERROR)  # said below, and only when it changes
-    runs = [RunDirectory.open(path) for path in order["runs"]]
-    told = ""
+    logging.getLogger("crisscross.tracking").setLevel(logging.ERROR)  # printed below, and only when it changes
+    runs = [RunDirectory.open(path) for path in request["runs"]]
+    printed = ""
     last = False
     while True:
         started = time.monotonic()
-        # The last word is for ever: whoever says that it runs, and holds no lock, has been killed.
+        # In the last sync, a run whose state is running and whose lock is free was killed.
         stale_s = 0.0 if last else STALE_SECONDS
-        failures = deliver_all(runs, uri=order["uri"], experiment=order["experiment"], stale_s=stale_s)
-        reason = failures[0].reason if failures else ""
-        if reason and not told:
-            print(f"{reason} (training goes on)", file=sys.stderr, flush=True)
-        if told and not reason:
+        # Not only unsynced runs: those that have nothing new but their progress too.
+        report = sync_runs(runs, request["uri"], request["experiment"], skip_synced=False, stale_s=stale_s)
+        if report.reason and not printed:
+            print(f"{report.reason} (training goes on)", file=sys.stderr, flush=True)
+        if printed and not report.reason:
             print("MLflow is back and up to date", file=sys.stderr, flush=True)
-        told = reason
+        printed = report.reason
         if last:
             return
-        wait_s = max(0.0, order["interval_s"] - (time.monotonic() - started))
+        wait_s = max(0.0, request["interval_s"] - (time.monotonic() - started))
         last = bool(select.select([sys.stdin.buffer], [], [], wait_s)[0])
         if last and sys.stdin.buffer.readline() != b"close\n":  # the end of the pipe: the launcher has died
-            _wait_until_left(runs, timeout_s=LEAVING_SECONDS)
+            _wait_for_jobs(runs, timeout_s=LEAVING_SECONDS)
 
 
-def _wait_until_left(runs: Sequence[RunDirectory], *, timeout_s: float) -> None:
-    """Wait until no process works on these runs; those whose launcher has died write a checkpoint and leave."""
+def _wait_for_jobs(runs: Sequence[RunDirectory], *, timeout_s: float) -> None:
+    """Wait until no process works on these runs.
+
+    Jobs whose launcher has died write a checkpoint and exit.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and any(run.is_running for run in runs):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""What MLflow has been told of a run (``tracking.json``), and the lines of the history that come next."""
+"""Sync state of one run (``tracking.json``), and the metrics still to send."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from typing import Any
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
 
-POINTS_PER_BATCH = 1000  # as many as MLflow takes in one call
+POINTS_PER_BATCH = 1000  # MLflow's limit for one call
+Point = tuple[str, float, int, int]
+"""Metric name, value, time in milliseconds since 1970, step."""
 
 
 @dataclass
 class Sent:
-    """What one store has of a run.
+    """Part of a run that one store has.
 
     Attributes:
-        run_id: the MLflow run; empty before it is made.
+        run_id: the MLflow run; empty before it is created.
         metrics_bytes: length of the part of the history that has been sent.
         last_step: the highest step that has ever been sent.
-        skip_to_step: steps up to here are there already, from a history that has since been cut and written anew.
+        skip_to_step: last step that is there from a history that was cut and written again.
         metric_names: the metrics in that part.
         tags: the tags as last sent.
         has_parameters: whether the parameters and the dataset have been sent.
@@ -49,9 +51,9 @@ class SyncState:
     """The open ``tracking.json`` of a run, for one store.
 
     Attributes:
-        claim: a random word that the MLflow run carries as a tag. It is written here before that run is made,
-            so that a run made just before a kill is found again instead of being made twice.
-        sent: what the store has.
+        claim: random hex digits that the MLflow run has as a tag. They are written here before that run is created,
+            so that a run created just before a kill is found again, not created twice.
+        sent: part of the run that the store has.
     """
 
     def __init__(self, run: RunDirectory, store_key: str) -> None:
@@ -59,7 +61,7 @@ class SyncState:
 
         Args:
             run: the run directory.
-            store_key: which store; see ``crisscross.tracking.client``.
+            store_key: the store; see ``crisscross.tracking.address.store_key``.
         """
         self._path, self._key = run.path / "tracking.json", store_key
         self._content = read_json(self._path) or {"claim": uuid.uuid4().hex, "stores": {}}
@@ -72,27 +74,30 @@ class SyncState:
         write_json(self._path, self._content)
 
     def end_ms(self, ended_ms: int | None) -> int:
-        """Return when the experiment ended: the same answer for ever, once it has been asked for."""
+        """Return the end of the experiment; the first returned value stays."""
         if "ended_ms" not in self._content:
             self._content["ended_ms"] = ended_ms or int(1000 * time.time())
             self.save()
         return self._content["ended_ms"]
 
 
-def durable_bytes(run: RunDirectory, *, done: bool) -> int:
-    """Return how many bytes of the history will never be cut off again."""
+def committed_bytes(run: RunDirectory, *, done: bool) -> int:
+    """Return how many bytes of the history are final.
+
+    A checkpoint covers them: a resumed run does not cut them off.
+    """
     if done:
         return run.metrics_path.stat().st_size if run.metrics_path.exists() else 0
     return (read_json(run.path / "durable.json") or {"metrics_bytes": 0})["metrics_bytes"]
 
 
 def batches(path: Path, *, start: int, end: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Yield lines of a history in groups of about a thousand points, each with the byte offset after it.
+    """Yield lines of a history in batches, with the byte offset after each.
 
-    A step is never divided between two groups.
+    A batch has about a thousand points. A step is never divided between two batches.
 
     Args:
-        path: ``metrics.jsonl``; nothing is yielded when there is none.
+        path: ``metrics.jsonl``; it may be missing.
         start: first byte, the start of a line.
         end: one past the last byte.
     """

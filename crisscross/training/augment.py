@@ -1,4 +1,4 @@
-"""From a decoded batch to augmented views on the device: the seam between the loader and the networks."""
+"""Augment decoded batches on the device: the step between the loader and the networks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from crisscross.config.views import AudioTransformSettings, VideoTransformSettings
 from crisscross.data.loader import Batch
 from crisscross.methods.base import Views
-from crisscross.transforms.audio import augment_audio, evaluate_audio
-from crisscross.transforms.video import augment_video, evaluate_video
+from crisscross.transforms.audio import augment_audio, eval_transform_audio
+from crisscross.transforms.video import augment_video, eval_transform_video
 from crisscross.utils.rng import sample_keys
 
 
@@ -20,20 +20,22 @@ def augmented_views(
     device: torch.device,
     video: VideoTransformSettings,
     audio: AudioTransformSettings,
-    key: int = 0,
+    draw_seed: int = 0,
 ) -> Views:
-    """Augment every view of every sample by draws keyed by (seed, modality and view, epoch, sample).
+    """Augment every view of every sample.
+
+    Random draws are keyed by (seed, modality and view, epoch, sample).
 
     Args:
         batch: decoded samples, V views each.
         seed: the experiment's seed.
-        device: where to compute.
-        video: what is done to frames.
-        audio: what is done to waveforms and spectrograms.
-        key: of draws that the network makes, see ``Views``.
+        device: device of the computation and the result.
+        video: transforms of frames.
+        audio: transforms of waveforms and spectrograms.
+        draw_seed: seed of the network's own draws, ``Views.seed``.
 
     Returns:
-        Views of shapes (V, B, 3, T, H, W) and (V, B, 1, F, T), on the device; None for what was not decoded.
+        Views of shapes (V, B, 3, T, H, W) and (V, B, 1, F, T), on the device; None for streams that are not decoded.
     """
     num_views, ids = _num_views(batch), batch.sample_ids.numpy()
 
@@ -41,11 +43,11 @@ def augmented_views(
         views = [sample_keys(seed, f"{modality}/view{view}", batch.epoch, ids) for view in range(num_views)]
         return np.concatenate(views)
 
-    # To the device first: the batch is in pinned memory, a rearranged copy of it would not be.
+    # To the device first: the batch is in pinned memory, but a rearranged copy of it is not.
     frames = waves = None
     if batch.video is not None:
         frames = batch.video.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
-        aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the host
+        aspect = batch.aspect.repeat(num_views)  # boxes are drawn on the CPU
         frames = torch.unflatten(augment_video(frames, aspect, keys("video"), video), 0, (num_views, len(ids)))
     if batch.audio is not None:
         waves = batch.audio.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
@@ -56,7 +58,7 @@ def augmented_views(
         clip_ids=batch.clip_ids.to(device, non_blocking=True),
         labels=batch.labels.to(device, non_blocking=True),
         epoch=batch.epoch,
-        key=key,
+        seed=draw_seed,
     )
 
 
@@ -68,17 +70,17 @@ def segment_views(
     audio: AudioTransformSettings,
     seed: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Make all segments of a batch of clips ready for frozen networks.
+    """Transform all segments of a batch of clips for frozen networks.
 
     Args:
         batch: decoded clips, V segments each.
-        device: where to compute.
-        video: what is done to frames.
-        audio: what is done to waveforms and spectrograms.
-        seed: of augmentations, keyed by (clip, segment); None = centre crops and plain spectrograms.
+        device: device of the computation and the result.
+        video: transforms of frames.
+        audio: transforms of waveforms and spectrograms.
+        seed: seed of augmentations, keyed by (clip, segment); None = center crops and plain spectrograms.
 
     Returns:
-        (B * V, 3, T, H, W) and (B * V, 1, F, T), the V segments of a clip one after the other; None for what was not
+        (B * V, 3, T, H, W) and (B * V, 1, F, T), the V segments of a clip consecutively; None for streams that are not
         decoded.
     """
     num_segments, ids = _num_views(batch), batch.sample_ids.numpy()
@@ -92,12 +94,12 @@ def segment_views(
         frames = batch.video.flatten(0, 1).to(device, non_blocking=True)
         aspect = batch.aspect.repeat_interleave(num_segments)
         if seed is None:
-            frames = evaluate_video(frames, aspect, video)
+            frames = eval_transform_video(frames, aspect, video)
         else:
             frames = augment_video(frames, aspect, keys("video", seed), video)
     if batch.audio is not None:
         waves = batch.audio.flatten(0, 1).to(device, non_blocking=True)
-        waves = evaluate_audio(waves, audio) if seed is None else augment_audio(waves, keys("audio", seed), audio)
+        waves = eval_transform_audio(waves, audio) if seed is None else augment_audio(waves, keys("audio", seed), audio)
     return frames, waves
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints that survive: written beside, fsynced, renamed; verified when read; saved without stopping training.
+"""Checkpoints: written atomically in the background, verified when loaded.
 
-A checkpoint is two files: ``step-000000120.pt`` and, written after it, ``step-000000120.json`` with its SHA-256. One
-without the other, or one whose hash differs, is torn or corrupt: it is passed over with a warning and the one before
-it is used.
+A checkpoint is two files: ``step-000000120.pt`` and, written after it, ``step-000000120.json`` with its SHA-256. If one
+file is missing or the hash differs, the checkpoint is torn or corrupt: it is skipped with a warning, and the one before
+it is loaded.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from crisscross.utils.files import read_json, write_atomically, write_json
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS_BEYOND_KEPT = 3
-"""The last two (``CheckpointWriter``'s ``keep_last``) and the one that is being written."""
+"""The last two (``keep_last`` of ``CheckpointWriter``) and the one that is being written."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written."""
+    """A checkpoint cannot be written."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints in the background; at most one write is under way."""
+    """Background writer of checkpoints; at most one write at a time."""
 
     def __init__(
         self, directory: Path, *, keep_steps: Collection[int] = (), keep_last: int = 2, history_step: int = 0
     ) -> None:
-        """Prepare to write.
+        """Create the folder of the checkpoints.
 
         Args:
-            directory: the run's ``checkpoints`` folder; made when it is not there.
-            keep_steps: steps whose checkpoints stay for good.
-            keep_last: how many of the newest stay besides.
-            history_step: the step up to which the metric history is durable already; more than the step that training
-                goes on from when it had to fall back behind a damaged checkpoint.
+            directory: the run's ``checkpoints`` folder; created if missing.
+            keep_steps: steps whose checkpoints are kept permanently.
+            keep_last: number of newest checkpoints that are kept in addition.
+            history_step: last step whose metrics are committed; greater than the step that training resumes from if a
+                damaged checkpoint was skipped.
         """
         directory.mkdir(exist_ok=True)
         self._directory = directory
@@ -60,15 +60,15 @@ class CheckpointWriter:
     def save(self, step: int, state: dict[str, Any], *, metrics_bytes: int) -> None:
         """Copy the state to host memory and write it in the background.
 
-        The caller waits for the copy alone, and for the write before this one if it is still under way.
+        The caller waits only for the copy, and for the previous write if it is still running.
 
         Args:
-            step: optimiser steps done.
+            step: optimizer steps done.
             state: nested dicts and lists of tensors and scalars.
-            metrics_bytes: length of the metric history that this checkpoint covers.
+            metrics_bytes: length of the metrics log that this checkpoint covers.
 
         Raises:
-            CheckpointError: when the write *before* this one failed.
+            CheckpointError: if the *previous* write failed.
         """
         self.wait()
         copy = _to_host(state)
@@ -76,10 +76,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until what was saved is durable.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
-            CheckpointError: when it could not be written, saying why and what to do.
+            CheckpointError: if it cannot be written; the message has the reason and the remedy.
         """
         if self._thread is not None:
             self._thread.join()
@@ -88,8 +88,8 @@ class CheckpointWriter:
             error, self._error = self._error, None
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(
-                f"cannot write a checkpoint to {self._directory}: {reason}: those before it are"
-                " intact; free some space (or fix the folder) and launch again to go on from there"
+                f"cannot write a checkpoint to {self._directory}: {reason}: earlier ones are"
+                " intact; free some space (or fix the folder) and launch again to resume from there"
             ) from error
 
     def _write(self, step: int, state: dict[str, Any], metrics_bytes: int) -> None:
@@ -101,7 +101,7 @@ class CheckpointWriter:
             write_json(path.with_suffix(".json"), {"step": step, "sha256": digest.hexdigest(), **history})
             write_json(self._directory.parent / "durable.json", history)
             self._prune()
-        except Exception as error:  # whatever it is: `wait` raises it in the training thread
+        except Exception as error:  # of any kind: `wait` raises it in the training thread
             self._error = error
 
     def _prune(self) -> None:
@@ -114,14 +114,14 @@ class CheckpointWriter:
 
 
 def require_space(directory: Path, num_bytes: int) -> None:
-    """Check that the disk has room for checkpoints; those that are there count as room.
+    """Check that the disk has room for checkpoints; existing ones count as room.
 
     Args:
         directory: the run's ``checkpoints`` folder.
-        num_bytes: what all checkpoints take at a time.
+        num_bytes: size of all checkpoints at the same time.
 
     Raises:
-        OSError: if it has not, one line with both numbers.
+        OSError: if there is too little space; one line with both numbers.
     """
     needed = num_bytes - sum(path.stat().st_size for path in directory.glob("*.pt"))
     free = shutil.disk_usage(directory).free
@@ -134,25 +134,25 @@ def require_space(directory: Path, num_bytes: int) -> None:
 
 
 def load_latest(directory: Path, *, discard_damaged: bool = False) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Load the newest checkpoint that is whole.
+    """Load the newest valid checkpoint.
 
     Args:
         directory: the run's ``checkpoints`` folder.
-        discard_damaged: delete the damaged ones on the way, so that they never count among those to keep.
+        discard_damaged: whether to delete damaged ones, so that they do not count among those to keep.
 
     Returns:
-        The state (on the CPU) and what is known about it (``step``, ``history_step``, ``metrics_bytes``); None when
-        there is none.
+        The state (on the CPU) and its metadata (``step``, ``history_step``, ``metrics_bytes``); None if there is no
+        valid checkpoint.
 
     Raises:
-        OSError: when a checkpoint cannot be read: it may be whole, so nothing else is tried in its stead.
+        OSError: if a checkpoint cannot be read: it may be valid, so no earlier one is used instead.
     """
     for step in reversed(_steps(directory)):
         path = checkpoint_path(directory, step)
         try:
             return load_checkpoint(path)
         except ValueError as error:
-            logger.warning("%s: passed over, trying the checkpoint before it", error)
+            logger.warning("%s: skipped, trying the checkpoint before it", error)
             if discard_damaged:
                 _delete(path)
     return None
@@ -162,7 +162,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Load one checkpoint after verifying its hash.
 
     Raises:
-        ValueError: when it is torn or corrupt, naming it.
+        ValueError: if it is torn or corrupt; the message names it.
     """
     try:
         about = read_json(path.with_suffix(".json"))
@@ -175,7 +175,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Return the file of a step's checkpoint."""
+    """Return the path of a step's checkpoint."""
     return directory / f"step-{step:09d}.pt"
 
 
@@ -189,7 +189,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _to_host(value: Any) -> Any:
-    """Deep copy with every tensor in host memory, detached from what training goes on to change."""
+    """Return a deep copy with every tensor in host memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -202,13 +202,13 @@ def _to_host(value: Any) -> Any:
 def _save_hashed(state: dict[str, Any], file: BinaryIO, digest: Any) -> None:
     hashing = _HashingFile(file, digest)
     try:
-        torch.save(state, hashing)  # type: ignore[arg-type]  # all it asks for is `write` and `flush`
+        torch.save(state, hashing)  # type: ignore[arg-type]  # it only calls `write` and `flush`
     except RuntimeError as error:
         raise hashing.error or error from None
 
 
 class _HashingFile(io.RawIOBase):
-    """A write-only file that hashes what passes through it, so that the content is not read a second time."""
+    """A write-only file that hashes its content while writing."""
 
     def __init__(self, file: BinaryIO, digest: Any) -> None:
         self._file = file
@@ -223,34 +223,36 @@ class _HashingFile(io.RawIOBase):
         try:
             return self._file.write(data)
         except OSError as error:
-            self.error = error  # PyTorch turns it into one of its own, which does not say what is wrong
+            self.error = error  # PyTorch replaces it by a RuntimeError without the reason
             raise
 
     def flush(self) -> None:
         self._file.flush()
 
 
-FROM_THE_START = {"step": 0, "history_step": 0, "metrics_bytes": 0}
+NO_CHECKPOINT = {"step": 0, "history_step": 0, "metrics_bytes": 0}
 
 
 class CheckpointManager:
-    """Checkpoints and history in a run directory.
+    """Checkpoints and metrics log of a run directory; only rank 0 writes.
 
     Attributes:
-        journal: the history, on rank 0, once the books are open.
+        metrics_log: the open log, on rank 0, after ``open``.
     """
 
-    journal: MetricsLog
+    metrics_log: MetricsLog
     _writer: CheckpointWriter
 
     def __init__(self, run: RunDirectory, world: DistributedContext) -> None:
         self.run, self.world = run, world
 
-    def newest(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the state in the newest valid checkpoint, None where there is none, and what is known of it.
+    def load_latest(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return state and metadata of the newest valid checkpoint.
+
+        Without one, the state is None.
 
         Raises:
-            OSError: when a checkpoint cannot be read: it may be whole.
+            OSError: if a checkpoint cannot be read: it may be valid.
         """
         loaded, error = None, None
         if self.world.is_main_process:
@@ -259,28 +261,29 @@ class CheckpointManager:
             except OSError as problem:
                 error = problem
         self.world.raise_on_any_rank(error)
-        about = self.world.from_main(None if loaded is None else loaded[1])
+        about = self.world.broadcast(None if loaded is None else loaded[1])
         if about is None:
-            return None, FROM_THE_START
+            return None, NO_CHECKPOINT
         state, _ = loaded or load_checkpoint(checkpoint_path(self.run.checkpoints, about["step"]))
         return state, about
 
     def open(self, about: Mapping[str, Any], *, keep_steps: Iterable[int]) -> None:
-        """Cut the history to what is durable and keep what was perhaps told already; get ready to write.
+        """Truncate the metrics log to its committed part and open it for writing.
 
         Args:
-            about: what is known of the checkpoint that training goes on from.
-            keep_steps: steps whose checkpoints stay for good.
+            about: metadata of the checkpoint that training resumes from.
+            keep_steps: steps whose checkpoints are kept permanently.
 
         Raises:
-            ValueError, OSError: when the history is damaged or cannot be written.
+            ValueError: if the metrics log is damaged.
+            OSError: if the metrics log cannot be written.
         """
         error = None
         if self.world.is_main_process:
             declared = read_json(self.run.path / "durable.json") or about
             history = max(about, declared, key=lambda entry: entry["history_step"])
             try:
-                self.journal = MetricsLog(
+                self.metrics_log = MetricsLog(
                     self.run.metrics_path, resume_at=history["metrics_bytes"], durable_step=history["history_step"]
                 )
                 self._writer = CheckpointWriter(
@@ -291,35 +294,38 @@ class CheckpointManager:
         self.world.raise_on_any_rank(error)
 
     def record(self, step: int, metrics: Mapping[str, float], *, measured: Mapping[str, float]) -> dict[str, float]:
-        """Write a step's metrics, averaged over the ranks, and return them. Times and loads are those of rank 0."""
+        """Write a step's metrics, averaged over ranks, and return them.
+
+        ``measured`` is not averaged: times and loads are those of rank 0.
+        """
         metrics = self.world.mean(dict(metrics))
         if self.world.is_main_process:
-            self.journal.write(step, {**metrics, **measured})
+            self.metrics_log.write(step, {**metrics, **measured})
         return metrics
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to write a checkpoint.
+        """Start to write a checkpoint.
 
         Raises:
-            CheckpointError: when the one before could not be written.
-            OSError: when the history could not be.
+            CheckpointError: if the previous one cannot be written.
+            OSError: if the metrics log cannot be written.
         """
         error = None
         if self.world.is_main_process:
             started = time.monotonic()
             try:
-                self._writer.save(step, state, metrics_bytes=self.journal.sync())
+                self._writer.save(step, state, metrics_bytes=self.metrics_log.sync())
             except (CheckpointError, OSError) as problem:
                 error = problem
             held_up_ms = 1e3 * (time.monotonic() - started)
             logger.info("checkpoint at step %d held training up for %.0f ms", step, held_up_ms)
         self.world.raise_on_any_rank(error)
 
-    def make_durable(self) -> None:
+    def flush(self) -> None:
         """Wait until the last checkpoint is on disk.
 
         Raises:
-            CheckpointError: when it could not be written.
+            CheckpointError: if it cannot be written.
         """
         error = None
         if self.world.is_main_process:
@@ -330,16 +336,16 @@ class CheckpointManager:
         self.world.raise_on_any_rank(error)
 
     def close(self) -> None:
-        """Let go of the run directory, whatever happened: no thread may write there once the lock is gone."""
+        """Finish all writes, before the lock of the run directory is released."""
         if self.world.is_main_process:
             try:
                 self._writer.wait()
             except CheckpointError as error:
                 logger.error("%s", error)
-            self.journal.close()
+            self.metrics_log.close()
 
     def summary(self, step: int) -> dict[str, Any]:
-        """Return what ``result.json`` says of a training that has ended at ``step``; for rank 0."""
+        """Return the entries of ``result.json`` for a training that ended at ``step``."""
         last: dict[str, float] = {}
         for line in read_metrics(self.run.metrics_path):
             last = line["metrics"]

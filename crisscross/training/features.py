@@ -1,4 +1,4 @@
-"""The one feature extractor: frozen networks over several segments of every clip, kept on disk as they come."""
+"""Feature extraction: frozen networks over segments of every clip, stored on disk."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import segment_views
 from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import read_json, write_json
-from crisscross.utils.signals import INTERRUPTION, Preempted, raise_if_preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted, raise_if_preempted
 
 logger = logging.getLogger(__name__)
-SEGMENTS_PER_BATCH = 160
-"""Segments in one pass through a network, at most: 16 clips of 10 segments (chosen by us)."""
+SEGMENTS_PER_BATCH = 160  # ours: 16 clips of 10 segments
+"""Segments in one forward pass, at most."""
 
-BATCH_BYTES = 2**28
-"""Bytes of decoded segments in one pass, at most, unless one clip has more: every loader worker holds two of these."""
+BATCH_BYTES = 2**28  # ours: every loader worker has two such batches in memory
+"""Bytes of decoded segments in one forward pass, at most, unless one clip has more."""
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 class _Done(TypedDict):
-    """``done.json``: how many clips have their features, and how many numbers each is, by modality."""
+    """``done.json``: number of clips that are done, and feature dimension by modality."""
 
     clips: int
     dims: dict[str, int]
@@ -45,15 +45,15 @@ class _Done(TypedDict):
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Features of clips, one file a modality: float32 rows, clip after clip, segment after segment.
+    """Features of clips, one file per modality: float32 rows, by clip and segment.
 
-    The folder lies in a run directory, whose identity covers weights, clips and settings: it cannot be stale. Rows
-    count only as far as ``done.json`` says, which is written when they are on disk.
+    The folder is in a run directory, whose identity covers weights, clips and settings, so features cannot be outdated.
+    Only the rows that ``done.json`` counts are valid; it is written after they are on disk.
 
     Attributes:
-        folder: where the files lie.
+        folder: folder of the files.
         num_clips: N.
-        num_segments: V, of a clip.
+        num_segments: V, segments per clip.
     """
 
     folder: Path
@@ -62,22 +62,25 @@ class FeatureStore:
 
     @property
     def done(self) -> int:
-        """How many clips have their features, from the first on."""
+        """Number of clips that are done, from the first on."""
         return self._known()["clips"]
 
     @property
     def is_complete(self) -> bool:
-        """Whether all have."""
+        """Whether all clips are done."""
         return self.done == self.num_clips
 
     def array(self, modality: str) -> np.ndarray:
-        """Return the features of ``v`` or ``a``, (N, V, D) float32, read from disk as they are used."""
+        """Return the features of ``v`` or ``a``, a float32 memory map (N, V, D)."""
         dim = self._known()["dims"][modality]
         return np.memmap(self._path(modality), np.float32, "r", shape=(self.num_clips, self.num_segments, dim))
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Callable[[Mapping[str, np.ndarray]], None]]:
-        """Give a function that appends features of the next clips, (B, V, D) by modality; all is durable at the end."""
+        """Yield a function that appends features of the next clips.
+
+        Its argument is (B, V, D) by modality. At the end of the context, all rows are on disk.
+        """
         files: dict[str, BinaryIO] = {}
         state = self._known()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ class FeatureStore:
                 file.close()
 
     def _open(self, modality: str, clips: int, dim: int) -> BinaryIO:
-        """Open a file behind the rows that count."""
+        """Open a file for appending after its valid rows."""
         file = self._path(modality).open("ab")
         file.truncate(clips * self.num_segments * dim * 4)
         return file
@@ -120,7 +123,7 @@ class FeatureStore:
 
 
 def reporter(run: RunDirectory, *, phase: str, num_clips: int) -> Callable[[int, float], None]:
-    """Return what ``extract`` may call as ``report``: it says in the run's progress how far the extraction is."""
+    """Return a ``report`` callback of ``extract`` that writes the run's progress."""
 
     def report(done: int, rate: float) -> None:
         run.write_progress(
@@ -138,15 +141,15 @@ def reporter(run: RunDirectory, *, phase: str, num_clips: int) -> Callable[[int,
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is extracted, and how.
+    """Networks, data and settings of a feature extraction.
 
     Attributes:
-        networks: from the input of a modality, ``v`` or ``a``, to features (B, D).
+        networks: by modality, ``v`` or ``a``: a function from inputs to features (B, D).
         dataset: decodes the segments of a clip.
         views: transforms.
-        execution: loader processes, and how often to keep what there is (``checkpoint_minutes``).
-        device: where to compute; the networks are there.
-        augmentation_seed: of augmentations, keyed by clip and segment; None = none.
+        execution: loader processes, and the interval of saving (``checkpoint_minutes``).
+        device: device of the networks.
+        augmentation_seed: seed of augmentations, keyed by clip and segment; None = no augmentation.
     """
 
     networks: Mapping[str, Network]
@@ -158,22 +161,22 @@ class Extraction:
 
 
 def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[int, float], None]) -> None:
-    """Run frozen networks, in eval mode, over every clip, from wherever an earlier start has stopped.
+    """Extract features of all clips, resuming after those that are stored.
 
     Args:
-        store: where features are kept; filled up to its last clip.
-        extraction: what to do.
-        report: called after every batch with the clips done and clips a second.
+        store: store of the features; it is filled up to its last clip.
+        extraction: networks, data and settings; the networks are in eval mode.
+        report: called after every batch with the number of clips done and clips per second.
 
     Raises:
-        DecodeError: when a clip cannot be read any more, naming it.
-        Interrupted: when a signal asked the job to leave; what is there is kept.
+        DecodeError: if a clip cannot be decoded any more; the message names it.
+        Preempted: if the process got a shutdown signal; finished features are kept.
     """
     begin = store.done
     if begin == store.num_clips:
         return
     if begin:
-        logger.info("going on from clip %d of %d", begin, store.num_clips)
+        logger.info("resuming from clip %d of %d", begin, store.num_clips)
     batches = _batches(store, extraction, begin)
     started, done = time.monotonic(), begin
     while done < store.num_clips:
@@ -183,7 +186,7 @@ def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[in
                 append(features)
                 done += len(next(iter(features.values())))
                 report(done, (done - begin) / (time.monotonic() - started))
-                if INTERRUPTION.requested:
+                if SHUTDOWN.requested:
                     break
                 if time.monotonic() - last_save > 60 * extraction.execution.checkpoint_minutes:
                     break
@@ -192,7 +195,7 @@ def extract(store: FeatureStore, extraction: Extraction, *, report: Callable[[in
 
 
 def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the features of clip after clip, some at a time."""
+    """Yield the features of consecutive clips, some at a time."""
     clips_a_batch = max(1, min(SEGMENTS_PER_BATCH // store.num_segments, BATCH_BYTES // extraction.dataset.clip_bytes))
     requests = [
         list(range(first, min(first + clips_a_batch, store.num_clips)))
@@ -221,7 +224,7 @@ def _batches(store: FeatureStore, extraction: Extraction, begin: int) -> Iterato
 
 
 class TrainSetFeatures:
-    """The training clips before an epoch, through the one feature extractor, shared out to all processes."""
+    """Feature extraction over the training set before an epoch, on all processes."""
 
     def __init__(
         self,
@@ -232,38 +235,41 @@ class TrainSetFeatures:
         world: DistributedContext,
         *,
         epoch: int,
-        goes_on: bool,
+        resumed: bool,
     ) -> None:
-        """Describe the look.
+        """Describe the extraction.
 
         Args:
-            run: where features are kept, so that a stop in the middle costs little.
-            clips: the training clips; the segment in the middle of each is looked at, unaugmented.
+            run: run directory in which features are stored, so that an interrupted extraction can be resumed.
+            clips: the training clips; features are of the middle segment of each, without augmentation.
             views: lengths and transforms of a segment.
             execution: devices and loaders.
-            world: this process among its fellows.
-            epoch: the one that is about to begin.
-            goes_on: whether an earlier start has got as far as here, with these very weights: what it has kept counts.
+            world: this process's rank, world size and device.
+            epoch: the epoch that starts.
+            resumed: whether an earlier start of the job may have stored features of the same weights.
         """
         self._run, self._clips, self._execution, self._world = run, clips, execution, world
         self._views = views.model_copy(update={"evaluation_clips": 1})
-        self._epoch, self._goes_on = epoch, goes_on
+        self._epoch, self._resumed = epoch, resumed
 
-    def features_of(self, networks: Mapping[str, Network]) -> dict[str, Callable[[], np.ndarray]]:
-        """Look at every training clip; return what reads the features from disk, (N, D), by modality.
+    def extract(self, networks: Mapping[str, Network]) -> dict[str, Callable[[], np.ndarray]]:
+        """Extract features of all training clips; return functions that read them, (N, D).
 
-        Every process has to call it. What is read is the same on each.
+        A collective: every process must call it. The features are the same on every process.
 
         Args:
-            networks: by modality, ``v`` or ``a``, from views (B, ...) to features (B, D). They are called in the mode
-                in which they are: put them into eval mode.
+            networks: by modality, ``v`` or ``a``: a function from views (B, ...) to features (B, D). Set them to eval
+                mode before.
+
+        Returns:
+            By modality, a function that reads the features from disk.
 
         Raises:
-            Interrupted: a signal asked one of the processes to leave; what there is is kept.
-            DecodeError: a clip cannot be read any more, naming it.
-            OSError: the features cannot be kept.
+            Preempted: if a process got a shutdown signal; finished features are kept.
+            DecodeError: if a clip cannot be decoded any more; the message names it.
+            OSError: if the features cannot be stored.
         """
-        self._tidy()
+        self._clear_outdated()
         error: Exception | None = None
         try:
             self._extract(networks)
@@ -271,17 +277,17 @@ class TrainSetFeatures:
             error = problem
         error = self._world.first_error(error)
         if isinstance(error, Preempted):
-            INTERRUPTION.note(str(error))  # whichever rank was told: all leave for the same reason
+            SHUTDOWN.propagate(str(error))  # of any rank: all exit for the same reason
         if error is not None:
             raise error
         return {letter: functools.partial(self._read, letter) for letter in networks}
 
-    def _tidy(self) -> None:
-        """Delete what no longer counts, before any process begins to look."""
+    def _clear_outdated(self) -> None:
+        """Delete outdated features, before any process starts to extract."""
         error: Exception | None = None
         if self._world.is_main_process:
             try:
-                forget(self._run, all_but=self._folder if self._goes_on else None)
+                clear_train_set_features(self._run, all_but=self._folder if self._resumed else None)
             except OSError as problem:
                 error = problem
         self._world.raise_on_any_rank(error)
@@ -295,7 +301,7 @@ class TrainSetFeatures:
         return self._run.path / "features" / f"epoch{self._epoch}"
 
     def _rows(self, rank: int) -> np.ndarray:
-        """Return the clips that a process looks at."""
+        """Return the clips of a process's share."""
         return np.array_split(np.arange(len(self._clips)), self._world.size)[rank]
 
     def _store(self, rank: int) -> FeatureStore:
@@ -313,12 +319,13 @@ class TrainSetFeatures:
             execution=self._execution,
             device=self._world.device,
         )
-        said = reporter(self._run, phase=f"a look at all clips, epoch {self._epoch}", num_clips=store.num_clips)
-        extract(store, extraction, report=said if self._world.is_main_process else lambda done, rate: None)
+        phase = f"features of all clips, epoch {self._epoch}"
+        report = reporter(self._run, phase=phase, num_clips=store.num_clips)
+        extract(store, extraction, report=report if self._world.is_main_process else lambda done, rate: None)
 
 
-def forget(run: RunDirectory, *, all_but: Path | None = None) -> None:
-    """Delete what was seen of all clips, but for one folder."""
+def clear_train_set_features(run: RunDirectory, *, all_but: Path | None = None) -> None:
+    """Delete the features of the training set, except one folder."""
     for folder in (run.path / "features").glob("epoch*"):
         if folder != all_but:
             shutil.rmtree(folder)

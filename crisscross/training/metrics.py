@@ -1,4 +1,4 @@
-"""How fast a training goes and how long it will take."""
+"""Throughput of a training and load of its machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import math
 import time
 
 import psutil
+import pynvml
 import torch
 
 logger = logging.getLogger(__name__)
 
 
 class ThroughputMeter:
-    """Throughput and time left, over the steps of this launch."""
+    """Throughput and remaining time, over the steps since the job started."""
 
     def __init__(self, samples_per_step: int) -> None:
         self._samples = samples_per_step
@@ -24,11 +25,11 @@ class ThroughputMeter:
         self._first = True
 
     def waited(self, seconds: float) -> None:
-        """Count time spent waiting for data."""
+        """Add time spent waiting for data."""
         self._waited += seconds
 
     def tick(self) -> dict[str, float]:
-        """Note the end of a step and return what it took."""
+        """Mark the end of a step and return its ``time/...`` metrics."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         waited, self._waited = self._waited, 0.0
@@ -36,22 +37,22 @@ class ThroughputMeter:
             self._first = False
             started = time.time() - psutil.Process().create_time()
             logger.info("first step done %.1f s after the process started", started)
-        else:  # the first step pays for set-up
+        else:  # the first step includes set-up
             smoothing = 0.1 if self._step_seconds is not None else 1.0
             self._step_seconds = (1 - smoothing) * (self._step_seconds or 0.0) + smoothing * took
         return {"time/step_s": took, "time/data_wait_s": waited, "time/samples_per_s": self._samples / took}
 
     @property
     def rate(self) -> float | None:
-        """Samples a second, smoothed."""
+        """Samples per second, smoothed; None before the second step."""
         return None if self._step_seconds is None else self._samples / self._step_seconds
 
     def seconds_left(self, steps: int) -> float | None:
-        """Estimate the time that so many steps take."""
+        """Estimate the seconds that a number of steps take."""
         return None if self._step_seconds is None else steps * self._step_seconds
 
     def report_due(self) -> bool:
-        """Whether half a second has passed since progress was last told."""
+        """Return whether half a second has passed since the last True."""
         now = time.monotonic()
         if now - self._reported < 0.5:
             return False
@@ -59,32 +60,32 @@ class ThroughputMeter:
         return True
 
 
-INTERVAL_S = 5.0  # between two samples (chosen by us): a few points even for a demo of a minute
+INTERVAL_S = 5.0  # ours: a few samples even in a demo of one minute
 MEGABYTE = 1e6
 
 
 class SystemMonitor:
-    """Samples the node of this process and the device that it computes on, every few seconds.
+    """Periodic measurements of the node's CPU and memory and the process's GPU.
 
-    What other jobs on a shared node do is counted too, except for the memory of the process itself.
+    On a shared node the numbers include other jobs, except the memory of the process.
     """
 
     def __init__(self, device: torch.device, *, interval_s: float = INTERVAL_S) -> None:
-        """Begin to count.
+        """Start the CPU measurement.
 
         Args:
-            device: what this process computes on.
-            interval_s: the time between two samples.
+            device: device of this process.
+            interval_s: seconds between two samples.
         """
         self._device, self._interval_s = device, interval_s
         self._process = psutil.Process()
         self._next = -math.inf
-        psutil.cpu_percent()  # the first answer covers no time
+        psutil.cpu_percent()  # the first call returns 0
 
     def sample(self) -> dict[str, float]:
-        """Return the metrics ``system/...``; none before it is time again.
+        """Return the metrics ``system/...``; empty before the interval has passed.
 
-        Megabytes are 10^6 bytes, percentages those of the whole node or device. Reading them takes about 0.1 ms.
+        Megabytes are 10^6 bytes, percentages are of the whole node or device. A call takes about 0.1 ms.
         """
         now = time.monotonic()
         if now < self._next:
@@ -109,9 +110,7 @@ class SystemMonitor:
 
 
 def _gpu_utilization(device: torch.device) -> dict[str, float]:
-    import pynvml
-
     try:
         return {"system/gpu_0_utilization_percentage": float(torch.cuda.utilization(device))}
-    except (RuntimeError, pynvml.NVMLError):  # no driver library, or a slice of a GPU, which has no such count
+    except (RuntimeError, pynvml.NVMLError):  # no driver library, or a MIG slice, which has no utilization
         return {}

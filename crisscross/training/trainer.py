@@ -1,4 +1,4 @@
-"""What the one training loop is given: pretraining is a task, fine-tuning is another."""
+"""The training loop of pretraining and fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
 from crisscross.training.augment import augmented_views
 from crisscross.training.checkpoint import CHECKPOINTS_BEYOND_KEPT, CheckpointManager, require_space
-from crisscross.training.features import TrainSetFeatures, forget
+from crisscross.training.features import TrainSetFeatures, clear_train_set_features
 from crisscross.training.metrics import SystemMonitor, ThroughputMeter
 from crisscross.utils.distributed import DistributedContext, data_parallel, main_process_only, share_buffers
 from crisscross.utils.rng import derive_key
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 
 Trained = TypeVar("Trained", bound=Trainable, covariant=True)
-"""The kind of network."""
+"""Class of the network."""
 
 
 @dataclass(frozen=True)
 class Task(Generic[Trained]):
-    """What is trained, on what, and how. What becomes of it afterwards is its owner's affair.
+    """A training: network, data and settings. The caller exports the result.
 
     Attributes:
-        phase: what the progress bar calls it, such as ``pretraining``.
-        network: turns views into a loss; with its initial weights, on the CPU.
-        clips: what it learns from.
+        phase: name of the training in the progress bar, such as ``pretraining``.
+        network: maps views to a loss; with its initial weights, on the CPU.
+        clips: the training clips.
         views: lengths and augmentations of the views.
         relaxation: where the two views of a clip start.
-        modalities: ``v``, ``a`` or ``av``: what is decoded.
-        optim: the optimiser and its schedules.
+        modalities: ``v``, ``a`` or ``av``: the streams to decode.
+        optim: the optimizer and its schedules.
         training: epochs, draws, batch, precision.
-        execution: devices, loaders, how often to save.
-        tracking: how often to record.
-        seed: of the order of the clips, the views, their augmentation, and what the network draws.
-        node: where the config has ``training``, for complaints.
+        execution: devices, loaders, interval of checkpoints.
+        tracking: interval of metrics.
+        seed: seed of the order of the clips, the views, their augmentation, and the network's draws.
+        node: path of ``training`` in the config, for error messages.
     """
 
     phase: str
@@ -77,23 +77,23 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is not a number any more."""
+    """The loss or the gradient norm is not finite."""
 
 
 class Trainer(Generic[Trained]):
-    """One process's part in a training."""
+    """Training of one process."""
 
     def __init__(self, run: RunDirectory, task: Task[Trained], world: DistributedContext) -> None:
-        """Build everything and take the newest valid checkpoint, if there is one.
+        """Build optimizer, schedules and data order, and load the newest valid checkpoint.
 
         Args:
-            run: where checkpoints and history go.
-            task: what to train; its network is moved to the world's device.
-            world: this process among its fellows.
+            run: run directory for checkpoints and metrics.
+            task: the training; its network is moved to the process's device.
+            world: this process's rank, world size and device.
 
         Raises:
-            ValueError: when a setting is impossible for this data or number of processes.
-            OSError: when a checkpoint cannot be read.
+            ValueError: if a setting is impossible for this data or number of processes.
+            OSError: if a checkpoint cannot be read, or the disk has too little space.
         """
         if task.training.samples_per_pass % world.size:
             raise ValueError(
@@ -107,7 +107,7 @@ class Trainer(Generic[Trained]):
             batch_size=task.training.global_batch_size,
             seed=task.seed,
             node=task.node,
-            pick=self._pick if task.network.custom_sampling else None,
+            pick=self._epoch_indices if task.network.custom_sampling else None,
         )
         self.total_steps = task.training.epochs * self.plan.steps_per_epoch
         self.video_transform = VideoTransformSettings(**task.views.video.transform)
@@ -116,7 +116,7 @@ class Trainer(Generic[Trained]):
         if world.device.type == "cuda" and world.size > 1:
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)  # type: ignore[no-untyped-call]
         elif world.size > 1:
-            logger.warning("on CPUs each process normalises by its own share of the batch, unlike a single process")
+            logger.warning("on CPUs each process normalizes by its own share of the batch, unlike a single process")
         self.network.to(world.device).train()
         self.optimizer = build_optimizer(task.optim, self.network.parameter_groups())
         self.schedules = {}
@@ -126,21 +126,21 @@ class Trainer(Generic[Trained]):
             )
         self.scaler = GradScaler(world.device.type, enabled=task.training.precision == "fp16")
         self.step = 0
-        self.books = CheckpointManager(run, world)
+        self.checkpoints = CheckpointManager(run, world)
         about = self._resume()
         self._started_at = self.step
         kept = [epoch * self.plan.steps_per_epoch for epoch in task.training.keep_epochs]
-        self.books.open(about, keep_steps=[*kept, self.total_steps])
+        self.checkpoints.open(about, keep_steps=[*kept, self.total_steps])
         self._check_space()
         self._loss_of = self._wrapped()
         self._meter = ThroughputMeter(task.training.global_batch_size)
         self._machine = SystemMonitor(world.device)
 
     def _check_space(self) -> None:
-        """Compare the free space of the disk with what the checkpoints of this training take.
+        """Check that the disk has room for this training's checkpoints.
 
         Raises:
-            OSError: if there is too little, on every rank.
+            OSError: if there is too little space, on every rank.
         """
         training, moments = self.task.training, 2 if self.task.optim.name == "adam" else 1
         tensors = [*self.network.state_dict().values(), *[*self.network.parameters()] * moments]
@@ -150,7 +150,9 @@ class Trainer(Generic[Trained]):
         main_process_only(lambda: require_space(self.run.checkpoints, num_bytes))
 
     def run_to_end(self) -> bool:
-        """Train until the last step, or until asked to leave; either way everything is on disk afterwards.
+        """Train until the last step or a shutdown signal.
+
+        Afterwards everything is on disk.
 
         Returns:
             Whether the training is done.
@@ -164,17 +166,17 @@ class Trainer(Generic[Trained]):
                 done = False
             if self.total_steps == 0:
                 self._save()
-            self.books.make_durable()
+            self.checkpoints.flush()
             if done and self.world.is_main_process:
-                forget(self.run)
+                clear_train_set_features(self.run)
             return done
         finally:
             batches.close()
-            self.books.close()
+            self.checkpoints.close()
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``result.json`` says of a training that is done; for rank 0."""
-        return self.books.summary(self.total_steps)
+        """Return the entries of ``result.json`` after training; call it on rank 0."""
+        return self.checkpoints.summary(self.total_steps)
 
     def _train(self, batches: Iterator[Batch]) -> bool:
         execution = self.task.execution
@@ -182,27 +184,27 @@ class Trainer(Generic[Trained]):
         stop_at = self.step + (execution.max_steps_this_launch or self.total_steps)
         while self.step < self.total_steps:
             if self._at_epoch_start():
-                self._begin_epoch()
+                self._start_epoch()
             metrics = self._one_step(batches)
             self.step += 1
             self._record(metrics)
             due = time.monotonic() - last_save > 60 * execution.checkpoint_minutes
             leave, due, requeue = self.world.any(
-                INTERRUPTION.requested or self.step >= stop_at, due, INTERRUPTION.signal_name == "SIGUSR2"
+                SHUTDOWN.requested or self.step >= stop_at, due, SHUTDOWN.signal_name == "SIGUSR2"
             )
             if requeue:
-                INTERRUPTION.note("SIGUSR2")  # whichever rank was told: all leave for the same reason
+                SHUTDOWN.propagate("SIGUSR2")  # of any rank: all exit for the same reason
             if leave or due or self._epoch_to_keep() or self._at_epoch_start() or self.step == self.total_steps:
                 self._save()
                 last_save = time.monotonic()
             if leave and self.step < self.total_steps:
-                why = INTERRUPTION.signal_name or "told"
+                why = SHUTDOWN.signal_name or "execution.max_steps_this_launch"
                 logger.info("%s: stopped after step %d of %d", why, self.step, self.total_steps)
                 return False
         return True
 
     def _one_step(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Do one optimiser step, over as many passes as the global batch needs, and return its metrics."""
+        """Do one optimizer step over all micro-batches and return its metrics."""
         passes = self.task.training.accumulation_passes
         rates = set_learning_rates(self.optimizer, self.schedules, self.step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -213,7 +215,7 @@ class Trainer(Generic[Trained]):
             batch = next(batches)
             self._meter.waited(time.monotonic() - waiting)
             seen.append(batch)
-            with self._synchronised_only_if(index == passes - 1):
+            with self._synchronized_only_if(index == passes - 1):
                 found = self._one_pass(batch, index, passes)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.float() / passes
@@ -221,15 +223,15 @@ class Trainer(Generic[Trained]):
         names, stacked = list(sums), torch.stack(list(sums.values())).tolist()  # one copy from the device
         metrics = dict(zip(names, stacked, strict=True))
         self._check_finite(metrics, seen)
-        self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # LARC offers what a scaler uses
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.network.after_step()
         fallback = sum(batch.fallback.float().mean().item() for batch in seen) / passes
         return {**metrics, **rates, "data/fallback_fraction": fallback}
 
     def _one_pass(self, batch: Batch, index: int, passes: int) -> dict[str, torch.Tensor]:
-        """Augment, go forward and backward once."""
-        # Whatever a network draws by itself (dropout, say) is keyed by the step as well.
+        """Augment one micro-batch and run forward and backward."""
+        # The network's own draws (dropout, for example) depend on the step as well.
         torch.manual_seed(derive_key(self.task.seed, "network", self.step, index, self.world.rank))
         device = self.world.device
         views = augmented_views(
@@ -238,7 +240,7 @@ class Trainer(Generic[Trained]):
             device=device,
             video=self.video_transform,
             audio=self.audio_transform,
-            key=derive_key(self.task.seed, "method", self.step, index),
+            draw_seed=derive_key(self.task.seed, "method", self.step, index),
         )
         precision = self.task.training.precision
         with torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST):
@@ -247,19 +249,19 @@ class Trainer(Generic[Trained]):
         return {"loss/total": loss.detach(), **metrics}
 
     def _gradient_norm(self) -> torch.Tensor:
-        """Return the norm of the whole gradient; fp16's may overflow, and the scaler then skips the step."""
-        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # LARC offers what a scaler uses
+        """Return the norm of the whole gradient; infinite if fp16 overflows."""
+        self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
     def _check_finite(self, metrics: dict[str, float], batches: list[Batch]) -> None:
-        """Stop before the optimiser spoils the weights."""
+        """Raise before a step with a loss or gradient that is not finite."""
         skips_overflow = self.scaler.is_enabled()
         watched = {"loss": metrics["loss/total"], "gradient norm": metrics["optim/gradient_norm"]}
         if skips_overflow:
             del watched["gradient norm"]
             if not math.isfinite(metrics["optim/gradient_norm"]):
-                metrics["optim/gradient_norm"] = -1.0  # JSON and MLflow know no infinity; -1 says "step skipped"
+                metrics["optim/gradient_norm"] = -1.0  # JSON has no infinity; -1 = step skipped
         error = None
         for name, value in watched.items():
             if error is None and not math.isfinite(value):
@@ -273,7 +275,7 @@ class Trainer(Generic[Trained]):
         self.world.raise_on_any_rank(error)
 
     def _batches(self) -> Generator[Batch, None, None]:
-        """Yield this process's batch of every pass from the current step on."""
+        """Yield this process's micro-batches from the current step on."""
         dataset = ViewDataset(
             self.task.clips,
             self.task.views,
@@ -294,7 +296,7 @@ class Trainer(Generic[Trained]):
                 yield batch
 
     def _requests(self) -> Iterator[RankBatches]:
-        """Yield what is to be decoded: all that is left, or epoch after epoch where the network picks the clips."""
+        """Yield the remaining samples, epoch by epoch with custom sampling."""
         share = self.task.training.samples_per_pass // self.world.size
         step, per_epoch = self.step, self.plan.steps_per_epoch
         while step < self.total_steps:
@@ -303,10 +305,13 @@ class Trainer(Generic[Trained]):
             step = end
 
     def _record(self, metrics: dict[str, float]) -> None:
-        """Write the history and say where we are. A resumed run repeats all metrics but ``time/`` and ``system/``."""
+        """Write metrics and progress.
+
+        A resumed run repeats all metrics except ``time/`` and ``system/``.
+        """
         times = self._meter.tick()
         if self.step % self.task.tracking.log_every_steps == 0 or self.step == self.total_steps:
-            metrics = self.books.record(self.step, metrics, measured={**times, **self._machine.sample()})
+            metrics = self.checkpoints.record(self.step, metrics, measured={**times, **self._machine.sample()})
         if self.world.is_main_process and self._meter.report_due():
             self.run.write_progress(
                 state="running",
@@ -320,17 +325,17 @@ class Trainer(Generic[Trained]):
             )
 
     def _save(self) -> None:
-        """Begin to write a checkpoint; every process comes here at the same step."""
+        """Start to write a checkpoint; every process calls this at the same step."""
         state = {
-            "method": self.network.state_dict(),  # the name that checkpoints have had from the beginning
+            "method": self.network.state_dict(),  # the key in existing checkpoints
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        self.books.save(self.step, state)
+        self.checkpoints.save(self.step, state)
 
     def _resume(self) -> dict[str, Any]:
-        """Take the newest valid checkpoint, the same on every process; return what is known of it."""
-        state, about = self.books.newest()
+        """Load the newest valid checkpoint, the same on every process; return its metadata."""
+        state, about = self.checkpoints.load_latest()
         if state is not None:
             self.network.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -340,11 +345,11 @@ class Trainer(Generic[Trained]):
         return about
 
     def _wrapped(self) -> nn.Module:
-        """Return the network as the loop calls it: compiled, distributed, or as it is."""
+        """Return the network for the forward pass: compiled, distributed, or unchanged."""
         network: nn.Module = self.network
         if self.task.training.compile:
             if self.world.device.type == "cuda":
-                network = torch.compile(network)  # type: ignore[assignment]  # of a module it makes a module
+                network = torch.compile(network)  # type: ignore[assignment]  # it returns a module for a module
             else:
                 logger.warning("%s.compile=true is for GPUs: ignored on %s", self.task.node, self.world.device)
         if self.world.size > 1:
@@ -356,38 +361,39 @@ class Trainer(Generic[Trained]):
             )
         return network
 
-    def _synchronised_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager[object]:
+    def _synchronized_only_if(self, last_pass: bool) -> contextlib.AbstractContextManager[object]:
         if last_pass or not isinstance(self._loss_of, DistributedDataParallel):
             return contextlib.nullcontext()
         return self._loss_of.no_sync()
 
     def _at_epoch_start(self) -> bool:
-        """Whether an epoch begins here that the network wants to know of."""
+        """Whether this step starts an epoch with ``on_epoch_start``."""
         return self.network.needs_epoch_start and self.step % self.plan.steps_per_epoch == 0
 
-    def _begin_epoch(self) -> None:
-        """Let the network get ready.
+    def _start_epoch(self) -> None:
+        """Call the network's ``on_epoch_start``.
 
-        What an earlier start has kept of the way is of use only to one that begins right here, with the same weights.
+        Features of an earlier start of the job are valid only if this start resumed at this very step, with the same
+        weights.
         """
         epoch = self.step // self.plan.steps_per_epoch
         share_buffers(self.network)
         task = self.task
-        look = TrainSetFeatures(
+        features = TrainSetFeatures(
             self.run,
             task.clips,
             task.views,
             task.execution,
             self.world,
             epoch=epoch,
-            goes_on=self.step == self._started_at,
+            resumed=self.step == self._started_at,
         )
         seed = derive_key(self.task.seed, "epoch", epoch)
-        for parameter in self.network.on_epoch_start(epoch, look.features_of, seed=seed):
+        for parameter in self.network.on_epoch_start(epoch, features.extract, seed=seed):
             self.optimizer.state.pop(parameter, None)
         self.network.train()
 
-    def _pick(self, epoch: int) -> np.ndarray:
+    def _epoch_indices(self, epoch: int) -> np.ndarray:
         return self.network.epoch_indices(self.plan.num_samples, seed=derive_key(self.task.seed, "pick", epoch))
 
     def _epoch_to_keep(self) -> bool:

@@ -1,8 +1,8 @@
-"""Log spectrograms, mel or linear, and their augmentation for whole batches, on whatever device the batch is on.
+"""Log spectrograms, mel or linear, and their batched augmentation on the batch's device.
 
-As in ``video.py``: every clip is augmented by numbers that depend on its key alone (PAPER.md, section 3),
-drawn in NumPy on the CPU and carried out by tensor operations without a loop over clips. Spectrograms are
-normalised first, so that 0 is the data's mean wherever something is filled in.
+As in ``video.py``, the parameters of a clip's augmentation depend only on its key (PAPER.md, section 3); they are drawn
+in NumPy on the CPU and applied by tensor operations without a loop over clips. Spectrograms are normalized first, so
+that the fill value 0 is the data's mean.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from crisscross.utils.rng import uniforms
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioDraws:
-    """What was drawn for each clip of a batch; NumPy arrays with one row a clip.
+class AudioParams:
+    """Augmentation parameters of a batch of clips.
 
-    ``volume`` (B,) is a factor. Masks (B, number, 2) hold start and length, in bins or frames. ``boxes``
-    (B, 4) holds top, left, height, width in pixels of the canvas, whose size is ``canvas``. ``warps``
-    (B, 2) holds the frame that moves and where it moves to.
+    NumPy arrays with one row per clip. ``volume`` (B,) is a factor. Masks (B, number, 2) are start and length, in bins
+    or frames. ``boxes`` (B, 4) are top, left, height, width in pixels of the canvas, whose size is ``canvas``.
+    ``warps`` (B, 2) are the frame that moves and its new position.
     """
 
     volume: np.ndarray
@@ -36,9 +36,9 @@ class AudioDraws:
     warps: np.ndarray
     canvas: tuple[int, int]
 
-    def rows(self, wanted: slice) -> AudioDraws:
-        """Return the draws of some of the clips."""
-        return AudioDraws(
+    def rows(self, wanted: slice) -> AudioParams:
+        """Return the parameters of some of the clips."""
+        return AudioParams(
             self.volume[wanted],
             self.frequency_masks[wanted],
             self.time_masks[wanted],
@@ -49,22 +49,21 @@ class AudioDraws:
 
 
 def log_spectrogram(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
-    """Return normalised log power spectrograms (PAPER.md, section 3).
+    """Return normalized log power spectrograms (PAPER.md, section 3).
 
-    Equal to librosa's ``melspectrogram`` with its defaults (Hann window, centred frames, zeros past the
-    ends, Slaney mel scale and norm), then ``log(power + log_offset)``, minus ``mean``, over ``std``.
-    Without mels (``num_mels=None``), the power of the FFT's own bins takes the place of the mel bands.
-    Silence gives a finite number.
+    Equal to librosa's ``melspectrogram`` with its defaults (Hann window, centered frames, zero padding, Slaney mel
+    scale and norm), then ``log(power + log_offset)``, minus ``mean``, divided by ``std``. With ``num_mels=None``, the
+    bins of the FFT are used instead of mel bands. Silence gives a finite number.
 
     Args:
         wave: float, shape (B, S): mono samples at ``sample_rate_hz``, in [-1, 1].
-        settings: the numbers.
+        settings: sample rate, window, bands and normalization.
 
     Returns:
         Float32, shape (B, 1, num_bins, 1 + S // hop_samples): 80 x 201 for 2 s.
 
     Raises:
-        ValueError: ``wave`` is not a batch of float samples.
+        ValueError: if ``wave`` is not a batch of float samples.
     """
     if wave.ndim != 2 or not wave.is_floating_point() or wave.shape[1] == 0:
         refuse("wave", f"{wave.dtype} {tuple(wave.shape)}", "float samples (B, S), S above 0")
@@ -81,7 +80,7 @@ def log_spectrogram(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
 
 
 def _log_power(wave: Tensor, window: Tensor, filters: Tensor | None, settings: AudioTransformSettings) -> Tensor:
-    # A caller's autocast would round the filter bank's product to 16 bits.
+    # Under autocast, the product with the filter bank would have 16 bits.
     with torch.autocast(wave.device.type, enabled=False):
         spectrum = torch.stft(
             wave,
@@ -92,15 +91,15 @@ def _log_power(wave: Tensor, window: Tensor, filters: Tensor | None, settings: A
             pad_mode="constant",
             return_complex=True,
         )
-        # torchaudio's spectrogram takes a root here and squares it again, at four times the cost of the FFT.
+        # torchaudio's spectrogram takes a root and squares it again, which costs four times the FFT.
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         if filters is not None:
-            # One product a clip: folded into one for the batch, its rounding would depend on the batch's size.
+            # One product per clip: the rounding of one product for the batch would depend on the batch size.
             power = torch.bmm(filters.expand(len(power), -1, -1), power)
     return power.add_(settings.log_offset).log_()
 
 
-def evaluate_audio(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
+def eval_transform_audio(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
     """Return the spectrograms without augmentation; see ``log_spectrogram``."""
     return log_spectrogram(wave, settings)
 
@@ -111,22 +110,22 @@ def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettin
     Args:
         wave: float, shape (B, S), as in ``log_spectrogram``.
         keys: uint64, shape (B,), from ``crisscross.utils.rng.sample_keys``.
-        settings: the numbers.
+        settings: strengths and probabilities of the augmentations, and the spectrogram's settings.
 
     Returns:
-        Float32, shape (B, 1, num_bins, frames), normalised, on the device of ``wave``.
+        Float32, shape (B, 1, num_bins, frames), normalized, on the device of ``wave``.
 
     Raises:
-        ValueError: the arguments' shapes or type are wrong.
+        ValueError: if an argument has a wrong shape or type.
     """
     if wave.ndim != 2 or np.shape(keys) != (len(wave),):
-        refuse("keys", f"shape {np.shape(keys)} for waves {tuple(wave.shape)}", "one key a wave (B, S)")
+        refuse("keys", f"shape {np.shape(keys)} for waves {tuple(wave.shape)}", "one key per wave (B, S)")
     num_frames = 1 + wave.shape[1] // settings.hop_samples
-    return apply_audio(wave, draw_audio(keys, num_frames, settings), settings)
+    return apply_audio(wave, sample_audio_params(keys, num_frames, settings), settings)
 
 
-def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettings) -> AudioDraws:
-    """Draw a batch's augmentations; row b depends on ``keys[b]``, ``num_frames`` and the settings alone."""
+def sample_audio_params(keys: np.ndarray, num_frames: int, settings: AudioTransformSettings) -> AudioParams:
+    """Draw a batch's parameters; row b depends only on ``keys[b]``, ``num_frames`` and settings."""
     volume = uniforms(keys, "audio/volume", 1)[:, 0]
     size = np.array([settings.num_bins, num_frames])
     canvas = np.floor(size * [settings.canvas_frequency, settings.canvas_time])
@@ -137,7 +136,7 @@ def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettin
     corner = np.floor(draw[:, 2:4] * (canvas - crop + 1))
     boxes = np.concatenate([corner, crop], axis=1)
     unchanged = np.concatenate([np.floor((canvas - size) / 2), size])
-    return AudioDraws(
+    return AudioParams(
         volume=settings.volume_min + volume * (settings.volume_max - settings.volume_min),
         frequency_masks=_masks(
             uniforms(keys, "audio/frequency_masks", 2 * settings.num_frequency_masks),
@@ -155,61 +154,60 @@ def draw_audio(keys: np.ndarray, num_frames: int, settings: AudioTransformSettin
     )
 
 
-def apply_audio(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
-    """Carry out what was drawn: volume, log spectrogram, time warp, masks, resize-crop, in this order.
+def apply_audio(wave: Tensor, params: AudioParams, settings: AudioTransformSettings) -> Tensor:
+    """Apply sampled parameters to a batch of waves.
 
-    Arguments and result as in ``augment_audio``.
+    The order is volume, log spectrogram, time warp, masks, resize-crop. Arguments and result as in ``augment_audio``.
     """
-    return torch.cat([_apply_part(wave[part], draws.rows(part), settings) for part in _parts(wave, settings)])
+    return torch.cat([_apply_part(wave[part], params.rows(part), settings) for part in _parts(wave, settings)])
 
 
-def _apply_part(wave: Tensor, draws: AudioDraws, settings: AudioTransformSettings) -> Tensor:
-    x = log_spectrogram(wave * _rows(draws.volume, wave), settings)
+def _apply_part(wave: Tensor, params: AudioParams, settings: AudioTransformSettings) -> Tensor:
+    x = log_spectrogram(wave * _rows(params.volume, wave), settings)
     if settings.time_warp_frames > 0:
-        x = time_warp(x, draws.warps)
-    x = mask_out_(x, draws.frequency_masks, draws.time_masks)
+        x = time_warp(x, params.warps)
+    x = mask_out_(x, params.frequency_masks, params.time_masks)
     if settings.resize_crop_probability > 0:
-        x = resize_crop(x, draws.boxes, draws.canvas)
+        x = resize_crop(x, params.boxes, params.canvas)
     return x
 
 
 def time_warp(x: Tensor, warps: np.ndarray) -> Tensor:
-    """Move one frame of each spectrogram (B, 1, F, T) to another place and stretch what lies on either side.
+    """Move one frame of each spectrogram (B, 1, F, T) and stretch both sides.
 
     Args:
         x: spectrograms.
-        warps: shape (B, 2): frame ``c`` moves to ``d``; both from 1 to T - 1. The first ``c`` frames are
-            resized (bicubic) to ``d``, the others to T - ``d``, the usual form of
-            SpecAugment's warp (Park et al., 2019).
+        warps: shape (B, 2): frame ``c`` moves to ``d``; both from 1 to T - 1. The first ``c`` frames are resized
+            (bicubic) to ``d``, the others to T - ``d``, as is common for SpecAugment's warp (Park et al., 2019).
 
     Returns:
         Spectrograms of the same shape.
     """
     num_frames = x.shape[-1]
-    centre, moved = (_rows(warps[:, column], x) for column in range(2))
+    center, moved = (_rows(warps[:, column], x) for column in range(2))
     places = torch.arange(num_frames, device=x.device) + 0.5
     left = places < moved
-    scale = torch.where(left, centre / moved, (num_frames - centre) / (num_frames - moved))
-    read = torch.where(left, places * scale, centre + (places - moved) * scale)
-    lower, upper = torch.where(left, 0.0, centre), torch.where(left, centre, float(num_frames))
+    scale = torch.where(left, center / moved, (num_frames - center) / (num_frames - moved))
+    read = torch.where(left, places * scale, center + (places - moved) * scale)
+    lower, upper = torch.where(left, 0.0, center), torch.where(left, center, float(num_frames))
     matrices = filter_matrices(read, scale, lower, upper, num_frames, filter="bicubic")
     with torch.autocast(x.device.type, enabled=False):
         return torch.bmm(x[:, 0], matrices.transpose(1, 2))[:, None]
 
 
 def mask_out_(x: Tensor, frequency_masks: np.ndarray, time_masks: np.ndarray) -> Tensor:
-    """Set stretches of bins and frames of each spectrogram (B, 1, F, T) to 0, the data's mean, in place."""
+    """Set ranges of bins and frames of spectrograms (B, 1, F, T) to 0, the mean, in place."""
     keep_bins = _outside(frequency_masks, x.shape[-2], x)
     keep_frames = _outside(time_masks, x.shape[-1], x)
     return x.mul_(keep_bins[:, None, :, None]).mul_(keep_frames[:, None, None, :])
 
 
 def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor:
-    """Crop each spectrogram (B, 1, F, T) by a box of its own and resize the crop to F x T, bicubic.
+    """Crop a box from each spectrogram (B, 1, F, T) and resize it bicubically.
 
-    The spectrogram lies in the middle of a canvas of zeros, so a box may show it shifted and with a border.
-    This is the random resize-crop of BYOL-A (Niizumi et al., 2021). Where a box shrinks, the filter is
-    widened (chosen by us: without it, frames would be skipped).
+    The spectrogram is in the middle of a canvas of zeros, so a crop may be shifted and have a border. This is the
+    random resize-crop of BYOL-A (Niizumi et al., 2021). If a box is larger than the result, the filter is widened
+    (ours: otherwise frames would be skipped).
 
     Args:
         x: spectrograms.
@@ -222,28 +220,29 @@ def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor
     top, left, height, width = _rows(boxes, x).unbind(1)
     rows = box_matrices(top, height, canvas[0], x.shape[-2], filter="bicubic")
     columns = box_matrices(left, width, canvas[1], x.shape[-1], filter="bicubic")
-    # Columns of the matrices that read the canvas' zeros can go: what is left reads the spectrogram itself.
+    # Drop the matrices' columns for the canvas' zeros; the others read the spectrogram itself.
     above, before = ((room - size) // 2 for room, size in zip(canvas, x.shape[-2:], strict=True))
     rows, columns = rows[:, :, above : above + x.shape[-2]], columns[:, :, before : before + x.shape[-1]]
     return apply_matrices(x, rows.contiguous(), columns.contiguous())
 
 
 def _masks(draw: np.ndarray, longest: int, length: int) -> np.ndarray:
-    """Turn uniforms (B, 2 * number) to starts and lengths (B, number, 2), 0 to ``longest`` long."""
+    """Map uniforms (B, 2 * number) to starts and lengths (B, number, 2), at most ``longest``."""
     draw = draw.reshape(len(draw), draw.shape[1] // 2, 2)
     extent = np.floor(draw[..., 0] * (min(longest, length) + 1))
     return np.stack([np.floor(draw[..., 1] * (length - extent + 1)), extent], axis=2)
 
 
 def _warps(draw: np.ndarray, window: int, num_frames: int) -> np.ndarray:
-    """Draw the frame to move, ``window`` or more from both ends, and where to: less than ``window`` away.
+    """Draw the frame to move and its new position, (B, 2).
 
-    A spectrogram too short for the window is warped within what room it has.
+    The frame is at least ``window`` from both ends, the new position less than ``window`` away. For a spectrogram
+    shorter than two windows, the window is half its length.
     """
     window = max(1, min(window, num_frames // 2))
-    centre = window + np.floor(draw[:, 0] * (num_frames - 2 * window + 1))
-    moved = centre - (window - 1) + np.floor(draw[:, 1] * (2 * window - 1))
-    return np.stack([centre, moved], axis=1)
+    center = window + np.floor(draw[:, 0] * (num_frames - 2 * window + 1))
+    moved = center - (window - 1) + np.floor(draw[:, 1] * (2 * window - 1))
+    return np.stack([center, moved], axis=1)
 
 
 def _outside(masks: np.ndarray, length: int, x: Tensor) -> Tensor:
@@ -254,7 +253,7 @@ def _outside(masks: np.ndarray, length: int, x: Tensor) -> Tensor:
 
 
 def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
-    """Return per-clip numbers as a (B, columns) tensor like ``x``; one column for an array of shape (B,)."""
+    """Return per-clip numbers as a (B, columns) tensor on the device of ``x``."""
     rows = torch.from_numpy(values.astype(np.float32)).to(x.device)
     return rows.view(len(values), -1 if columns is None else columns)
 
@@ -263,8 +262,8 @@ def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
 def _tables(
     sample_rate_hz: int, n_fft: int, num_mels: int | None, f_min_hz: float, f_max_hz: float, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the Hann window (n_fft,) and, for mels, the filters (num_mels, n_fft // 2 + 1), made once a device."""
-    # Tensors made in inference mode could not be used outside of it later.
+    """Return the window (n_fft,) and the mel filters (num_mels, n_fft // 2 + 1)."""
+    # Tensors created in inference mode cannot be used outside it.
     with torch.inference_mode(False):
         window = torch.hann_window(n_fft).to(device)
         if num_mels is None:

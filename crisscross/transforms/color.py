@@ -1,6 +1,6 @@
-"""What is done to the colours and pixels of batches of clips, each clip by numbers of its own.
+"""Color jitter, grayscale, blur and cutout of batches of clips, with parameters per clip.
 
-Every function takes clips (B, 3, T, H, W) and treats all frames of a clip alike. ``video.py`` draws the numbers.
+Every function takes clips (B, 3, T, H, W) and uses one set of parameters per clip. ``video.py`` draws them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as torchvision and Pillow
 
 
 def adjust_brightness_(x: Tensor, factors: Tensor) -> Tensor:
-    """Multiply colours (B, 3, T, H, W) by one factor a clip (B, 1, 1, 1, 1), in place; clamp to [0, 1]."""
+    """Multiply colors by factors, in place; clamp to [0, 1].
+
+    Colors are (B, 3, T, H, W), factors (B, 1, 1, 1, 1).
+    """
     return x.mul_(factors).clamp_(0, 1)
 
 
 def adjust_contrast_(x: Tensor, factors: Tensor) -> Tensor:
-    """Blend each frame with its own mean luma, in place, as torchvision does for a clip of frames.
+    """Blend each frame with its mean luma, in place, like torchvision.
 
-    The factor is one a clip; the mean is each frame's. Shapes as in ``adjust_brightness_``.
+    One factor per clip, one mean per frame. Shapes as in ``adjust_brightness_``.
     """
     mean = _luma(x.mean((-2, -1), keepdim=True))
     return x.mul_(factors).add_(mean.mul_(1 - factors)).clamp_(0, 1)
@@ -35,14 +38,13 @@ def adjust_saturation_(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_hue_(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn the hue by ``factors`` of a turn (-0.5 to 0.5), in place; shapes as in ``adjust_brightness_``.
+    """Rotate the hue by ``factors`` of a turn (-0.5 to 0.5), in place.
 
-    Value and saturation stay: a pixel keeps its least colour ``low`` and its range ``span``, and only where
-    in the range each channel lies changes. On the hue hexagon, in sixths of a turn, a channel is full
-    within 1 of its own corner (red 0, green 2, blue 4) and falls to nothing at 2; conversely, the distance
-    from the red corner is 1 - red + green + blue. All of it is kept multiplied by ``span``, which saves a
-    division and its zeros, and made of minima and absolute values, which cost a tenth of a selection on the
-    CPU.
+    Shapes as in ``adjust_brightness_``. Value and saturation do not change: a pixel keeps its minimum ``low`` and its
+    range ``span``; only the position of each channel in this range changes. On the hue hexagon, in sixths of a turn, a
+    channel is at its maximum within 1 of its corner (red 0, green 2, blue 4) and falls to its minimum at 2; conversely,
+    the distance from the red corner is 1 - red + green + blue. All values are multiplied by ``span``, which avoids a
+    division by 0, and computed from minima and absolute values, which cost a tenth of ``torch.where`` on the CPU.
     """
     red, green, blue = x.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -51,7 +53,7 @@ def adjust_hue_(x: Tensor, factors: Tensor) -> Tensor:
     span = high.sub_(low)
     hue = torch.copysign(from_red, green - blue).add_(span * (6 * factors[:, 0]))  # from -6 to 6 spans
     for channel, corner in ((red, 0), (green, 2), (blue, 4)):
-        away = hue.sub(span, alpha=corner).abs_()  # the way round may be longer than 3, half a turn
+        away = hue.sub(span, alpha=corner).abs_()  # may exceed 3, half a turn
         away.sub_(span, alpha=3).abs_().sub_(span, alpha=3).abs_()
         torch.add(low, torch.minimum(away.neg_().add_(span, alpha=2).clamp_(min=0), span), out=channel)
     return x
@@ -63,17 +65,17 @@ def to_grayscale_(x: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigmas_px: np.ndarray, kernel: int) -> Tensor:
-    """Blur (B, 3, T, H, W) by ``sigmas_px`` (B,), with ``kernel`` taps an axis and reflected edges."""
+    """Blur (B, 3, T, H, W) by ``sigmas_px`` (B,), with reflected edges."""
     matrices = [gaussian_matrices(sigmas_px, length, kernel, x.device) for length in x.shape[-2:]]
     return apply_matrices(x.flatten(1, 2), *matrices).view_as(x)
 
 
 def cut_out_(x: Tensor, cutouts_px: Tensor) -> Tensor:
-    """Set a square of (B, 3, T, H, W) to 0, in place; ``cutouts_px`` (B, 3) holds top, left, side in pixels.
+    """Set a square of each clip (B, 3, T, H, W) to 0, in place.
 
-    The side is drawn from 1 to ``cutout_max_px`` and the square lies wholly in the crop, the same in all
-    frames. On normalised colours 0 is the data's mean. The paper gives the largest side alone; the rest is
-    chosen by us.
+    ``cutouts_px`` (B, 3) is top, left, side in pixels. The side is uniform from 1 to ``cutout_max_px``, and the square
+    is inside the crop and the same in all frames. For normalized colors, 0 is the data's mean. (Ours, except the
+    maximal side, which is the paper's.)
     """
     outside = [
         (places < start[:, None]) | (places >= (start + cutouts_px[:, 2])[:, None])

@@ -1,11 +1,11 @@
-"""Video augmentation of whole batches, on whatever device the batch is on.
+"""Batched video augmentation on the batch's device.
 
-Every clip is augmented by numbers that depend on its key alone, drawn once and used for all its frames
-(PAPER.md, section 3). ``draw_video`` draws them, in NumPy on the CPU; ``apply_video`` carries them out, by
-tensor operations without a loop over clips. Clips that share an operation are laid side by side first, so
-that an operation works in place on a slice and costs nothing for clips that it skips.
+The parameters of a clip's augmentation depend only on its key and are the same for all its frames (PAPER.md, section
+3). ``sample_video_params`` draws them in NumPy on the CPU; ``apply_video`` applies them with tensor operations, without
+a loop over clips. Clips with the same operation are sorted next to each other, so that an operation works in place on a
+slice and costs nothing for clips that it skips.
 
-Colours are floats in [0, 1] and are not rounded to 8 bits between operations.
+Colors are floats in [0, 1] and are not rounded to 8 bits between operations.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _NOTHING = range(5)
 
 @dataclasses.dataclass(frozen=True)
 class VideoParams:
-    """What was drawn for each clip of a batch; NumPy arrays with one row a clip.
+    """Augmentation parameters of a batch of clips.
 
-    Boxes are top, left, height, width as fractions of the frame. ``jitter_order`` (B, 4) holds the operations
-    in the order in which they are done: 0 brightness, 1 contrast, 2 saturation, 3 hue, 4 nothing;
-    ``jitter_factors`` (B, 4) holds each operation's factor, by operation. Cutouts are top, left, side in
-    pixels of the crop; a side of 0 cuts nothing.
+    NumPy arrays with one row per clip. Boxes are top, left, height, width as fractions of the frame. ``jitter_order``
+    (B, 4) has the operations in order: 0 brightness, 1 contrast, 2 saturation, 3 hue, 4 none; ``jitter_factors`` (B, 4)
+    has the factor of each operation. Cutouts are top, left, side in pixels of the crop; side 0 = no cutout.
     """
 
     boxes: np.ndarray
@@ -53,7 +52,7 @@ class VideoParams:
     cutouts_px: np.ndarray
 
     def rows(self, wanted: slice | np.ndarray) -> VideoParams:
-        """Return the draws of some of the clips."""
+        """Return the parameters of some of the clips."""
         return VideoParams(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
 
@@ -63,51 +62,52 @@ def augment_video(
     """Augment a batch of clips for pretraining (PAPER.md, section 3).
 
     Args:
-        video: uint8, shape (B, T, Hc, Wc, 3): frames on a canvas to which the source was scaled, each axis
-            by a factor of its own.
-        aspect: shape (B,): displayed width over height of the sources. Best on the CPU, where it is used.
+        video: uint8, shape (B, T, Hc, Wc, 3): frames scaled to a common canvas, which may change their aspect ratio.
+        aspect: shape (B,): displayed width / height of the sources; used on the CPU.
         keys: uint64, shape (B,), from ``crisscross.utils.rng.sample_keys``.
-        settings: the numbers.
+        settings: strengths and probabilities of the augmentations.
 
     Returns:
-        Float32, shape (B, 3, T, crop_px, crop_px), normalised, on the device of ``video``.
+        Float32, shape (B, 3, T, crop_px, crop_px), normalized, on the device of ``video``.
 
     Raises:
-        ValueError: the arguments' shapes or type are wrong.
+        ValueError: if an argument has a wrong shape or type.
     """
-    return apply_video(video, draw_video(aspect, keys, settings), settings)
+    return apply_video(video, sample_video_params(aspect, keys, settings), settings)
 
 
-def evaluate_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTransformSettings) -> Tensor:
-    """Resize the short side to crop_px / 0.875, take the centre crop (PAPER.md, section 3): one resampling.
+def eval_transform_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTransformSettings) -> Tensor:
+    """Resize the short side to crop_px / 0.875 and crop the center (PAPER.md, section 3).
+
+    Both are one resampling.
 
     Args:
         video: as in ``augment_video``.
         aspect: as in ``augment_video``.
-        settings: the numbers.
+        settings: size of the crop, and normalization.
 
     Returns:
-        Float32, shape (B, 3, T, crop_px, crop_px), normalised, on the device of ``video``.
+        Float32, shape (B, 3, T, crop_px, crop_px), normalized, on the device of ``video``.
 
     Raises:
-        ValueError: the arguments' shapes or type are wrong.
+        ValueError: if an argument has a wrong shape or type.
     """
-    boxes = centre_boxes(_aspects(aspect), settings)
+    boxes = center_boxes(_aspects(aspect), settings)
     _check(video, len(boxes))
     crops = [_crop(video[part], boxes[part], None, settings, beyond_box=True) for part in _parts(video)]
-    return _normalise_(torch.cat(crops), settings)
+    return _normalize_(torch.cat(crops), settings)
 
 
-def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoParams:
-    """Draw a batch's augmentations; row b depends on ``keys[b]``, ``aspect[b]`` and the settings alone."""
+def sample_video_params(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoParams:
+    """Draw a batch's parameters; row b depends only on ``keys[b]``, ``aspect[b]`` and settings."""
     aspect = _aspects(aspect)
     if np.shape(keys) != aspect.shape:
-        raise ValueError(f"keys got shape {np.shape(keys)}; expected {aspect.shape}: pass one key a clip")
-    chosen = uniforms(keys, "video/chosen", 6)  # one column a switch
+        raise ValueError(f"keys got shape {np.shape(keys)}; expected {aspect.shape}: pass one key per clip")
+    chosen = uniforms(keys, "video/chosen", 6)  # one column per on/off decision
     boxes = np.where(
         (chosen[:, :1] < settings.crop_probability),
         _random_boxes(aspect, keys, settings),
-        centre_boxes(aspect, settings),
+        center_boxes(aspect, settings),
     )
     order, factors = _jitter(keys, settings, chosen[:, 2] < settings.jitter_probability)
     sigma = uniforms(keys, "video/blur", 1)[:, 0]
@@ -127,31 +127,33 @@ def draw_video(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTra
     )
 
 
-def apply_video(video: Tensor, draws: VideoParams, settings: VideoTransformSettings) -> Tensor:
-    """Carry out what was drawn: crop, flip, jitter, grayscale, blur, normalisation, cutout, in this order.
+def apply_video(video: Tensor, params: VideoParams, settings: VideoTransformSettings) -> Tensor:
+    """Apply sampled parameters to a batch of clips.
+
+    The order is crop, flip, jitter, grayscale, blur, normalization, cutout.
 
     Args:
         video: as in ``augment_video``.
-        draws: from ``draw_video``.
-        settings: the numbers.
+        params: from ``sample_video_params``.
+        settings: as in ``augment_video``.
 
     Returns:
         As ``augment_video``.
 
     Raises:
-        ValueError: the video's shape or type is wrong.
+        ValueError: if the video has a wrong shape or type.
     """
-    _check(video, len(draws.flip))
+    _check(video, len(params.flip))
     num_clips, num_frames = video.shape[:2]
     side = settings.crop_px
     out = torch.empty(num_clips, 3, num_frames, side, side, device=video.device)
     for part in _parts(video):
-        _apply_part(video[part], draws.rows(part), settings, out[part])
+        _apply_part(video[part], params.rows(part), settings, out[part])
     return out
 
 
-def centre_boxes(aspect: np.ndarray, settings: VideoTransformSettings) -> np.ndarray:
-    """Return the evaluation's boxes (B, 4): a centred square, its side a fraction of the short side."""
+def center_boxes(aspect: np.ndarray, settings: VideoTransformSettings) -> np.ndarray:
+    """Return the centered square boxes (B, 4) of evaluation."""
     aspect = np.asarray(aspect, dtype=np.float64)
     side = settings.eval_crop_fraction * np.minimum(aspect, 1.0)  # in units of the source's height
     height, width = side, side / aspect
@@ -159,9 +161,9 @@ def centre_boxes(aspect: np.ndarray, settings: VideoTransformSettings) -> np.nda
 
 
 def _random_boxes(aspect: np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> np.ndarray:
-    """Draw boxes as torchvision's RandomResizedCrop does, in the source's geometry, its height the unit.
+    """Draw boxes like torchvision's RandomResizedCrop, in units of the source's height.
 
-    The one difference: sizes and places are not rounded to the source's pixels, which the canvas knows not.
+    Unlike torchvision's, sizes and positions are not rounded to pixels of the source, whose size is not known here.
     """
     tries = settings.crop_tries
     draw = uniforms(keys, "video/crop", 4 * tries).reshape(len(keys), tries, 4)
@@ -174,7 +176,7 @@ def _random_boxes(aspect: np.ndarray, keys: np.ndarray, settings: VideoTransform
     size = np.stack([height, width], axis=2)
     room = np.stack([np.ones_like(aspect), aspect], axis=1)
     corner = draw[..., 2:] * (room[:, None] - size)
-    # When no try fits: the central crop nearest to the whole frame whose aspect is allowed.
+    # If no try fits: the largest central crop with an allowed aspect ratio.
     fallback_aspect = np.clip(aspect, settings.crop_aspect_min, settings.crop_aspect_max)
     fallback_width = np.minimum(aspect, fallback_aspect)
     fallback = np.stack([fallback_width / fallback_aspect, fallback_width], axis=1)
@@ -186,7 +188,7 @@ def _random_boxes(aspect: np.ndarray, keys: np.ndarray, settings: VideoTransform
 
 
 def _jitter(keys: np.ndarray, settings: VideoTransformSettings, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Draw each clip's order of the four colour operations, and their factors; both of shape (B, 4)."""
+    """Draw the order and factors of the color operations, both (B, 4)."""
     strength = np.array(
         [
             settings.jitter_brightness,
@@ -202,29 +204,29 @@ def _jitter(keys: np.ndarray, settings: VideoTransformSettings, chosen: np.ndarr
     return order, np.array([1.0, 1.0, 1.0, 0.0]) + (2 * draw[:, 4:] - 1) * strength
 
 
-def _apply_part(video: Tensor, draws: VideoParams, settings: VideoTransformSettings, out: Tensor) -> None:
-    """Augment clips into ``out``. ``place[i]`` is the clip that lies in row i while they are being sorted."""
-    place = np.argsort(draws.jitter_order[:, 0], kind="stable")
-    x = _crop(video[torch.from_numpy(place).to(video.device)], draws.boxes[place], draws.flip[place], settings)
-    for position in range(draws.jitter_order.shape[1]):
-        x, place = _sort(x, place, draws.jitter_order[:, position])
-        operations = draws.jitter_order[place, position]
+def _apply_part(video: Tensor, params: VideoParams, settings: VideoTransformSettings, out: Tensor) -> None:
+    """Augment clips into ``out``; ``place`` has the clip of each sorted row."""
+    place = np.argsort(params.jitter_order[:, 0], kind="stable")
+    x = _crop(video[torch.from_numpy(place).to(video.device)], params.boxes[place], params.flip[place], settings)
+    for position in range(params.jitter_order.shape[1]):
+        x, place = _sort(x, place, params.jitter_order[:, position])
+        operations = params.jitter_order[place, position]
         for code, operation in enumerate((adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)):
             some = slice(*np.searchsorted(operations, [code, code + 1]))
             if some.start < some.stop:
-                operation(x[some], _column(draws.jitter_factors[place[some], code], x))
-    # Gray clips first and blurred ones next to them, so that each set is one slice: g, gb, b, neither.
-    group = np.where(draws.grayscale, np.where(draws.blur, 1, 0), np.where(draws.blur, 2, 3))
+                operation(x[some], _column(params.jitter_factors[place[some], code], x))
+    # Sort so that gray clips and blurred clips are one slice each: gray, both, blurred, neither.
+    group = np.where(params.grayscale, np.where(params.blur, 1, 0), np.where(params.blur, 2, 3))
     x, place = _sort(x, place, group)
     bounds = np.searchsorted(group[place], [1, 2, 3])
     to_grayscale_(x[: bounds[1]])
     blurred = slice(bounds[0], bounds[2])
     if blurred.start < blurred.stop:
         kernel = settings.crop_px // settings.blur_kernel_divisor * 2 + 1
-        x[blurred] = gaussian_blur(x[blurred], draws.blur_sigmas_px[place[blurred]], kernel)
-    _normalise_(x, settings)
-    if draws.cutouts_px[:, 2].any():
-        cut_out_(x, torch.from_numpy(draws.cutouts_px[place]).to(x.device))
+        x[blurred] = gaussian_blur(x[blurred], params.blur_sigmas_px[place[blurred]], kernel)
+    _normalize_(x, settings)
+    if params.cutouts_px[:, 2].any():
+        cut_out_(x, torch.from_numpy(params.cutouts_px[place]).to(x.device))
     out.index_copy_(0, torch.from_numpy(place).to(x.device), x)
 
 
@@ -236,7 +238,7 @@ def _crop(
     *,
     beyond_box: bool = False,
 ) -> Tensor:
-    """Crop boxes, fractions of the frame, out of uint8 clips; colours (B, 3, T, crop, crop) in [0, 1]."""
+    """Crop boxes from uint8 clips to floats (B, 3, T, crop, crop) in [0, 1]."""
     num_clips, num_frames, height, width, _ = video.shape
     planes = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     boxes_px = torch.from_numpy((boxes * [height, width, height, width]).astype(np.float32)).to(video.device)
@@ -246,13 +248,13 @@ def _crop(
     return crop.div_(255.0).view(num_clips, 3, num_frames, *size)
 
 
-def _normalise_(x: Tensor, settings: VideoTransformSettings) -> Tensor:
+def _normalize_(x: Tensor, settings: VideoTransformSettings) -> Tensor:
     mean, std = (x.new_tensor(numbers).view(1, 3, 1, 1, 1) for numbers in (settings.mean, settings.std))
     return x.sub_(mean).div_(std)
 
 
 def _sort(x: Tensor, place: np.ndarray, group: np.ndarray) -> tuple[Tensor, np.ndarray]:
-    """Lay the clips of one group side by side; ``place`` says which clip lies in which row of ``x``."""
+    """Sort the rows of ``x``, and ``place``, by their clip's group."""
     rows = np.argsort(group[place], kind="stable")
     if (rows[1:] > rows[:-1]).all():
         return x, place
@@ -270,7 +272,7 @@ def _parts(video: Tensor) -> list[slice]:
 def _aspects(aspect: Tensor | np.ndarray) -> np.ndarray:
     values = torch.as_tensor(aspect).detach().cpu().double().numpy()
     if values.ndim != 1 or not (np.isfinite(values) & (values > 0)).all():
-        refuse("aspect", values.tolist(), "one positive width/height a clip")
+        refuse("aspect", values.tolist(), "one positive width/height per clip")
     return values
 
 

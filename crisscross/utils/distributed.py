@@ -1,7 +1,7 @@
-"""Data-parallel training over processes: who am I, on which device, and what do we all agree on.
+"""Distributed training: process group, device, and collectives that also work in a single process.
 
-The environment variables of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) say whether there are
-several processes. Without them there is one, and every function here is free.
+The environment variables of torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) define the process group.
+Without them there is a single process, and the collectives do nothing.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-JOIN_TIMEOUT = timedelta(minutes=30)
-"""How long processes wait for each other, when they meet and in any exchange (chosen by us: for slow shared disks)."""
+JOIN_TIMEOUT = timedelta(minutes=30)  # ours: long enough for slow shared disks
+"""Timeout of the rendezvous and of every collective."""
 
 Computed = TypeVar("Computed")
 COMPILED = "_orig_mod."
-"""What ``torch.compile`` puts before the names of a network's buffers."""
+"""Prefix of ``torch.compile`` to the names of a network's buffers."""
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among its fellows.
+    """Rank, world size and device of this process.
 
     Attributes:
         rank: 0 ... size - 1; rank 0 writes the run directory.
         size: number of processes.
-        device: where this process computes.
+        device: device of this process.
     """
 
     rank: int
@@ -44,11 +44,11 @@ class DistributedContext:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is rank 0, which writes the run directory."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return for each flag whether it is set on any process; all get the same answer. Never touches the GPU."""
+        """Return whether each flag is set on any process, without the GPU."""
         if self._control is None:
             return flags
         tensor = torch.tensor([int(flag) for flag in flags])
@@ -56,9 +56,9 @@ class DistributedContext:
         return tuple(bool(value) for value in tensor)
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        """Return the error of the lowest rank that has one, on every process: then all raise the same line.
+        """Return the error of the lowest rank that has one, on every process.
 
-        A process that raised alone would leave the others waiting in a collective, and its message would be lost.
+        If only one process raised, the others would wait in a collective until its timeout.
         """
         (broken,) = self.any(error is not None)
         if not broken or self._control is None:
@@ -68,13 +68,13 @@ class DistributedContext:
         return next(item for item in errors if item is not None)
 
     def raise_on_any_rank(self, error: Exception | None) -> None:
-        """Raise the first error that any process has, on all of them; do nothing when there is none."""
+        """Raise the error of the lowest rank that has one, on every process."""
         error = self.first_error(error)
         if error is not None:
             raise error
 
-    def from_main(self, value: Any) -> Any:
-        """Return what rank 0 gave, on every process."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every process."""
         if self._control is None:
             return value
         values = [value]
@@ -82,7 +82,7 @@ class DistributedContext:
         return values[0]
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average numbers over the processes; all must give the same keys."""
+        """Average numbers over the processes; the keys must be the same on all."""
         if self._control is None:
             return values
         tensor = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -90,20 +90,20 @@ class DistributedContext:
         return dict(zip(values, (tensor / self.size).tolist(), strict=True))
 
     def barrier(self) -> None:
-        """Wait for everyone."""
+        """Wait for all processes."""
         if self._control is not None:
             dist.barrier(group=self._control)
 
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[DistributedContext]:
-    """Join the process group that the environment describes, if it describes one, and leave it at the end.
+    """Join torchrun's process group, if any; leave it at the end.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: when CUDA is asked for and there is none, or the first process's node has no address here.
+        ValueError: if ``device`` is ``cuda`` without a GPU, or MASTER_ADDR cannot be resolved.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
@@ -121,10 +121,10 @@ def join_world(device: str) -> Iterator[DistributedContext]:
 
 @torch.no_grad()
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes, rank after rank, the same on each; without gradients, free in a single process.
+    """Return the rows of all processes in order of rank, without gradients.
 
     Args:
-        rows: (B, ...), as many on every process.
+        rows: (B, ...), with the same B on every process.
 
     Returns:
         (B * processes, ...).
@@ -138,29 +138,32 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def main_process_only(compute: Callable[[], Computed]) -> Computed:
-    """Return what rank 0 computes, on every process; the others wait for it, ``JOIN_TIMEOUT`` at most.
+    """Compute on rank 0 and return the result on every process.
+
+    The other processes wait, ``JOIN_TIMEOUT`` at most.
 
     Args:
-        compute: called on rank 0 alone. What it raises is raised on every process.
+        compute: called only on rank 0. Every process raises its exceptions.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return compute()
-    told: list[Any] = [None, None]
+    result: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            told[0] = compute()
-        except Exception as error:  # whatever it is: the others must not wait in vain
-            told[1] = error
-    dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            result[0] = compute()
+        except Exception as error:  # of any kind: otherwise the others would wait until the timeout
+            result[1] = error
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise result[1]
+    return result[0]
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Give every process rank 0's buffers, as its next forward pass would and as a checkpoint does.
+    """Broadcast rank 0's buffers to all processes.
 
-    Between the two, running statistics differ where each process normalises by its own share of the batch.
+    The next forward pass would do so, and a checkpoint has these buffers. Until then, running statistics differ if each
+    process normalizes by its own share of the batch.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in network.buffers():
@@ -173,31 +176,31 @@ def data_parallel(
     """Return a network whose gradients are averaged over the processes.
 
     Args:
-        network: on the world's device.
+        network: on the process's device.
         world: of more than one process.
         uses_all_parameters: whether every parameter gets a gradient in every pass.
-        replicated_buffers: buffers that every process changes alike by itself: they are not sent around.
+        replicated_buffers: buffers to which every process applies the same update; they are not broadcast.
     """
     on_gpu = world.device.type == "cuda"
     own = [name for name, _ in network.named_buffers() if name.removeprefix(COMPILED) in replicated_buffers]
-    # It has no public way.
+    # PyTorch has no public function for this.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, own)  # type: ignore[no-untyped-call]
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if on_gpu else None,
-        # Else PyTorch lays gradients out anew after the first step of every start. From three ranks on they are then
-        # summed in another order, and a resumed run is no longer the same to the last bit.
+        # Otherwise PyTorch rebuilds its gradient buckets after the first step of every start. With three or more ranks
+        # this changes the order of summation, and a resumed run is not bit-identical.
         find_unused_parameters=not uses_all_parameters or not on_gpu,
     )
 
 
 def _check_address(host: str) -> None:
-    """Make sure that the first process can be found: a name that does not resolve would be tried for ever."""
+    """Check that MASTER_ADDR resolves: PyTorch would retry a wrong name until its timeout."""
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
         raise ValueError(
-            f"MASTER_ADDR={host}: {socket.gethostname()} does not know this node's address ({error.strerror}): node"
+            f"MASTER_ADDR={host}: {socket.gethostname()} cannot resolve this name ({error.strerror}): node"
             " names must resolve on every node"
         ) from None
 
@@ -209,7 +212,7 @@ def choose_device(device: str) -> torch.device:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        ValueError: when CUDA is asked for and there is none.
+        ValueError: if ``device`` is ``cuda`` without a GPU.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -217,7 +220,7 @@ def choose_device(device: str) -> torch.device:
         raise ValueError(
             "execution.device=cuda: this machine shows no GPU to PyTorch; use execution.device=cpu or auto"
         )
-    # Slurm may bind one GPU to each task, which then sees it as number 0 whatever its local rank.
+    # If Slurm binds one GPU to each task, its index is 0 whatever the local rank.
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

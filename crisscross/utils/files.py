@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves either the old content or the new, never a mixture."""
+"""Atomic file writes, JSON files and file locks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
-# The errors of a disk, or of one's share of it, that has no room left.
+# Errors of a full disk or an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside ``path``, fsync, rename over it, fsync the folder.
+    """Write a temporary file, fsync it, rename it to ``path``, fsync the folder.
+
+    After a crash, ``path`` has either the old or the new content.
 
     Args:
-        path: where the file shall stand; its folder must exist.
+        path: path of the file; its folder must exist.
         write: called with the open binary file.
 
     Raises:
-        OSError: whatever the disk says (full, read-only, gone). The temporary file is removed, ``path`` untouched.
+        OSError: if the disk is full, read-only or gone. The temporary file is removed, ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -42,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename inside ``path`` durable."""
+    """Flush a folder to disk, so that a rename in it survives a crash."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,10 +68,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, or return None where there is none.
+    """Read a JSON file; return None if it does not exist.
 
     Raises:
-        ValueError: when the file is not JSON, naming it.
+        ValueError: if the file is not JSON; the message names it.
     """
     try:
         return json.loads(path.read_text())
@@ -80,12 +82,13 @@ def read_json(path: Path) -> Any:
 
 
 def file_lock(path: str | os.PathLike[str], *, timeout_s: float = -1) -> BaseFileLock:
-    """Return a lock that the operating system lets go of when its holder dies.
+    """Return a file lock, which the operating system releases when its process dies.
 
     Args:
-        path: the lock's file; made if need be.
-        timeout_s: how long taking it may wait; below 0 = for ever. Then ``TimeoutError`` is raised.
+        path: the lock's file; created if missing.
+        timeout_s: seconds after which acquiring raises ``TimeoutError``; below 0 = never.
     """
+    # Imported here: it imports asyncio, a quarter of a second, and most commands take no lock.
     from filelock import FileLock
 
     return FileLock(path, timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Which code this is: the commit, whether it differs from it, and by what. Git is asked; a snapshot knows by itself."""
+"""The version of the running code: commit, uncommitted changes, snapshot."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from crisscross.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 CODE_ROOT = Path(__file__).resolve().parents[2]
-"""Where this code is: a checkout, a snapshot (launch/slurm/snapshot.py) or an installation."""
+"""The root of the code: a checkout, a snapshot (launch/slurm/snapshot.py) or an installation."""
 
 CODE = ("crisscross", "experiments", "launch", "analysis", "pyproject.toml")
-"""What of the project a result can depend on, less ``DOCUMENTS``; tests and documents do not make a checkout dirty."""
+"""Paths that can affect a result, without ``DOCUMENTS``; changes of others do not make a checkout dirty."""
 
 DOCUMENTS = ":(exclude,glob)**/*.md"
-"""A pathspec that leaves the README files out."""
+"""A pathspec that excludes the README files."""
 
-MAX_DIFF_BYTES = 2**20
-"""What a run from a working tree keeps of uncommitted changes (chosen by us); a snapshot has its diff anyway."""
+MAX_DIFF_BYTES = 2**20  # ours
+"""Largest diff of uncommitted changes that a run from a working tree records; a snapshot always has its diff."""
 
 
 def git_state(root: Path = CODE_ROOT) -> dict[str, Any]:
-    """Return which code this is: ``commit``, ``dirty`` (code differs from it), ``snapshot`` where it is one.
+    """Return the version of the code.
 
-    Empty where it is neither a checkout nor a snapshot. Asked once a process, which goes on with the code that it has
-    imported, whatever becomes of the checkout.
+    Its keys are ``commit``, ``dirty`` (whether the code differs from the commit), and ``snapshot`` if it is one. Empty
+    if the code is neither a checkout nor a snapshot. The result is cached: later changes of the checkout do not affect
+    the modules that this process has imported.
     """
     return dict(_git_state(root))
 
@@ -39,13 +40,13 @@ def git_state(root: Path = CODE_ROOT) -> dict[str, Any]:
 @functools.cache
 def _git_state(root: Path) -> dict[str, Any]:
     about = read_json(root / "snapshot.json")
-    if about is not None:  # the repository around it, if any, has moved on
+    if about is not None:  # an enclosing repository may have another commit by now
         known = {"commit": about["commit"], "dirty": about["dirty"]} if about["commit"] else {}
         return {**known, "snapshot": about["snapshot"]}
     try:
         if not git(root, "ls-files", "-co", "--exclude-standard", "--", CODE[0]):
-            return {}  # an installation that a repository around it ignores
-        # The last option because a user may have set it to "no".
+            return {}  # an installation that an enclosing repository ignores
+        # --untracked-files because a user's git config may set it to "no".
         status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE, DOCUMENTS)
     except (OSError, subprocess.SubprocessError):
         return {}
@@ -55,18 +56,18 @@ def _git_state(root: Path) -> dict[str, Any]:
 
 
 def git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
-    """Ask git about the checkout in a folder, without locking it for those who work there.
+    """Run git in a checkout without its locks and return the output.
 
     Args:
-        root: where git is called.
-        *arguments: of git.
-        index: index to use and change instead of the checkout's own.
+        root: working directory of git.
+        *arguments: arguments of git.
+        index: index file to use and change instead of the checkout's own.
 
     Raises:
-        OSError: when there is no git.
-        SubprocessError: when it fails, or takes more than 10 seconds.
+        OSError: if git is not installed.
+        SubprocessError: if git fails, or takes more than 10 seconds.
     """
-    # Whoever calls us from a hook of another repository has these set.
+    # Git sets these when it runs a hook of another repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
     variables = {name: value for name, value in os.environ.items() if name not in elsewhere}
     variables |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
@@ -77,7 +78,10 @@ def git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
 
 
 def uncommitted_changes(root: Path = CODE_ROOT) -> bytes:
-    """Return what the code that runs adds to its commit; empty, with a warning, where that is too much or unknown."""
+    """Return the diff of the running code to its commit.
+
+    Empty, with a warning, if the diff is too large or git fails.
+    """
     state = git_state(root)
     if not state.get("dirty"):
         return b""
@@ -96,27 +100,28 @@ def uncommitted_changes(root: Path = CODE_ROOT) -> bytes:
 
 
 def code_diff(root: Path, commit: str) -> bytes:
-    """Return what the code in a checkout adds to a commit, files that git does not know yet included.
+    """Return the diff of a checkout's code to a commit, untracked files included.
 
     Args:
-        root: where the packages are.
-        commit: what to compare with.
+        root: the checkout.
+        commit: commit to compare with.
 
     Returns:
-        What ``git apply`` takes, binary files included; empty when there is no difference. Ignored files are left out.
+        A diff for ``git apply``, with binary files and without ignored files; empty if there is no difference.
 
     Raises:
-        OSError, SubprocessError: when git is not there or fails.
+        OSError: if git is not installed.
+        SubprocessError: if git fails.
     """
     own_index = root / os.fsdecode(git(root, "rev-parse", "--git-path", "index")).removesuffix("\n")
     new = os.fsdecode(git(root, "ls-files", "-o", "--exclude-standard", "-z", "--", *CODE, DOCUMENTS)).split("\0")[:-1]
     with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder) / "index"  # a copy: what somebody is about to commit there is not ours to change
+        index = Path(folder) / "index"  # a copy: the checkout's own index must not change
         if own_index.is_file():
             shutil.copyfile(own_index, index)
         if new:
             git(root, "--literal-pathspecs", "add", "--intent-to-add", "--", *new, index=index)
-        # Spelled out, because a user's settings could make it something that git apply does not take.
+        # Explicit options, because a user's git config may change the format to one that git apply cannot read.
         style = ["--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"]
         style += ["--src-prefix=a/", "--dst-prefix=b/"]
         return git(root, "-c", "diff.relative=false", "diff", *style, commit, "--", *CODE, DOCUMENTS, index=index)

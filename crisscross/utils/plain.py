@@ -1,4 +1,4 @@
-"""Plain dicts and lists: copies, keys left out, canonical JSON."""
+"""Plain dicts and lists: copies, omitted keys, canonical JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces: the same text for equal values on every machine."""
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return a deep copy of a config with the dotted ``keys`` left out; keys that are not there are fine."""
+    """Return a deep copy of a config without the dotted ``keys``."""
     kept = plain_copy(dict(config))
     for dotted in keys:
         *path, last = dotted.split(".")
@@ -26,7 +26,7 @@ def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def plain_copy(value: Any) -> Any:
-    """Return a deep copy of plain dicts, lists and scalars, in a tenth of the time that ``copy.deepcopy`` takes."""
+    """Copy plain dicts, lists and scalars ten times faster than ``copy.deepcopy``."""
     if isinstance(value, dict):
         return {key: plain_copy(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Passwords left out of what is printed."""
+"""Masking of passwords in printed text."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import re
 
 def mask_passwords(text: str) -> str:
     """Replace ``user:password@`` in every URI of a text."""
-    return re.sub(r"(?<=://)[^\s\"']+@", "***@", text)  # up to the last @: a password may hold a slash
+    return re.sub(r"(?<=://)[^\s\"']+@", "***@", text)  # up to the last @: a password may contain a slash

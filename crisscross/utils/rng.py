@@ -1,11 +1,10 @@
-"""Counter-based randomness: every draw is a function of (seed, purpose, epoch, sample), of nothing else.
+"""Counter-based randomness: every draw is a function of (seed, purpose, epoch, sample) only.
 
-No draw consumes a hidden stream. A run that resumes at step k therefore sees exactly the numbers that it
-would have seen had it never stopped, whatever the number of loader workers, devices or restarts.
+There is no stream with a state. A run that resumes at step k therefore gets exactly the numbers of an uninterrupted
+run, whatever the number of loader workers, devices or restarts.
 
-Two forms are offered. ``generator`` gives a NumPy generator for code that draws a few numbers for one thing
-(a start time, a permutation). ``sample_keys`` and ``uniforms`` draw for a whole batch at once, one row a
-sample, for the augmentations.
+``generator`` returns a NumPy generator for code that draws a few numbers for one purpose (a start time, a permutation).
+``sample_keys`` and ``uniforms`` draw for a whole batch at once, one row per sample, for the augmentations.
 """
 
 from __future__ import annotations
@@ -21,15 +20,17 @@ _MIX_2 = _UINT64(0x94D049BB133111EB)
 
 
 def derive_key(seed: int, purpose: str, *counters: int) -> int:
-    """Hash a seed, a purpose and counters to a 63-bit key, the same on every machine and Python.
+    """Hash a seed, a purpose and counters to a 63-bit key.
+
+    It is the same on every machine and Python version.
 
     Args:
         seed: the experiment's seed.
-        purpose: what the draw is for, such as ``"shuffle"``; different purposes are independent.
-        *counters: whatever else tells draws apart: epoch, sample id, view.
+        purpose: name of the draw, such as ``"shuffle"``; different purposes are independent.
+        *counters: further indices of the draw: epoch, sample id, view.
 
     Returns:
-        An integer in [0, 2**63), fit for ``torch.Generator.manual_seed``.
+        An integer in [0, 2**63), valid for ``torch.Generator.manual_seed``.
     """
     text = "/".join([str(int(seed)), purpose, *(str(int(counter)) for counter in counters)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -37,18 +38,18 @@ def derive_key(seed: int, purpose: str, *counters: int) -> int:
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """Return a NumPy generator (Philox, itself counter-based) for one purpose and set of counters."""
+    """Return a NumPy generator (Philox) for one purpose and set of counters."""
     return np.random.Generator(np.random.Philox(key=derive_key(seed, purpose, *counters)))
 
 
 def sample_keys(seed: int, purpose: str, epoch: int, sample_ids: np.ndarray) -> np.ndarray:
-    """Return one 64-bit key a sample.
+    """Return one 64-bit key per sample.
 
     Args:
         seed: the experiment's seed.
-        purpose: what the draws are for, such as ``"video/view0"``.
-        epoch: the epoch, so that a sample is augmented anew in each.
-        sample_ids: integers, shape (B,): the samples' ids in the epoch, not their places in the batch.
+        purpose: name of the draws, such as ``"video/view0"``.
+        epoch: the epoch, so that a sample's augmentation differs between epochs.
+        sample_ids: integers, shape (B,): the samples' ids in the epoch, not their positions in the batch.
 
     Returns:
         ``uint64`` array of shape (B,).
@@ -62,11 +63,11 @@ def uniforms(keys: np.ndarray, purpose: str, num: int) -> np.ndarray:
 
     Args:
         keys: ``uint64`` array of shape (B,), from ``sample_keys``.
-        purpose: which augmentation draws, such as ``"flip"``; different purposes are independent.
-        num: how many numbers a key.
+        purpose: name of the augmentation, such as ``"flip"``; different purposes are independent.
+        num: numbers per key.
 
     Returns:
-        ``float64`` array of shape (B, num). Row b depends on ``keys[b]`` and ``purpose`` alone.
+        ``float64`` array of shape (B, num). Row b depends only on ``keys[b]`` and ``purpose``.
     """
     salt = _UINT64(derive_key(0, purpose))
     counters = np.arange(1, num + 1, dtype=_UINT64) * _GOLDEN_GAMMA
@@ -75,7 +76,7 @@ def uniforms(keys: np.ndarray, purpose: str, num: int) -> np.ndarray:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection on 64-bit integers in which every input bit moves every output bit."""
+    """Apply SplitMix64's finalizer: a bijection on 64-bit integers with full avalanche."""
     values = (values ^ (values >> _UINT64(30))) * _MIX_1
     values = (values ^ (values >> _UINT64(27))) * _MIX_2
     return values ^ (values >> _UINT64(31))

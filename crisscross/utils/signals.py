@@ -1,7 +1,7 @@
-"""Signals that ask a job to leave. Handlers only set a flag; the loop acts on it at a step boundary.
+"""Shutdown signals: handlers set a flag, and the training loop checks it after every step.
 
-Only the standard library is imported here: a job installs these handlers on its first line, because a signal that
-arrives during the seconds that other imports take must not kill it.
+This module imports only the standard library: a job installs the handlers before it imports anything else, because a
+signal during the seconds of those imports must not kill it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 INTERRUPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: not done, nothing wrong, run it again."""
+"""EX_TEMPFAIL of sysexits.h: not done, no error, run it again."""
 
 PEER_LOST_EXIT_CODE = 76
-"""EX_PROTOCOL of sysexits.h: another process of the same job is gone. Nothing wrong with this one, run it again."""
+"""EX_PROTOCOL of sysexits.h: another process of the same job has ended; no error in this one, run it again."""
 
 
 class ShutdownSignal:
@@ -27,19 +27,20 @@ class ShutdownSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether some signal has asked this process to leave."""
+        """Whether this process got a shutdown signal."""
         return self.signal_name is not None
 
     def install(self) -> None:
-        """Catch SIGTERM, SIGINT and SIGUSR2. A second SIGINT, a second or more later, raises KeyboardInterrupt at once.
+        """Install handlers of SIGTERM, SIGINT and SIGUSR2.
 
-        Sooner it is taken for the same one: a terminal and whoever started this process may both pass it on.
+        A second SIGINT more than a second later raises KeyboardInterrupt at once. An earlier one counts as the same
+        Ctrl-C: both the terminal and the parent process may send it.
         """
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
-    def note(self, signal_name: str) -> None:
-        """Take note of a signal that another process of the same job has got."""
+    def propagate(self, signal_name: str) -> None:
+        """Set the flag for a signal that another process of the same job got."""
         self.signal_name = signal_name
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,33 +52,32 @@ class ShutdownSignal:
 
 
 class Preempted(Exception):
-    """Raised where a job can leave in good order, because a signal asked it to; the message is the signal's name."""
+    """A shutdown signal stopped work that can resume; the message names the signal."""
 
 
-INTERRUPTION = ShutdownSignal()
-"""Signal handlers belong to the process, so there is one flag a process."""
+SHUTDOWN = ShutdownSignal()
+"""The flag of this process (signal handlers are per process)."""
 
 
 def raise_if_preempted() -> None:
-    """Stop here when a signal asked the job to leave.
+    """Raise ``Preempted`` after a shutdown signal.
 
     Raises:
-        Interrupted: naming the signal.
+        Preempted: if this process got a shutdown signal; the message names it.
     """
-    if INTERRUPTION.requested:
-        raise Preempted(INTERRUPTION.signal_name)
+    if SHUTDOWN.requested:
+        raise Preempted(SHUTDOWN.signal_name)
 
 
-WORKER_GRACE_S = 30
-"""How long a loader worker outlives a SIGTERM (chosen by us): longer than any step."""
+WORKER_GRACE_S = 30  # ours: longer than any step
+"""Seconds between a SIGTERM and the exit of a loader worker."""
 
 
 def ignore_in_worker() -> None:
-    """In a forked loader worker: do not die of what tells the whole process group to leave.
+    """Let a loader worker survive signals to its process group for a while.
 
-    The training process still needs its workers to finish the step that it is in, and a worker that dies makes PyTorch
-    raise an error in the middle of whatever it does. A worker that is told to go and is not wanted any more goes a
-    little later by itself.
+    The training process needs its workers to finish the current step, and PyTorch raises an error when a worker dies.
+    After a SIGTERM the worker exits ``WORKER_GRACE_S`` seconds later.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -1,12 +1,12 @@
-"""After srun, in a job's script: see to it that a job which can go on does, and say with what code the script ends.
+"""Requeue a job that can resume, and return the exit code of its script, which calls this after srun.
 
     python -m launch.job.requeue FOLDER EXIT_CODE
 
-One process a job, when its ranks are gone. A job that saved and left goes back into the queue
-(slurm.requeue_or_wait). One whose process was killed does too: by the kernel that ran out of memory, by somebody's
-`kill -9`, or because another rank's node was lost. Slurm does that by itself only for a preemption or a node that
-failed, and only while the job still runs. A killed job goes on from its last checkpoint, as often as it has come
-further since the kill before; ``MAX_KILLS`` times in a row without is a failure.
+It is one process a job, after the ranks have ended. A job that saved a checkpoint and exited is requeued
+(slurm.requeue_or_wait). So is one whose process was killed: by the kernel for lack of memory, by `kill -9`, or because
+the node of another rank was lost. Slurm itself requeues only after a preemption or a node failure, and only while the
+job still runs. A killed job resumes from its last checkpoint if it made progress since the previous kill;
+``MAX_KILLS`` kills in a row without progress are a failure.
 """
 
 from __future__ import annotations
@@ -22,56 +22,61 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
 from crisscross.utils.signals import PEER_LOST_EXIT_CODE
 from launch.job import slurm
-from launch.slurm.assignments import SbatchCall, is_given_to
+from launch.slurm.assignments import SbatchCall, is_assigned_to
 
-MAX_KILLS = 3
-"""Chosen by us."""
+MAX_KILLS = 3  # ours
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Queue the job again where that makes sense; return the exit code of its script: 0 only with a result."""
+    """Requeue the job if it can resume; return its exit code.
+
+    The exit code is 0 only with a result.
+    """
     if len(arguments) != 2:
         print("usage: python -m launch.job.requeue FOLDER EXIT_CODE", file=sys.stderr)
         return 2
-    batch, code = SbatchCall(Path(arguments[0])), int(arguments[1])
+    call, code = SbatchCall(Path(arguments[0])), int(arguments[1])
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
-    run = RunDirectory.open(batch.run_path(index))
-    said = run.progress or {}
+    run = RunDirectory.open(call.run_path(index))
+    progress = run.progress or {}
     if run.result is not None:
         return 0
-    if said.get("state") == "failed" or not is_given_to(batch, index, run):
+    if progress.get("state") == "failed" or not is_assigned_to(call, index, run):
         return code
     job = slurm.query_job()
-    record_exit(run, "preempted" if job.is_preempted else str(said.get("signal") or f"exit code {code}"))
-    was_killed = said.get("state") != "interrupted"
+    record_exit(run, "preempted" if job.is_preempted else str(progress.get("signal") or f"exit code {code}"))
+    was_killed = progress.get("state") != "interrupted"
     if was_killed and not job.is_preempted and not (code > 128 or code == PEER_LOST_EXIT_CODE):
         return code
     if was_killed and job.is_running and not job.is_preempted and is_crash_loop(run, code):
         return code
-    signal_name = "SIGUSR2" if was_killed and not job.is_preempted else said.get("signal")
+    signal_name = "SIGUSR2" if was_killed and not job.is_preempted else progress.get("signal")
     if was_killed:
-        write_log(run, f"killed (exit code {code}): goes on from {where_from(run)}")
+        write_log(run, f"killed (exit code {code}): goes on from {resume_point(run)}")
     run.say_queued(step=(read_json(run.path / "durable.json") or {"history_step": 0})["history_step"])
     if not slurm.requeue_or_wait(job, signal_name):
-        run.write_progress(**{**said, "state": "interrupted"})
+        run.write_progress(**{**progress, "state": "interrupted"})
     return code
 
 
 def is_crash_loop(run: RunDirectory, code: int) -> bool:
-    """Note a kill; tell whether the last ones all came at the same place, and say so."""
+    """Record a kill; return whether the last ones brought no progress.
+
+    Then the experiment has failed.
+    """
     kills = [*(read_json(run.path / "kills.json") or []), {"time": time.time(), "progress": progress_marker(run)}]
     last = kills[-MAX_KILLS:]
-    hopeless = len(last) == MAX_KILLS and all(kill["progress"] == last[0]["progress"] for kill in last)
-    write_json(run.path / "kills.json", [] if hopeless else kills)  # launched again, it gets as many tries again
-    if hopeless:
+    is_loop = len(last) == MAX_KILLS and all(kill["progress"] == last[0]["progress"] for kill in last)
+    write_json(run.path / "kills.json", [] if is_loop else kills)  # the next launch gets as many attempts
+    if is_loop:
         reason = f"killed {MAX_KILLS} times at the same place (exit code {code}; out of memory?)"
         run.write_progress(**{**(run.progress or {}), "state": "failed", "error": reason})
         print(reason, file=sys.stderr)
-    return hopeless
+    return is_loop
 
 
-def where_from(run: RunDirectory) -> str:
-    """Return from where a killed experiment goes on."""
+def resume_point(run: RunDirectory) -> str:
+    """Return a description of the point from which a killed experiment resumes."""
     step = (read_json(run.path / "durable.json") or {}).get("history_step")
     return f"the checkpoint at step {step}" if step else "the start: there is no checkpoint yet"
 
@@ -83,7 +88,7 @@ def write_log(run: RunDirectory, line: str) -> None:
 
 
 def record_exit(run: RunDirectory, why: str) -> None:
-    """Add to the list of starts how the last one ended; ``status`` counts preemptions there."""
+    """Record how the last start ended in ``launches.json``, where ``status`` counts preemptions."""
     path = run.path / "launches.json"
     launches = read_json(path) or []
     if launches:
@@ -91,7 +96,7 @@ def record_exit(run: RunDirectory, why: str) -> None:
 
 
 def progress_marker(run: RunDirectory) -> list[int]:
-    """Return numbers that change as an experiment makes durable progress."""
+    """Return numbers that change when an experiment makes durable progress."""
     history = read_json(run.path / "durable.json") or {}
     features = [path.stat().st_size for path in (run.path / "features").rglob("*.npz")]
     return [history.get("history_step", 0), len(features), sum(features)]

@@ -1,10 +1,10 @@
-"""A task of a Slurm array: finds its run directory, runs it, and leaves so that it can go on.
+"""A task of a Slurm array: find its run directory, run it, exit so that it can resume.
 
-Signals and what they lead to; the job's script calls launch/job/requeue.py when the ranks are gone:
+Reaction to signals; the job's script calls launch/job/requeue.py after the ranks have ended:
 
-    USR2    the walltime is near, or the site warns of a preemption: finish the step, save, leave; back into the queue
-    TERM    preemption without a warning, or scancel: finish the step, save, leave; never asking to be queued again
-    KILL    nothing can be done: the next start goes on from the last periodic checkpoint
+    USR2    the walltime is near, or the site warns of a preemption: finish the step, save, exit, requeue
+    TERM    preemption without a warning, or scancel: finish the step, save, exit, no requeue
+    KILL    the next start resumes from the last periodic checkpoint
 """
 
 from __future__ import annotations
@@ -21,131 +21,112 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, INTERRUPTION, PEER_LOST_EXIT_CODE
-from launch.job.run import report_failures, run_experiment
-from launch.slurm.assignments import SbatchCall, is_given_to
+from crisscross.tracking.sync_process import SyncProcess
+from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, PEER_LOST_EXIT_CODE, SHUTDOWN
+from launch.job.run import is_first_rank, report_uncaught, run_experiment
+from launch.slurm.assignments import SbatchCall, is_assigned_to
 
-COURIER_SECONDS = 30.0
-"""How long the last delivery to an MLflow server may hold up the end of a job; what it misses waits (chosen by us)."""
-
-HURRIED_COURIER_SECONDS = 3.0
-"""The same for a job that has been told to leave."""
+SYNC_SECONDS = 30.0  # ours: limit of the last sync to an MLflow server before a job ends; the next sync sends the rest
+SHORT_SYNC_SECONDS = 3.0  # ours: the same after a signal or a failure, when Slurm may kill the job
+LOCK_PATIENCE_S = 300.0  # ours: a file server takes a minute or two to release the locks of a dead node
+GRACE_LIMIT_S = 3600.0  # ours: limit of the wait for the end of a preempted job; longer than any site's GraceTime
+SCONTROL_TIMEOUT_S = 20.0  # ours: limit of one scontrol call in a job that ends
+QUERY_ATTEMPTS = 6  # ours
 
 
 def run_task(folder: Path) -> int:
-    """Run the experiment that this array task was given and return the exit code."""
-    batch = SbatchCall(folder)
+    """Run the experiment of this array task and return the exit code."""
+    call = SbatchCall(folder)
     index = int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
-        run = RunDirectory.open(batch.run_path(index))
+        run = RunDirectory.open(call.run_path(index))
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    if not is_given_to(batch, index, run):
-        print(f"{run.label} has been given to another job since: nothing is done here", file=sys.stderr)
+    if not is_assigned_to(call, index, run):
+        print(f"{run.label} is assigned to a later job: nothing is done here", file=sys.stderr)
         return 0 if run.result is not None else INTERRUPTED_EXIT_CODE
     join_ranks()
-    report_failures(run)
-    said = run.progress or {}
-    kept = {name: said[name] for name in ("step", "total") if name in said}
+    report_uncaught(run)
+    progress = run.progress or {}
+    kept = {name: progress[name] for name in ("step", "total") if name in progress}
     if is_first_rank():
-        write_to(str(run.log_path))
+        redirect_output(str(run.log_path))
         print(f"--- job {job_name()} on {os.environ.get('SLURM_JOB_NODELIST', '?')}", flush=True)
         run.write_progress(**kept, state="running", phase="starting")
-    if INTERRUPTION.requested and "RANK" not in os.environ:  # several ranks leave together, from inside the loop
-        run.write_progress(**kept, state="interrupted", signal=INTERRUPTION.signal_name)
+    if SHUTDOWN.requested and "RANK" not in os.environ:  # several ranks exit together, in the loop
+        run.write_progress(**kept, state="interrupted", signal=SHUTDOWN.signal_name)
         return INTERRUPTED_EXIT_CODE
     try:
-        with _delivering(run):
+        with _syncing(run):
             return run_experiment(run, patience_s=lock_patience_s())
     except RuntimeError as error:
-        if not lost_peer(error):
+        if not is_lost_peer(error):
             raise
         print(f"another process of this job is gone: {error}", file=sys.stderr, flush=True)
-        if str((run.progress or {}).get("error")) in str(error):  # else that process has said what was wrong with it
+        if str((run.progress or {}).get("error")) in str(error):  # else the other process has written its own error
             run.write_progress(**{**(run.progress or {}), "state": "running", "error": ""})
         return PEER_LOST_EXIT_CODE
 
 
-def lost_peer(error: RuntimeError) -> bool:
-    """Whether an error only says that another process of the same job does not answer any more."""
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an error means that another rank has ended."""
     if "RANK" not in os.environ:
         return False
-    from torch.distributed import DistError
+    from torch.distributed import DistError  # here: requeue.py imports this module and need not wait for torch
 
-    # gloo has no type of its own for it.
+    # gloo has no error type of its own.
     return isinstance(error, DistError) or "gloo" in str(error) or "closed by peer" in str(error).lower()
 
 
 @contextlib.contextmanager
-def _delivering(run: RunDirectory) -> Iterator[None]:
-    """Keep an MLflow server up to date beside the job, where the config wants that (``tracking.delivery=direct``)."""
+def _syncing(run: RunDirectory) -> Iterator[None]:
+    """Sync the run to an MLflow server during the block if ``tracking.delivery=direct``."""
     tracking = run.config["tracking"]
     if tracking["delivery"] != "direct" or not is_first_rank():
         yield
         return
-    from crisscross.tracking.sync_process import SyncProcess
-
-    # In a hurry when told to leave, and when something went wrong: Slurm may be about to kill us.
     with SyncProcess(
-        [run], uri=tracking["uri"], experiment=tracking["experiment"], timeout_s=HURRIED_COURIER_SECONDS
-    ) as courier:
+        [run], uri=tracking["uri"], experiment=tracking["experiment"], timeout_s=SHORT_SYNC_SECONDS
+    ) as sync:
         yield
-        if not INTERRUPTION.requested:
-            courier.close(COURIER_SECONDS)
-
-
-LOCK_PATIENCE_S = 300.0
-"""How long a job waits for another process to let go of its run directory (chosen by us): the locks of a node that died
-stay until the file server has noticed, which takes a minute or two."""
-
-GRACE_LIMIT_S = 3600.0
-"""A preempted job does not wait longer than this to be killed (chosen by us: longer than any site's GraceTime)."""
-
-SCONTROL_TIMEOUT_S = 20.0
-"""How long a job that has been told to leave waits for an answer (chosen by us)."""
-
-LOOKS = 6
-"""How often it asks (chosen by us)."""
+        if not SHUTDOWN.requested:
+            sync.close(SYNC_SECONDS)
 
 
 def is_slurm_task() -> bool:
-    """Whether srun started this process for one of our scripts."""
+    """Whether srun started this process in a script of submitit."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_JOB_ID" in os.environ
 
 
 def lock_patience_s() -> float:
-    """Return how long this process may wait for another one to let go of its run directory, in seconds."""
+    """Return how long to wait for the run directory's lock, in seconds."""
     return LOCK_PATIENCE_S if is_slurm_task() else 1.0
 
 
 def job_name() -> str:
-    """Return the job as Slurm calls it: its number, or ``<array>_<index>``."""
+    """Return Slurm's name of this job: its number, or ``<array>_<index>``."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
 
 
 def join_ranks() -> None:
-    """Say in torchrun's variables which rank this process is among the tasks of its job; nothing for a single task.
+    """Set torchrun's environment variables for this task of a job.
 
-    Told anew at every start, as a job that was requeued may find itself on other nodes. Which GPU a task sees is left
-    to Slurm.
+    A single task needs none.
+
+    They are set at every start, because a requeued job may run on other nodes. Slurm sets the visible GPUs.
     """
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        from submitit.helpers import TorchDistributedEnvironment
+        from submitit.helpers import TorchDistributedEnvironment  # here: only jobs of several tasks need it
 
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             os.environ.pop(name, None)
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def is_first_rank() -> bool:
-    """Whether this process keeps the books of its job."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def write_to(log: str) -> None:
-    """Let everything that this process and its children print go to a file."""
+def redirect_output(log: str) -> None:
+    """Redirect the output of this process and its children to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -156,12 +137,12 @@ def write_to(log: str) -> None:
 
 @dataclass(frozen=True)
 class SlurmJobInfo:
-    """What Slurm says of this job.
+    """Slurm's state of this job.
 
     Attributes:
-        answered: whether it said anything.
-        is_running: whether it is to go on; not when it was cancelled, ends, or is out of time.
-        is_preempted: whether its place has been promised to another one, and it has some grace left.
+        answered: whether Slurm answered.
+        is_running: whether the job is in state RUNNING; not after a cancellation or at the end of its time.
+        is_preempted: whether it runs in the grace time of a preemption.
     """
 
     answered: bool
@@ -170,8 +151,11 @@ class SlurmJobInfo:
 
 
 def query_job() -> SlurmJobInfo:
-    """Ask ``scontrol show job`` until it answers: many jobs that end at the same moment all ask at once."""
-    for attempt in range(LOOKS):
+    """Query ``scontrol show job`` for this job.
+
+    The query is repeated, because many jobs that end together overload the controller.
+    """
+    for attempt in range(QUERY_ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(1, 5))
         done = _scontrol("--oneliner", "show", "job", job_name())
@@ -184,21 +168,22 @@ def query_job() -> SlurmJobInfo:
 
 
 def requeue_or_wait(job: SlurmJobInfo, signal_name: str | None) -> bool:
-    """See to it that an interrupted job starts again, where that is ours to do; for one process of the job.
+    """Requeue an interrupted job if Slurm will not.
 
-    After SIGUSR2 the job is put back into the queue. After SIGTERM nothing is asked for: Slurm queues a job again that
-    it has preempted, but only if it still runs when its grace is over (measured: one that leaves by itself has failed,
-    and its dependents with it), so this waits for the end. A job that was cancelled, or told by somebody's `kill`,
-    ends.
+    Called by one process of the job.
+
+    After SIGUSR2 the job is requeued. After SIGTERM it is not: Slurm requeues a job that it preempted, but only if it
+    still runs at the end of its grace time (measured: one that exits earlier has failed, and its dependents with it),
+    so this waits for the end. A job that was cancelled, or got SIGTERM from `kill`, ends.
 
     Args:
-        job: what Slurm says of it.
-        signal_name: what it was told, such as ``SIGUSR2``; None = nothing.
+        job: Slurm's state of the job.
+        signal_name: the signal that interrupted it, such as ``SIGUSR2``; None = none.
 
     Returns:
-        Whether it will start again.
+        Whether the job will start again.
     """
-    if job.answered and not job.is_running:  # a requeue would bring a cancelled job back to life
+    if job.answered and not job.is_running:  # a requeue would restart a cancelled job
         return False
     if signal_name == "SIGUSR2":
         return _requeue()
@@ -209,15 +194,21 @@ def requeue_or_wait(job: SlurmJobInfo, signal_name: str | None) -> bool:
 
 
 def requeue_sweep_job() -> None:
-    """Leave an interrupted job of hydra-submitit-launcher, whose script ends with srun; for every rank."""
+    """Requeue an interrupted job of hydra-submitit-launcher.
+
+    Called by every rank, because the job's script ends with srun.
+    """
     if is_first_rank():
-        requeue_or_wait(query_job(), INTERRUPTION.signal_name)
+        requeue_or_wait(query_job(), SHUTDOWN.signal_name)
     else:
         time.sleep(2 * SCONTROL_TIMEOUT_S)
 
 
 def _requeue() -> bool:
-    """Ask Slurm to put this job back into the queue, which also ends it. What it refuses is said on stderr."""
+    """Requeue this job, which also ends it.
+
+    A refusal is printed on stderr.
+    """
     done = _scontrol("requeue", job_name())
     if done is None or done.returncode:
         why = "scontrol does not answer" if done is None else done.stderr.strip()
@@ -226,8 +217,11 @@ def _requeue() -> bool:
     return True
 
 
-def _outlive_signals() -> None:
-    """In scontrol, before it starts: signals that end a job reach all its processes, this one in mid-question."""
+def _ignore_signals() -> None:
+    """Ignore signals that end a job; for scontrol before it starts.
+
+    They reach all processes of a job.
+    """
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -240,7 +234,7 @@ def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str] | None:
             text=True,
             timeout=SCONTROL_TIMEOUT_S,
             check=False,
-            preexec_fn=_outlive_signals,
+            preexec_fn=_ignore_signals,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

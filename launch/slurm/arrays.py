@@ -1,6 +1,6 @@
-"""From a graph of experiments to Slurm arrays: which experiments go into one sbatch call, and what each call waits for.
+"""Group a graph of experiments into Slurm arrays: the experiments and the dependency of each sbatch call.
 
-Pure: nothing is asked of Slurm and nothing is written here.
+Pure functions: nothing here calls Slurm or writes a file.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from launch.study.graph import Experiment
 
 @dataclass(eq=False)
 class Array:
-    """Experiments that one sbatch call submits: equal resources, equal dependency.
+    """The experiments of one sbatch call: equal resources, equal dependency.
 
     Attributes:
-        kind: which resources they ask for, see ``launch.study.cluster.resource_kind``.
+        kind: kind of resources, see ``launch.study.cluster.resource_kind``.
         tasks: experiments by array index.
-        after: what they wait for; None = nothing.
-        job_id: Slurm's number, as soon as there is one.
+        after: the dependency; None = none.
+        job_id: Slurm's number; None before the submission.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Array:
         """Slurm's number.
 
         Raises:
-            RuntimeError: there is none yet.
+            RuntimeError: if the array is not submitted yet.
         """
         if self.job_id is None:
             raise RuntimeError(f"an array of {self.kind} jobs has no number yet")
@@ -40,25 +40,25 @@ class Array:
 
     @property
     def indices(self) -> str:
-        """The indices as Slurm writes them, such as ``0-3,7``."""
-        return compressed(sorted(self.tasks))
+        """The indices in Slurm's notation, such as ``0-3,7``."""
+        return compress_indices(sorted(self.tasks))
 
     @property
     def dependency(self) -> str | None:
-        """What sbatch is told of ``after``; asked for once the arrays before this one have their numbers."""
+        """Value of ``sbatch --dependency``; the arrays in ``after`` must have their numbers."""
         return None if self.after is None else self.after.text
 
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """One task of an array: of a planned one, or of one that is in the queue already."""
+    """One task of an array, planned or queued."""
 
     array: Array
     index: int
 
     @property
     def job_id(self) -> str:
-        """As Slurm calls it."""
+        """Slurm's name of the task: ``<array>_<index>``."""
         return f"{self.array.submitted_id}_{self.index}"
 
 
@@ -67,8 +67,8 @@ class After:
     """A dependency.
 
     Attributes:
-        tasks: what must have succeeded before.
-        by_index: the whole of an array, task i before task i (``aftercorr``); ``tasks`` is then empty.
+        tasks: tasks that must succeed before.
+        by_index: an array whose task i must succeed before task i (``aftercorr``); ``tasks`` is then empty.
     """
 
     tasks: tuple[ArrayTask, ...] = ()
@@ -76,7 +76,7 @@ class After:
 
     @property
     def text(self) -> str:
-        """In the words of ``sbatch --dependency``."""
+        """Value of ``sbatch --dependency``."""
         if self.by_index is not None:
             return f"aftercorr:{self.by_index.submitted_id}"
         return ":".join(["afterok", *(task.job_id for task in self.tasks)])
@@ -88,7 +88,7 @@ class Planner:
 
     Attributes:
         kind_of: experiment -> kind of resources.
-        max_array_size: indices of an array stay below it (``MaxArraySize`` of the site).
+        max_array_size: exclusive limit of an array's indices (``MaxArraySize`` of the site).
         queued: tasks of experiments that are in the queue already, by identity.
     """
 
@@ -97,11 +97,11 @@ class Planner:
     queued: Mapping[str, ArrayTask] = field(default_factory=dict)
 
     def plan(self, experiments: Sequence[Experiment]) -> list[Array]:
-        """Return the arrays in the order in which they are to be submitted.
+        """Return the arrays in the order of their submission.
 
         Args:
-            experiments: what is to be submitted, in topological order. A parent that is neither among them nor queued
-                is taken to be done.
+            experiments: the experiments to submit, in topological order. A parent that is neither among them nor
+                queued counts as done.
         """
         tasks = dict(self.queued)
         arrays: list[Array] = []
@@ -135,8 +135,8 @@ class Planner:
             by_parent.setdefault(parent.index, []).append(member)
         num_rounds = max(len(children) for children in by_parent.values())
         if num_rounds <= len(by_parent):  # an array a round, tied to the parents index by index
-            for turn in range(num_rounds):
-                chosen = {index: some[turn] for index, some in sorted(by_parent.items()) if turn < len(some)}
+            for number in range(num_rounds):
+                chosen = {index: some[number] for index, some in sorted(by_parent.items()) if number < len(some)}
                 yield Array(kind, chosen, After(by_index=key))
             return
         for index, children in sorted(by_parent.items()):  # an array a parent
@@ -144,7 +144,7 @@ class Planner:
 
 
 def _levels(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
-    """Experiments by the length of the chain before them, counting only those given."""
+    """Group experiments by the number of given ancestors in a row."""
     depth: dict[str, int] = {}
     for experiment in experiments:
         depth[experiment.identity] = 1 + max(
@@ -156,8 +156,8 @@ def _levels(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
     return levels
 
 
-def compressed(indices: Sequence[int]) -> str:
-    """Write sorted numbers as Slurm does: ``[0, 1, 2, 5]`` is ``0-2,5``."""
+def compress_indices(indices: Sequence[int]) -> str:
+    """Return sorted numbers in Slurm's notation: ``[0, 1, 2, 5]`` is ``0-2,5``."""
     parts: list[str] = []
     first = last = None
     for index in [*indices, None]:

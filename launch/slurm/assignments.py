@@ -1,10 +1,10 @@
-"""Which job an experiment was given to: written before the job exists, so that no crash can leave a job unknown.
+"""The Slurm job of each experiment, written before the job exists, so that no crash leaves an unknown job.
 
 runs/slurm/<batch>/batch.json     the experiments of one sbatch call, by array index; written first
-runs/slurm/<batch>/script.sh      what sbatch was given. squeue tells a job's script: a job is recognised by it
+runs/slurm/<batch>/script.sh      the script for sbatch; squeue prints it, which identifies a job without job.json
 runs/slurm/<batch>/job.json       the job's number; written last
 runs/slurm/.lock                  held while a launch reconciles and submits
-<run directory>/slurm.json        the claim: batch and index of the job that runs this experiment
+<run directory>/slurm.json        the assignment: batch and index of the job that runs this experiment
 """
 
 from __future__ import annotations
@@ -22,37 +22,36 @@ from typing import Any
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import file_lock, read_json, write_json
 from launch.slurm.commands import Queue, QueuedTask, read_queue
-from launch.study.record import claim_path
+from launch.study.record import assignment_path
 
-LOCK_TIMEOUT_S = 300.0
-"""How long a launch waits for another one to submit (chosen by us: thousands of experiments take seconds)."""
+LOCK_TIMEOUT_S = 300.0  # ours: another launch submits thousands of experiments in seconds
 
 
 @dataclass(frozen=True)
 class SbatchCall:
-    """One sbatch call: its folder is all that its jobs are handed.
+    """One sbatch call. Its folder is the only argument of its jobs.
 
     Attributes:
-        folder: see above.
+        folder: ``runs/slurm/<batch>``.
     """
 
     folder: Path
 
     @classmethod
     def create(cls, runs_root: Path, *, kind: str, runs: Mapping[int, Path], dependency: str | None) -> SbatchCall:
-        """Make the folder of a batch.
+        """Make the folder of an sbatch call.
 
         Args:
             runs_root: folder of the run directories.
-            kind: which resources it asks for.
+            kind: kind of resources, see ``launch.study.cluster.resource_kind``.
             runs: run directories by array index.
-            dependency: what it waits for, in the words of sbatch.
+            dependency: value of ``sbatch --dependency``.
         """
         root = runs_root.resolve()
-        batch = cls(slurm_folder(root) / uuid.uuid4().hex[:12])
-        batch.folder.mkdir(mode=0o700)
+        call = cls(slurm_folder(root) / uuid.uuid4().hex[:12])
+        call.folder.mkdir(mode=0o700)
         write_json(
-            batch.folder / "batch.json",
+            call.folder / "batch.json",
             {
                 "kind": kind,
                 "runs": {str(index): os.path.relpath(path, root) for index, path in runs.items()},
@@ -61,7 +60,7 @@ class SbatchCall:
                 "user": user_name(),
             },
         )
-        return batch
+        return call
 
     @property
     def name(self) -> str:
@@ -70,19 +69,19 @@ class SbatchCall:
 
     @property
     def script(self) -> Path:
-        """The file that sbatch is given."""
+        """The script for sbatch."""
         return self.folder / "script.sh"
 
     @property
     def about(self) -> dict[str, Any]:
-        """The content of ``batch.json``; empty when it is gone."""
+        """The content of ``batch.json``; empty if there is none."""
         return read_json(self.folder / "batch.json") or {}
 
     def run_path(self, index: int) -> Path:
         """Return the run directory of an array index.
 
         Raises:
-            FileNotFoundError: when the batch has no such index.
+            FileNotFoundError: if the call has no such index.
         """
         relative = self.about.get("runs", {}).get(str(index))
         if relative is None:
@@ -91,112 +90,125 @@ class SbatchCall:
 
     @property
     def job_id(self) -> str | None:
-        """Slurm's number; None as long as it is not known."""
+        """Slurm's number; None while it is unknown."""
         return (read_json(self.folder / "job.json") or {}).get("job_id")
 
-    def note_job(self, job_id: str) -> None:
-        """Remember the number that Slurm has given."""
+    def record_job_id(self, job_id: str) -> None:
+        """Write Slurm's number of the job."""
         write_json(self.folder / "job.json", {"job_id": job_id, "time": time.time()})
 
     def job_from(self, queue: Queue) -> str | None:
-        """Return the job's number, finding it by its script where a crash kept it from being noted."""
+        """Return the job's number.
+
+        Without ``job.json``, after a crash, the job is found in the queue by its script.
+        """
         known = self.job_id
         if known is None:
             known = queue.job_of(str(self.script))
             if known is not None:
-                self.note_job(known)
+                self.record_job_id(known)
         return known
 
     def log_path(self, job_id: str, index: int | None) -> Path:
-        """Return where Slurm writes what the job's first task prints before it opens its run directory."""
+        """Return Slurm's output file of the job's first task.
+
+        The task writes there until it opens its run directory.
+        """
         name = job_id if index is None else f"{job_id}_{index}"
         return self.folder / f"{name}_0_log.out"
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The job that an experiment, or a study's table, was given to.
+    """The job of an experiment, or of a study's table.
 
     Attributes:
-        batch: its batch.
-        index: index in the array; None for a job by itself.
-        cancelled: when ``launch/cancel.py`` ended it, in Unix seconds; 0 = it did not.
+        call: the sbatch call.
+        index: index in the array; None for a single job.
+        cancelled: time of its cancellation by ``launch/cancel.py``, in Unix seconds; 0 = not cancelled.
     """
 
-    batch: SbatchCall
+    call: SbatchCall
     index: int | None
     cancelled: float = 0.0
 
     def task_in(self, queue: Queue) -> QueuedTask | None:
-        """Return the job, None when it is not in the queue (any more)."""
-        job_id = self.batch.job_from(queue)
+        """Return the task in the queue; None if it is not there."""
+        job_id = self.call.job_from(queue)
         return None if job_id is None else queue.find(job_id, self.index)
 
 
 def slurm_folder(runs_root: Path) -> Path:
-    """Return the folder of the batches."""
+    """Return the folder of the sbatch calls."""
     return runs_root / "slurm"
 
 
 def user_name() -> str:
-    """Return who we are to Slurm."""
+    """Return the name of the user on Slurm."""
     with contextlib.suppress(KeyError, OSError):
         return getpass.getuser()
     return str(os.getuid())
 
 
-def read_claim(path: Path, runs_root: Path) -> Assignment | None:
-    """Read a claim; None when there is none.
+def read_assignment(path: Path, runs_root: Path) -> Assignment | None:
+    """Read an assignment; None if there is none.
 
     Args:
-        path: ``slurm.json`` of a run directory, or the claim of a study's table.
+        path: ``slurm.json`` of a run directory, or the file of a study's table.
         runs_root: folder of the run directories.
     """
     content = read_json(path)
     if not content:
         return None
-    batch = SbatchCall(slurm_folder(runs_root.resolve()) / content["batch"])
-    return Assignment(batch, content["index"], content.get("cancelled", 0.0))
+    call = SbatchCall(slurm_folder(runs_root.resolve()) / content["batch"])
+    return Assignment(call, content["index"], content.get("cancelled", 0.0))
 
 
-def is_given_to(batch: SbatchCall, index: int, run: RunDirectory) -> bool:
-    """Whether an array task is the one that runs an experiment: another submission may have taken it over."""
-    claim = read_claim(claim_path(run.path), batch.folder.parents[1])
-    return claim is not None and (claim.batch.name, claim.index) == (batch.name, index)
+def is_assigned_to(call: SbatchCall, index: int, run: RunDirectory) -> bool:
+    """Whether an experiment is still assigned to an array task.
+
+    A later submission may have replaced the assignment.
+    """
+    assignment = read_assignment(assignment_path(run.path), call.folder.parents[1])
+    return assignment is not None and (assignment.call.name, assignment.index) == (call.name, index)
 
 
-def queue_of(claims: Iterable[Assignment]) -> Queue:
-    """Ask squeue once about the jobs of these claims, whoever submitted them.
+def queue_of(assignments: Iterable[Assignment]) -> Queue:
+    """Read the queue of every user who submitted these jobs.
+
+    It takes one squeue call.
 
     Raises:
-        SlurmError: when there is no Slurm, or it does not answer.
+        SlurmError: if there is no Slurm, or it does not answer.
     """
-    users = {user for claim in claims if (user := claim.batch.about.get("user")) is not None}
+    users = {user for assignment in assignments if (user := assignment.call.about.get("user")) is not None}
     others = users - {user_name()}
     return read_queue({*others, user_name()} if others else ())
 
 
-def write_claim(path: Path, claim: Assignment) -> None:
-    """Write a claim in the place of one that is void. Only under ``submitting``."""
-    write_json(path, {"batch": claim.batch.name, "index": claim.index, "cancelled": claim.cancelled})
+def write_assignment(path: Path, assignment: Assignment) -> None:
+    """Write an assignment and replace an outdated one. Requires ``submission_lock``."""
+    write_json(path, {"batch": assignment.call.name, "index": assignment.index, "cancelled": assignment.cancelled})
 
 
-def withdraw_claim(path: Path, batch: SbatchCall) -> None:
-    """Take back the claim of a batch that was not submitted."""
-    if (read_json(path) or {}).get("batch") == batch.name:
+def release_assignment(path: Path, call: SbatchCall) -> None:
+    """Remove the assignment to an sbatch call that failed."""
+    if (read_json(path) or {}).get("batch") == call.name:
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def submitting(runs_root: Path, *, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the right to give experiments to Slurm. The operating system lets go of it when the process dies.
+def submission_lock(runs_root: Path, *, print_line: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock for submissions.
+
+    The operating system releases it when the process dies.
 
     Args:
         runs_root: folder of the run directories.
-        say: told when another launch has to be waited for.
+        print_line: called with a line if another launch holds the lock.
 
     Raises:
-        OSError: when the folder cannot be written, or another launch does not come to an end.
+        OSError: if the folder cannot be written, or another launch holds the lock for too long.
     """
     folder = slurm_folder(runs_root)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -204,7 +216,7 @@ def submitting(runs_root: Path, *, say: Callable[[str], None]) -> Iterator[None]
     try:
         lock.acquire(timeout=0)
     except TimeoutError:
-        say("another launch is submitting: waiting for it")
+        print_line("another launch is submitting: waiting for it")
         try:
             lock.acquire(timeout=LOCK_TIMEOUT_S)
         except TimeoutError:

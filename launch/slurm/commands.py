@@ -1,22 +1,16 @@
-"""Talking to sbatch: the text of a job's script, its submission, and what Slurm says when it refuses."""
+"""Slurm's commands: sbatch, squeue, sacct and scontrol, and the reasons of their refusals."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # status and cancel import this module and need no pydantic
-    pass
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-SLURM_TIMEOUT_S = 60.0
-"""How long one command of Slurm may take (chosen by us): a busy controller answers within seconds."""
+SLURM_TIMEOUT_S = 60.0  # ours: limit for one command; a busy controller answers within seconds
 
 KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_ACCOUNT")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -24,22 +18,25 @@ _UNAVAILABLE_NOW = ("busy", "down, drained or reserved")
 
 
 class SlurmError(ValueError):
-    """Slurm refused, or is not there. One line, with Slurm's own reason."""
+    """A command of Slurm failed. One line, with Slurm's own reason."""
 
 
 class NoSlurmError(SlurmError):
-    """There is no Slurm on this machine."""
+    """This machine has no Slurm."""
 
 
 class SlurmSilentError(SlurmError):
-    """Slurm did not answer in time. It may have done what it was asked for all the same."""
+    """Slurm did not answer in time.
+
+    It may have executed the command nevertheless.
+    """
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch and return the job's number.
+    """Submit a script with sbatch and return the job's number.
 
     Raises:
-        SlurmError: when Slurm refuses it.
+        SlurmError: if Slurm refuses it.
     """
     found = re.match(r"(\d+)", slurm("sbatch", "--parsable", str(script)))
     if found is None:
@@ -48,26 +45,26 @@ def submit(script: Path) -> str:
 
 
 def check(script: Path) -> str:
-    """Ask Slurm whether it would take a script (``sbatch --test-only``), and when it would start.
+    """Test a script with ``sbatch --test-only``.
 
     Returns:
-        What Slurm says, one line.
+        Slurm's answer in one line: the expected start.
 
     Raises:
-        SlurmError: when it would not.
+        SlurmError: if Slurm would refuse the script.
     """
     done = _run(["sbatch", "--test-only", str(script)])
-    said = _reason(done.stderr)
-    if done.returncode and not any(words in said for words in _UNAVAILABLE_NOW):
-        raise SlurmError(said)
-    return said
+    answer = _reason(done.stderr)
+    if done.returncode and not any(words in answer for words in _UNAVAILABLE_NOW):
+        raise SlurmError(answer)
+    return answer
 
 
 def slurm(*command: str) -> str:
-    """Run one of Slurm's commands and return what it prints.
+    """Run a command of Slurm and return its output.
 
     Raises:
-        SlurmError: when it fails, with Slurm's reason.
+        SlurmError: if it fails; with Slurm's reason.
     """
     done = _run(command)
     if done.returncode:
@@ -77,10 +74,10 @@ def slurm(*command: str) -> str:
 
 
 def site_facts() -> dict[str, str]:
-    """Return Slurm's configuration as ``scontrol show config`` prints it.
+    """Return the keys and values of ``scontrol show config``.
 
     Raises:
-        SlurmError: when there is no Slurm here, or it does not answer.
+        SlurmError: if there is no Slurm, or it does not answer.
     """
     pairs = (line.split("=", 1) for line in slurm("scontrol", "show", "config").splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
@@ -101,7 +98,10 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return our environment less what belongs to a job that we may be in ourselves: jobs inherit it from sbatch."""
+    """Return the environment without variables of a surrounding job.
+
+    New jobs inherit the environment of sbatch.
+    """
     return {
         name: value
         for name, value in os.environ.items()
@@ -110,7 +110,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def _reason(stderr: str) -> str:
-    """Return what Slurm wrote to stderr as one line, without its program's name before each sentence."""
+    """Return Slurm's stderr as one line, without the program's name."""
     lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in stderr.splitlines() if line.strip()]
     return "; ".join(dict.fromkeys(lines))
 
@@ -137,16 +137,16 @@ NEVER = "DependencyNeverSatisfied"
 
 @dataclass(frozen=True)
 class QueuedTask:
-    """A task that waits or runs.
+    """A task in the queue, pending or running.
 
     Attributes:
-        job_id: number of the job; of an array, the number that its tasks share.
-        index: index in the array; None for a job by itself.
-        state: Slurm's word, such as ``PENDING``.
-        reason: why it waits, in Slurm's word, such as ``Priority``.
-        nodes: where it runs; empty while it waits.
-        starts: when Slurm expects it to start (``YYYY-MM-DDTHH:MM:SS`` or ``N/A``), or when it started.
-        script: the file that was given to sbatch.
+        job_id: number of the job; in an array, the number shared by its tasks.
+        index: index in the array; None for a single job.
+        state: Slurm's state, such as ``PENDING``.
+        reason: Slurm's reason for a pending task, such as ``Priority``.
+        nodes: its nodes; empty while it is pending.
+        starts: expected or actual start (``YYYY-MM-DDTHH:MM:SS`` or ``N/A``).
+        script: the script of its sbatch call.
     """
 
     job_id: str
@@ -165,7 +165,7 @@ class QueuedTask:
 
 @dataclass(frozen=True)
 class Queue:
-    """Everything of ours that is queued or runs."""
+    """The user's pending and running tasks."""
 
     tasks: tuple[QueuedTask, ...]
 
@@ -178,22 +178,22 @@ class Queue:
         return {task.script: task.job_id for task in self.tasks}
 
     def find(self, job_id: str, index: int | None) -> QueuedTask | None:
-        """Return a task, or None when it is not in the queue (any more)."""
+        """Return a task; None if it is not in the queue."""
         return self._by_id.get((job_id, index))
 
     def job_of(self, script: str) -> str | None:
-        """Return the number of the job that a script became, if it is in the queue."""
+        """Return the number of a script's queued job, or None."""
         return self._by_script.get(script)
 
 
 def read_queue(users: Iterable[str] = ()) -> Queue:
-    """Ask squeue once.
+    """Read the queue with one squeue call.
 
     Args:
-        users: whose jobs beside our own.
+        users: names of the users; none = only this user.
 
     Raises:
-        SlurmError: when there is no Slurm, or it does not answer.
+        SlurmError: if there is no Slurm, or it does not answer.
     """
     whose = ["--user", ",".join(sorted(users))] if users else ["--me"]
     text = slurm("squeue", "--noheader", "--array", *whose, "--format", "|".join(_FIELDS))
@@ -207,13 +207,14 @@ def _task(line: str) -> QueuedTask:
 
 
 def read_ended(job_ids: Iterable[str]) -> dict[tuple[str, int | None], str]:
-    """Ask sacct once how jobs ended; an empty answer where there is no accounting.
+    """Read the final states of jobs with one sacct call.
 
     Args:
         job_ids: numbers of jobs and arrays.
 
     Returns:
-        Slurm's word by job and index, such as ``CANCELLED by 1000``, ``TIMEOUT``, ``OUT_OF_MEMORY``.
+        Slurm's state by job and index, such as ``CANCELLED by 1000``, ``TIMEOUT``, ``OUT_OF_MEMORY``; empty without
+        accounting.
     """
     wanted = sorted(set(job_ids))
     if not wanted:
@@ -228,6 +229,6 @@ def read_ended(job_ids: Iterable[str]) -> dict[tuple[str, int | None], str]:
     for line in text.splitlines():
         name, _, state = line.partition("|")
         job_id, _, index = name.partition("_")
-        if (index.isdigit() or not index) and state.split(" ")[0] in _ENDED:  # accounting may lag behind the queue
+        if (index.isdigit() or not index) and state.split(" ")[0] in _ENDED:  # sacct may lag behind squeue
             states[job_id, int(index) if index else None] = state
     return states

@@ -10,10 +10,10 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
-from launch.slurm.assignments import Assignment, queue_of, read_claim
+from launch.slurm.assignments import Assignment, queue_of, read_assignment
 from launch.slurm.commands import NoSlurmError, Queue, QueuedTask, read_ended
 from launch.study.graph import Graph
-from launch.study.record import StudyRunningError, claim_path, last_lines, record_path, table_claim_path
+from launch.study.record import StudyRunningError, assignment_path, last_lines, record_path, table_assignment_path
 
 SUBMISSION_SECONDS = 120.0
 """So long after its claim an experiment without a job is taken to be just being submitted (chosen by us)."""
@@ -102,7 +102,7 @@ def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmVi
     """
     claims: dict[Path, Assignment] = {}
     for path in _paths(runs_root, records):
-        claim = None if (path / "result.json").is_file() else read_claim(claim_path(path), runs_root)
+        claim = None if (path / "result.json").is_file() else read_assignment(assignment_path(path), runs_root)
         if claim is not None:
             claims[path] = claim
     tables = [table_claim(runs_root, record) for record in records if "study" in record]
@@ -111,14 +111,14 @@ def read_slurm(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> SlurmVi
     queue = queue_of(claims.values())
     view = SlurmView(queue, claims)
     gone = [claim for claim in claims.values() if view.task(claim) is None]
-    ended = read_ended(claim.batch.job_id for claim in gone if claim.batch.job_id)
+    ended = read_ended(claim.call.job_id for claim in gone if claim.call.job_id)
     return SlurmView(queue, claims, ended)
 
 
 def table_claim(runs_root: Path, record: Mapping[str, Any]) -> Assignment | None:
     """Return the claim of a study's table."""
     path = record_path(runs_root, f"{record['study']}.{record['fingerprint']}")
-    return read_claim(table_claim_path(path), runs_root)
+    return read_assignment(table_assignment_path(path), runs_root)
 
 
 def _paths(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
@@ -178,7 +178,7 @@ def _on_slurm(
     progress: Mapping[str, Any],
     restarts: int,
 ) -> Standing:
-    task, job_id = slurm.task(claim), claim.batch.job_id
+    task, job_id = slurm.task(claim), claim.call.job_id
     name = "" if job_id is None else job_id if claim.index is None else f"{job_id}_{claim.index}"
     if task is not None and task.is_running:
         why = "is just ending" if task.state == "COMPLETING" else ""
@@ -192,7 +192,7 @@ def _on_slurm(
         if not waits and task.starts not in ("N/A", ""):
             why += f"; expected to start {task.starts.replace('T', ' ')}"
         return Standing("waiting" if waits else "queued", progress, restarts, why, name)
-    if job_id is None and time.time() - claim.batch.about.get("created", 0) < SUBMISSION_SECONDS:
+    if job_id is None and time.time() - claim.call.about.get("created", 0) < SUBMISSION_SECONDS:
         return Standing("queued", progress, restarts, "is being submitted")
     if RunDirectory(path).is_running:
         return Standing("running", progress, restarts, "", name)
@@ -210,7 +210,7 @@ def _how_it_ended(
         return "failed", str(progress.get("error") or "")
     was_started = bool(read_json(path / "launches.json"))
     blocked = _blocked_by(parents, slurm)
-    job_id = claim.batch.job_id
+    job_id = claim.call.job_id
     word = "" if job_id is None else slurm.ended.get((job_id, claim.index), "").split(" ")[0]
     if blocked and word in ("", "CANCELLED"):
         return blocked, ""
@@ -218,7 +218,7 @@ def _how_it_ended(
         return "cancelled", "by scancel"
     for_good = word in _ENDED_FOR_GOOD and not (word == "FAILED" and progress.get("state") == "interrupted")
     if job_id is not None and for_good:
-        lines = last_lines(claim.batch.log_path(job_id, claim.index), num_lines=1)
+        lines = last_lines(claim.call.log_path(job_id, claim.index), num_lines=1)
         return "failed", _ENDED_FOR_GOOD[word] or (
             lines[0] if lines else "its log says why" if was_started else _NO_WORD
         )
@@ -270,10 +270,10 @@ def states_of(graph: Graph) -> dict[str, str]:
 
 def require_none_on_slurm(graph: Graph, runs_root: Path) -> None:
     """Refuse to run here what a job in the queue will run."""
-    claimed = [item for item in graph if claim_path(item.path).exists() and standing_of(item.path).state != "done"]
+    claimed = [item for item in graph if assignment_path(item.path).exists() and standing_of(item.path).state != "done"]
     if not claimed:
         return
-    found = {item.label: read_claim(claim_path(item.path), runs_root) for item in claimed}
+    found = {item.label: read_assignment(assignment_path(item.path), runs_root) for item in claimed}
     claims = {label: claim for label, claim in found.items() if claim is not None}
     try:
         queue = queue_of(claims.values())

@@ -1,4 +1,4 @@
-"""What a launch on Slurm does and says: checks, a graph of jobs, and the way on. It returns at once."""
+"""Launch a study on Slurm: checks, a graph of jobs, the next steps. It returns at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.sync import catch_up, refill
+from crisscross.tracking.sync import sync_runs
 from launch.console import print_graph, print_header, say, this_command
 from launch.results import print_next_steps, print_table
 from launch.slurm.arrays import Array, Planner
@@ -21,27 +21,26 @@ from launch.study.graph import Experiment
 from launch.study.plan import Plan, make_writable, register
 from launch.study.record import record_path, study_lock
 
-SHOWN = 5
-"""Experiments named in a sentence about many (chosen by us)."""
+MAX_LABELS = 5  # ours: experiments that a line names
 
 
 def launch_on_slurm(
     plan: Plan, cluster: ClusterSettings, *, console: Console, together: Mapping[str, str] | None = None
 ) -> int:
-    """Submit what a plan lacks and return.
+    """Submit the experiments of a plan that are missing.
 
     Args:
         plan: the study.
         cluster: the cluster.
-        console: where to.
+        console: the output.
         together: see ``launch.study.plan.register``.
 
     Returns:
-        Exit code: 0 when Slurm has everything, or everything is done; 1 when it refused something.
+        Exit code: 0 if every experiment is done, queued or running; 1 if Slurm refused a job.
 
     Raises:
-        ValueError, OSError: one line, when nothing could be submitted.
-        UnusableEnvironmentError: if jobs could not import what they need.
+        ValueError, OSError: if nothing could be submitted; one line.
+        UnusableEnvironmentError: if the imports of the jobs fail.
     """
     print_header(plan, console, how="on Slurm", states=states_of(plan.graph))
     make_writable(plan.runs_root)
@@ -52,14 +51,14 @@ def launch_on_slurm(
     missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
     submitter.check_all(resource_kind(item) for item in missing)
     check_imports(
-        submitter.cluster, missing, code=submitter.code, runs_root=plan.runs_root, say=lambda text: say(console, text)
+        submitter.cluster, missing, code=submitter.code, runs_root=plan.runs_root, print_line=submitter.print_line
     )
     with study_lock(plan.runs_root, plan.name, patience_s=60.0):
         runs = register(plan, where="slurm", together=together)
         if is_done(plan):
-            return _show(plan, list(runs.values()), console, has_report=bool(together))
+            return _finish(plan, list(runs.values()), console, has_report=bool(together))
         done = submitter.submit(plan.graph, runs, record=record_path(plan.runs_root, plan.name))
-    _report(plan, done, console)
+    _print_submission(plan, done, console)
     return 1 if done.error else 0
 
 
@@ -68,12 +67,14 @@ def is_done(plan: Plan) -> bool:
     return all((item.path / "result.json").is_file() for item in plan.graph)
 
 
-def _show(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_report: bool) -> int:
-    """Bring MLflow up to date with a study that is done; print its table, unless a report of several has it."""
+def _finish(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_report: bool) -> int:
+    """Sync a study that is done to MLflow and print its table.
+
+    A report of several studies prints it itself.
+    """
     tracking = plan.config["tracking"]
     if tracking["delivery"] != "off":
-        say(console, catch_up(runs, uri=tracking["uri"], experiment=tracking["experiment"]))
-        refill(runs, study=plan.name, tracking=tracking)
+        say(console, sync_runs(runs, tracking["uri"], tracking["experiment"], verify=True).summary)
     if has_report:
         return 0
     has_table = print_table(plan, console)
@@ -87,15 +88,18 @@ def _submitter(plan: Plan, cluster: ClusterSettings, code: Snapshot, console: Co
         cluster=cluster,
         runs_root=plan.runs_root,
         code=snapshot_environment(code),
-        say=lambda text: say(console, text),
+        print_line=lambda text: say(console, text),
     )
 
 
 def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
-    """Print the graph and every script, and ask Slurm, where there is one, whether it would take them."""
+    """Print the graph and every script, and test them with Slurm.
+
+    Slurm tests one job of each kind, where there is Slurm.
+    """
     print_graph(plan, console, states=states_of(plan.graph))
     missing = [item for item in plan.graph if not (item.path / "result.json").is_file()]
-    arrays, has_slurm = planned(missing)
+    arrays, has_slurm = plan_arrays(missing)
     folder = plan.runs_root.resolve() / "slurm" / "BATCH"
     for array in arrays:
         _print_script(_describe(array), submitter.script_of(array, folder), console)
@@ -105,7 +109,7 @@ def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
         _print_script("the table", submitter.table_script(record, folder, after=after), console)
     code = 0
     if has_slurm:
-        for line in checked(submitter, arrays):
+        for line in check_kinds(submitter, arrays):
             say(console, line)
             code = 1 if "refused" in line else code
     else:
@@ -114,8 +118,13 @@ def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
     return code
 
 
-def planned(experiments: Sequence[Experiment]) -> tuple[list[Array], bool]:
-    """Return the arrays of a launch into an empty queue, numbered JOB1, JOB2, ..., and whether there is Slurm here."""
+def plan_arrays(experiments: Sequence[Experiment]) -> tuple[list[Array], bool]:
+    """Return the arrays of a launch into an empty queue.
+
+    Also whether this machine has Slurm.
+
+    The arrays have the job numbers JOB1, JOB2, and so on.
+    """
     try:
         size, has_slurm = int(site_facts().get("MaxArraySize", "1001")), True
     except SlurmError:
@@ -126,8 +135,11 @@ def planned(experiments: Sequence[Experiment]) -> tuple[list[Array], bool]:
     return arrays, has_slurm
 
 
-def checked(submitter: Submitter, arrays: Sequence[Array]) -> list[str]:
-    """Ask Slurm about one job of each kind; return a line a kind."""
+def check_kinds(submitter: Submitter, arrays: Sequence[Array]) -> list[str]:
+    """Test one job of each kind with Slurm.
+
+    Returns one line a kind.
+    """
     lines = []
     for kind in dict.fromkeys([*(array.kind for array in arrays), "cpu"]):
         try:
@@ -150,11 +162,12 @@ def _describe(array: Array) -> str:
 
 def _some(experiments: Sequence[Experiment]) -> str:
     labels = [item.label for item in experiments]
-    return ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+    more = f" and {len(labels) - MAX_LABELS} more" if len(labels) > MAX_LABELS else ""
+    return ", ".join(labels[:MAX_LABELS]) + more
 
 
-def _report(plan: Plan, done: Submission, console: Console) -> None:
-    """Say what was submitted, what not, and what may be done next."""
+def _print_submission(plan: Plan, done: Submission, console: Console) -> None:
+    """Print the submitted jobs, Slurm's refusal if any, and the next steps."""
     if done.kept:
         say(console, f"{len(done.kept)} experiments are queued or running already")
     if done.elsewhere:

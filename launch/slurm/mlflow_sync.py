@@ -1,4 +1,4 @@
-"""Bring MLflow up to date with the run directories of studies on Slurm."""
+"""Sync the run directories of studies on Slurm to MLflow."""
 
 from __future__ import annotations
 
@@ -9,46 +9,49 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import TrackingError, check_port
-from crisscross.tracking.sync import catch_up, pending
+from crisscross.tracking.address import TrackingError, check_port
+from crisscross.tracking.sync import sync_runs, unsynced_reason
 from crisscross.utils.redact import mask_passwords
 from launch.slurm.commands import SlurmError
 from launch.slurm.job_status import read_slurm, record_final_states
 from launch.study.record import read_records
-from launch.tracking import note_latest
+from launch.tracking import try_set_latest_tag
 
 
-def bring_up_to_date(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Settle jobs that have ended, deliver all that MLflow lacks, and note which variant of each study is the latest.
+def sync_studies(runs_root: Path, records: Sequence[Mapping[str, Any]], *, verify: bool = False) -> list[str]:
+    """Record final states of jobs and sync all runs to MLflow.
+
+    The latest variant of each study is tagged as such.
 
     Args:
         runs_root: folder of the run directories.
         records: records of studies.
+        verify: see ``crisscross.tracking.sync.sync_runs``.
 
     Returns:
-        A line a store.
+        One line a store.
     """
     lines = []
     try:
         record_final_states(runs_root, records, read_slurm(runs_root, records))
-    except SlurmError as error:  # deliver all the same
+    except SlurmError as error:  # the sync does not need Slurm
         lines.append(f"Slurm: {error}")
-    for (uri, experiment), runs in stores(runs_root, records).items():
-        lines.append(catch_up(list(runs.values()), uri=uri, experiment=experiment))
+    for (uri, experiment), runs in runs_by_store(runs_root, records).items():
+        lines.append(sync_runs(list(runs.values()), uri, experiment, verify=verify).summary)
     names = {record["study"] for record in records if "study" in record}
-    for record in latest([record for record in read_records(runs_root) if record["study"] in names]):
-        note_latest(record["study"], record["fingerprint"], tracking=record["tracking"], say=lines.append)
+    for record in latest_records([record for record in read_records(runs_root) if record["study"] in names]):
+        try_set_latest_tag(record["study"], record["fingerprint"], tracking=record["tracking"], print_line=lines.append)
     return lines
 
 
-def deliver_behind(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Let another process bring MLflow up to date where something is due, and return a line a store.
+def sync_in_background(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Start a process that syncs runs to MLflow, if any is due.
 
-    Importing MLflow alone takes seconds, in which nobody should have to wait for a status.
+    It is a process of its own because the import of MLflow takes seconds, and a status must be immediate.
     """
     lines, is_due = [], False
-    for (uri, experiment), runs in stores(runs_root, records).items():
-        num_due = sum(bool(pending(run, uri=uri, experiment=experiment, stale_s=0.0)) for run in runs.values())
+    for (uri, experiment), runs in runs_by_store(runs_root, records).items():
+        num_due = sum(bool(unsynced_reason(run, uri=uri, experiment=experiment, stale_s=0.0)) for run in runs.values())
         store = f"MLflow ({mask_passwords(uri)})"
         if not num_due:
             lines.append(f"{store} is up to date")
@@ -68,13 +71,16 @@ def deliver_behind(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> lis
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # it outlives the shell
+            start_new_session=True,  # it continues when the shell is closed
         )
     return lines
 
 
-def latest(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return of each study the record that was launched last, where it is recorded in MLflow at all."""
+def latest_records(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the record of the last launch of each study.
+
+    Studies without MLflow are left out.
+    """
     newest: dict[str, Mapping[str, Any]] = {}
     for record in records:
         if "study" in record and record["tracking"]["delivery"] != "off":
@@ -84,8 +90,13 @@ def latest(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(newest.values())
 
 
-def stores(runs_root: Path, records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[Path, RunDirectory]]:
-    """Return the run directories by MLflow store and experiment; those that are not recorded are left out."""
+def runs_by_store(
+    runs_root: Path, records: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str], dict[Path, RunDirectory]]:
+    """Return the run directories by MLflow store and experiment.
+
+    Runs without MLflow are left out.
+    """
     found: dict[tuple[str, str], dict[Path, RunDirectory]] = {}
     for record in records:
         for member in record["members"]:

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crisscross.tracking.client import TrackingError
-from crisscross.tracking.sync import refill
+from crisscross.tracking.address import TrackingError
 from crisscross.utils.files import file_lock, read_json, write_json
 from crisscross.utils.redact import mask_passwords
+from launch.slurm.mlflow_sync import sync_studies
 from launch.study.record import table_result_path
 
 REPORT_PATIENCE_S = 600.0  # chosen by us: as long as the figures of other studies may take
@@ -49,17 +49,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     """Bring MLflow up to date and make the table; return the exit code and, where there is none, the reason."""
-    from launch.slurm.mlflow_sync import bring_up_to_date, stores
-
     runs_root, tracking = path.parents[1], record["tracking"]
-    lines = bring_up_to_date(runs_root, [record])
+    lines = sync_studies(runs_root, [record], verify=True)
     for line in lines:
         print(line, flush=True)
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return 0, ""
-    runs = [run for some in stores(runs_root, [record]).values() for run in some.values()]
-    refill(runs, study=f"{record['study']}.{record['fingerprint']}", tracking=tracking)
     from analysis.make_tables import print_tables
 
     try:
@@ -67,7 +63,7 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
             tracking["uri"],
             experiment=tracking["experiment"],
             study=record["study"],
-            fingerprint=record["fingerprint"],
+            study_hash=record["fingerprint"],
             out=runs_root.parent / "tables",
         )
     except (TrackingError, ValueError, OSError) as error:

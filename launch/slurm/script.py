@@ -1,14 +1,47 @@
-"""The script that sbatch is given."""
+"""The sbatch script of a job, rendered by submitit."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # status and cancel import this module and need no pydantic
-    from launch.study.cluster import ClusterSettings, Resources
+from submitit import SlurmExecutor
+
+from launch.study.cluster import ClusterSettings, Resources
+
+
+class ScriptExecutor(SlurmExecutor):
+    """An executor that renders sbatch scripts and submits nothing.
+
+    submitit's own submission pickles a function and numbers an array's tasks from 0 without gaps. Here a job is
+    assigned its experiments before sbatch (launch/slurm/assignments.py), and launch/slurm/submit.py calls sbatch.
+    """
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Return 2, as on a cluster.
+
+        A dry run renders scripts where there is no srun.
+        """
+        return 2
+
+    def script(self, command: str, *, is_array: bool, **parameters: Any) -> str:
+        """Return the script that runs a command under srun.
+
+        Args:
+            command: a shell command.
+            is_array: whether the job is an array, so that the names of its log files contain the index.
+            **parameters: submitit's parameters, such as ``timeout_min`` and ``mem_gb``.
+
+        Raises:
+            ValueError: if submitit has no such parameter.
+        """
+        self.update_parameters(**self._convert_parameters(parameters))
+        if is_array:
+            self.parameters["map_count"] = 1  # additional_parameters has the indices, which may have gaps
+        return self._make_submission_file_text(command, uid="")
 
 
 def script_text(
@@ -24,70 +57,47 @@ def script_text(
     dependency: str | None = None,
     afterwards: Sequence[str] | None = None,
 ) -> str:
-    """Return an sbatch script. submitit renders it: the keywords of its renderer are the options of sbatch.
+    """Return the sbatch script of a job or an array.
 
     Args:
-        command: what each task runs, less the interpreter: ``["-m", "launch.job", ...]``.
-        folder: where Slurm writes what the job prints.
+        command: arguments of Python in each task: ``["-m", "launch.job", ...]``.
+        folder: folder of the job's output files.
         name: the job's name.
         cluster: the cluster.
-        resources: what the job asks for, from ``cluster.resources_of``.
-        code: variables that make Python import the snapshot, from ``launch.slurm.snapshot``.
-        working_directory: where the job starts; compute nodes must be able to write there.
-        array: indices of an array, such as ``0-3,7``; None = a job by itself.
-        dependency: for ``--dependency``; a job whose dependency can never be met ends.
-        afterwards: what is run, with the exit code as its last argument, when the command did not succeed; less the
-            interpreter. Its own exit code is the job's.
+        resources: resources of the job, from ``cluster.resources_of``.
+        code: environment variables with which Python imports the snapshot, from ``launch.slurm.snapshot``.
+        working_directory: working directory of the job; compute nodes must be able to write there.
+        array: indices of an array, such as ``0-3,7``; None = a single job.
+        dependency: value of ``--dependency``; Slurm ends a job whose dependency can never be met.
+        afterwards: arguments of Python for a command that runs if srun fails; the exit code of srun is appended. Its
+            own exit code becomes that of the job.
     """
-    from submitit.slurm.slurm import _convert_mem, _make_sbatch_string
-
-    more: dict[str, Any] = {"chdir": str(working_directory), **_additional(cluster)}
+    more: dict[str, Any] = {"chdir": str(working_directory)}
+    more |= {key: value for key, value in cluster.additional_parameters.items() if value is not False}
     if array is not None:
         more["array"] = f"{array}%{cluster.array_parallelism}"
     if dependency is not None:
         more["kill-on-invalid-dep"] = "yes"
     python = cluster.python_command()
-    asked = resources.model_dump(exclude={"timeout_min", "mem_gb", "tasks_per_node"}, exclude_none=True)
-    return _make_sbatch_string(
-        command=f"{python} {shlex.join(command)}",
-        folder=folder,
-        job_name=name,
-        time=resources.timeout_min,
-        mem=None if resources.mem_gb is None else _convert_mem(resources.mem_gb),
-        ntasks_per_node=resources.tasks_per_node,
+    return ScriptExecutor(folder, python=python).script(
+        f"{python} {shlex.join(command)}",
+        is_array=array is not None,
+        name=name,
         dependency=dependency,
         signal_delay_s=cluster.signal_seconds,
-        setup=setup_lines(cluster, resources, code),
+        setup=cluster.setup_lines(resources, code),
         stderr_to_stdout=True,
-        map_count=None if array is None else 1,
-        wckey=None,  # type: ignore[arg-type]  # leaves the option out, as with all the others
+        wckey=None,
         teardown=None if afterwards is None else _teardown(f"{python} {shlex.join(afterwards)}"),
-        srun_args=["--kill-on-bad-exit=1"],  # a rank that dies takes the others with it: none waits for it for ever
+        srun_args=["--kill-on-bad-exit=1"],  # if one rank fails, srun ends the others, which would wait for it
         additional_parameters=more,
-        **asked,
+        **resources.model_dump(exclude_none=True),
     )
 
 
-def _additional(cluster: ClusterSettings) -> dict[str, Any]:
-    """Return the further options of sbatch; a switch that is off is left out."""
-    return {key: value for key, value in cluster.additional_parameters.items() if value is not False}
-
-
-def setup_lines(cluster: ClusterSettings, resources: Resources, code: Mapping[str, str]) -> list[str]:
-    """Return what a script does before Python starts: the site's own lines first, as modules change variables."""
-    lines = list(cluster.setup)
-    lines += [f"export {name}={shlex.quote(str(value))}" for name, value in cluster.environment.items()]
-    for name, value in code.items():
-        behind = "${PYTHONPATH:+:$PYTHONPATH}" if name == "PYTHONPATH" else ""
-        lines.append(f"export {name}={shlex.quote(value)}{behind}")
-    lines.append("export PYTHONUNBUFFERED=1")
-    if cluster.local_disk is not None:
-        lines.append(f'export TMPDIR="{cluster.local_disk}"')
-    if resources.cpus_per_task is not None:  # since 22.05 srun does not take it from sbatch by itself
-        lines.append(f"export SRUN_CPUS_PER_TASK={resources.cpus_per_task}")
-    return lines
-
-
 def _teardown(command: str) -> list[str]:
-    """Return what a script does when srun has ended without success; what that returns is the script's exit code."""
+    """Return shell lines that run a command if srun failed.
+
+    The script ends with the command's exit code.
+    """
     return ["code=$?", f'if [ "$code" -ne 0 ]; then {command} "$code"; code=$?; fi', 'exit "$code"']

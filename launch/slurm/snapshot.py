@@ -1,8 +1,8 @@
-"""The code as it is at this moment, kept for jobs that start later, when the working tree has moved on.
+"""A copy of the code for jobs that start after the working tree has changed.
 
-runs/code/<digest>/               the packages and pyproject.toml; one copy for all that is launched from the same code
-runs/code/<digest>/snapshot.json  digest, commit, whether the code differs from it; written last
-runs/code/<digest>/code.diff      where it does: what `git apply` on the commit needs to give this code
+runs/code/<digest>/               the packages and pyproject.toml; one copy for all launches of the same code
+runs/code/<digest>/snapshot.json  digest, commit, whether the code differs from the commit; written last
+runs/code/<digest>/code.diff      the difference, for `git apply` on the commit
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import os
 import shutil
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,21 @@ from crisscross.utils.files import file_lock, fsync_directory, read_json, write_
 from crisscross.utils.git import CODE, CODE_ROOT, code_diff, git
 
 logger = logging.getLogger(__name__)
-MAX_BYTES = 64 * 2**20
-"""More than this is data in the wrong place (chosen by us; the code has less than 1 MiB)."""
-
-_ATTEMPTS = 5  # at a moment in which nobody saves a file; chosen by us
+MAX_BYTES = 64 * 2**20  # ours: the code has less than 1 MiB, more is data
+_ATTEMPTS = 5  # ours: to read the code while no file of it is saved
 _DIGEST_DIGITS = 16
-_Files = Mapping[str, tuple[bool, bytes]]  # by path relative to the source: executable?, content
-_Lister = Callable[[Path, Iterable[str]], list[str]]
+_Files = Mapping[str, tuple[bool, bytes]]  # path relative to the source -> is executable, content
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the code that does not change any more.
+    """A read-only copy of the code.
 
     Attributes:
         path: its folder, absolute.
         digest: 16 hexadecimal digits over paths, executable bits and contents.
-        commit: the commit it was taken on, or None where there was none.
-        dirty: whether it differs from that commit; ``code.diff`` in it says how.
+        commit: the commit of the working tree; None without one.
+        dirty: whether the code differs from the commit; ``code.diff`` in the folder has the difference.
     """
 
     path: Path
@@ -50,68 +46,69 @@ class Snapshot:
 
 
 def take_snapshot(runs_root: Path, *, source: Path = CODE_ROOT) -> Snapshot:
-    """Copy the project's code into ``runs_root/code/``, or find it where it is there already.
+    """Copy the project's code into ``runs_root/code/``, or return the existing copy.
 
-    In a git checkout that is what the working tree holds, committed or not, less what git ignores; elsewhere all but
-    hidden and compiled files. The same code has the same folder, with the commit that it was first taken on.
+    In a git checkout the code is every tracked and every untracked file that git does not ignore, as in the working
+    tree; elsewhere every file that is neither hidden nor compiled. The same code has the same folder, with the commit
+    of its first snapshot.
 
     Args:
         runs_root: folder of the run directories.
         source: folder of the packages.
 
     Raises:
-        ValueError: when the code cannot be copied as it is, naming the file and the remedy.
-        OSError: when a file cannot be read or the copy cannot be written.
+        ValueError: if the code cannot be copied as it is; names the file and the remedy.
+        OSError: if a file cannot be read, or the copy cannot be written.
     """
     source = source.resolve()
     for _ in range(_ATTEMPTS):
         files = _read(source)
-        digest = _digest(files)
-        path = runs_root.resolve() / "code" / digest
+        path = runs_root.resolve() / "code" / _digest(files)
         about = _find(path, files)
         if about is None:
             commit, diff = _origin(source)
-            if files != _read(source):  # what was read would be no moment's code, or not what the diff says
+            if files != _read(source):  # a file was saved meanwhile: the diff may be that of other code
                 continue
             about = _write(path, files, commit=commit, diff=diff)
-        return Snapshot(path, digest, about["commit"], about["dirty"])
+        return Snapshot(path, path.name, about["commit"], about["dirty"])
     raise ValueError(f"{source}: the code changes while it is copied: launch again when nothing writes there")
 
 
 def snapshot_environment(snapshot: Snapshot) -> dict[str, str]:
-    """Return the environment variables with which every Python, and every child of it, imports a snapshot.
+    """Return environment variables with which Python and its children import a snapshot.
 
     Raises:
-        ValueError: when its path cannot stand in PYTHONPATH.
+        ValueError: if PYTHONPATH cannot contain its path.
     """
     if os.pathsep in str(snapshot.path):
         raise ValueError(
             f"runs_root={snapshot.path.parents[1]}: {os.pathsep!r} ends a path in PYTHONPATH: choose one without"
         )
-    # Before the installed packages comes PYTHONPATH; before that the working directory, unless it is kept out.
+    # PYTHONPATH precedes the installed packages; PYTHONSAFEPATH leaves out the working directory, which precedes both.
     return {"PYTHONPATH": str(snapshot.path), "PYTHONSAFEPATH": "1"}
 
 
 def _read(source: Path) -> _Files:
-    """Read the code into memory, links followed; what was deleted since git last looked is left out."""
-    lister: _Lister = _list_by_git
-    names = lister(source, CODE)
-    if not names:  # no checkout, or one that ignores this folder: an installation, or a snapshot under runs/
-        lister = _list_by_walking
-        names = lister(source, CODE)
+    """Read the code into memory."""
+    listed = _git_files(source) or _walk(source)  # git ignores an installation, and a snapshot below runs/
+    names = {name for name in listed if not name.endswith(".md") and os.path.lexists(source / name)}
+    if not names:
+        raise ValueError(f"{source} holds none of {', '.join(CODE)}: there is no code to keep for the jobs")
     files: dict[str, tuple[bool, bytes]] = {}
-    num_bytes = 0
-    for name, path in _follow_links(source, names, lister):
-        if name.endswith(".md"):  # no result depends on documents
-            continue
+    num_bytes, largest = 0, (0, Path())
+    for path in (source / name for name in sorted(names)):
+        if path.is_symlink():
+            _check_link(path, source, names)
         try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                num_bytes += status.st_size
-                if num_bytes > MAX_BYTES:
-                    raise ValueError(_too_much(source, names))
-                files[name] = (bool(status.st_mode & 0o100), file.read())
-        except (FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            num_bytes, largest = num_bytes + status.st_size, max(largest, (status.st_size, path))
+            if num_bytes > MAX_BYTES:
+                raise ValueError(
+                    f"{source}: more than {MAX_BYTES >> 20} MiB of code, {largest[1]} alone has"
+                    f" {largest[0] / 2**20:.0f}: data belongs elsewhere, or into .gitignore"
+                )
+            files[path.relative_to(source).as_posix()] = (bool(status.st_mode & 0o100), path.read_bytes())
+        except FileNotFoundError:  # deleted since it was listed
             continue
         except IsADirectoryError:
             raise ValueError(
@@ -119,81 +116,48 @@ def _read(source: Path) -> _Files:
             ) from None
         except OSError as error:
             raise OSError(f"{path}: {error.strerror}: make it readable, or tell git to ignore it") from error
-    if not files:
-        raise ValueError(f"{source} holds none of {', '.join(CODE)}: there is no code to keep for the jobs")
     return files
 
 
-def _list_by_git(source: Path, paths: Iterable[str]) -> list[str]:
-    """List what git knows or would add, deleted files included; nothing where there is no checkout."""
+def _git_files(source: Path) -> list[str]:
+    """Return the files that git tracks or would add.
+
+    Deleted files are among them. Outside a checkout there are none.
+    """
     try:
-        listing = git(source, "--literal-pathspecs", "ls-files", "-co", "--exclude-standard", "-z", "--", *paths)
+        listing = git(source, "ls-files", "-co", "--exclude-standard", "-z", "--", *CODE)
     except (OSError, subprocess.SubprocessError) as error:
         if not any((folder / ".git").exists() for folder in (source, *source.parents)):
             return []
-        raise ValueError(
-            f"{source}: {_reason(error)}: without git nobody knows which files are to be left out"
-        ) from error
-    return sorted(set(os.fsdecode(listing).split("\0")) - {""})
+        raise ValueError(f"{source}: {_reason(error)}: without git the files to leave out are unknown") from error
+    return os.fsdecode(listing).split("\0")[:-1]
 
 
-def _list_by_walking(source: Path, paths: Iterable[str]) -> list[str]:
-    found = []
-    for path in (source / each for each in paths):
-        if path.is_symlink() or path.is_file():
-            found.append(path)
-        for folder, folders, names in os.walk(path) if not path.is_symlink() else ():
-            folders[:] = [name for name in folders if name[0] != "." and name != "__pycache__"]
-            links = [name for name in folders if (Path(folder) / name).is_symlink()]
-            kept = [name for name in names if name[0] != "." and not name.endswith(".pyc")]
-            inside = (Path(folder) / name for name in (*links, *kept))
-            found += [each for each in inside if each.is_symlink() or each.is_file()]  # no pipes, no sockets
-    return sorted(each.relative_to(source).as_posix() for each in found)
+def _walk(source: Path) -> list[str]:
+    """Return files and links that are neither hidden nor compiled."""
+    found = (path for name in CODE for path in [source / name, *(source / name).rglob("*")])
+    names = [path.relative_to(source) for path in found if path.is_symlink() or path.is_file()]  # no pipes, no sockets
+    return [
+        name.as_posix() for name in names if not any(part[0] == "." or part == "__pycache__" for part in name.parts)
+    ]
 
 
-def _follow_links(source: Path, names: Iterable[str], lister: _Lister) -> Iterable[tuple[str, Path]]:
-    """Yield names, and the files that stand behind them.
+def _check_link(link: Path, source: Path, names: Collection[str]) -> None:
+    """Check that a link leads to another file of the code.
+
+    The content of that file replaces the link.
 
     Raises:
-        ValueError: when a link leads nowhere, out of the source, or to what git ignores.
+        ValueError: if it does not.
     """
-    for name in names:
-        link = source / name
-        if not link.is_symlink():
-            yield name, link
-            continue
-        target = Path(os.path.realpath(link))
-        problem = ""
-        if not target.exists():
-            problem = "leads nowhere"
-        elif not target.is_relative_to(source) or target == source:
-            problem = f"leads out of the code ({target})"
-        else:
-            inside = target.relative_to(source).as_posix()
-            behind = [each for each in lister(source, [inside]) if (source / each).exists()]
-            if not behind:
-                problem = f"leads to what git ignores ({target})"
-            elif any((source / each).is_symlink() for each in behind):
-                problem = f"leads to further links ({target})"
-        if problem:
-            raise ValueError(f"{link} is a link that {problem}, which a job could not follow: put a file in its place")
-        for each in behind:
-            yield name + each.removeprefix(inside), source / each
-
-
-def _too_much(source: Path, names: Iterable[str]) -> str:
-    sizes = {path: path.stat().st_size for path in (source / name for name in names) if path.is_file()}
-    largest = max(sizes, key=sizes.__getitem__)
-    return (
-        f"{source}: more than {MAX_BYTES >> 20} MiB of code, {largest} alone has {sizes[largest] / 2**20:.0f}:"
-        " data belongs elsewhere, or into .gitignore"
-    )
+    target = Path(os.path.realpath(link))
+    if not (target.is_relative_to(source) and target.relative_to(source).as_posix() in names and target.is_file()):
+        raise ValueError(f"{link} is a link to {target}, which is no file of the code: put a file in its place")
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "stderr", None) or b""
-    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    return f"git says {lines[0]!r}" if lines else f"git could not be asked ({error})"
+    lines = (getattr(error, "stderr", None) or b"").decode(errors="replace").split("\n")
+    return f"git reports {lines[0]!r}" if lines[0] else f"git could not be called ({error})"
 
 
 def _digest(files: _Files) -> str:
@@ -205,15 +169,15 @@ def _digest(files: _Files) -> str:
 
 
 def _origin(source: Path) -> tuple[str | None, bytes]:
-    """Return the commit that the code is on and what it adds to it."""
+    """Return the commit of the code and the diff to it."""
     about = read_json(source / "snapshot.json")
-    if about is not None:  # a job launches further ones
+    if about is not None:  # a launch from inside a job
         return about["commit"], (source / "code.diff").read_bytes() if about["dirty"] else b""
-    if not _list_by_git(source, CODE):
+    if not _git_files(source):
         return None, b""
     try:
         commit = git(source, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
-    except subprocess.CalledProcessError:  # nothing was ever committed
+    except subprocess.CalledProcessError:  # no commit yet
         return None, b""
     try:
         return commit, code_diff(source, commit)
@@ -222,57 +186,59 @@ def _origin(source: Path) -> tuple[str | None, bytes]:
 
 
 def _find(path: Path, files: _Files) -> dict[str, Any] | None:
-    """Return what a snapshot says of itself if it is there, and whole: clusters delete old files one by one."""
+    """Return the ``snapshot.json`` of a snapshot if it is complete.
+
+    Clusters delete old files one by one.
+    """
     try:
-        about = read_json(path / "snapshot.json")
+        about: dict[str, Any] | None = read_json(path / "snapshot.json")
         if about is None or (about["dirty"] and not (path / "code.diff").is_file()):
             return None
-        whole = all((path / name).read_bytes() == content for name, (_, content) in files.items())
+        is_whole = all((path / name).read_bytes() == content for name, (_, content) in files.items())
     except (OSError, ValueError):
         return None
-    return about if whole else None
+    return about if is_whole else None
 
 
 def _write(path: Path, files: _Files, *, commit: str | None, diff: bytes) -> dict[str, Any]:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    """Write a snapshot in one rename and return its ``snapshot.json``.
+
+    If another launch was faster, its snapshot stays.
+    """
     about = {"snapshot": path.name, "commit": commit, "dirty": bool(diff), "created": time.time()}
+    changes = {"code.diff": (False, diff)} if diff else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.mkdir(mode=0o700)
-        for folder in {(temporary / name).parent for name in files}:
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, (executable, content) in files.items():
-            _write_readonly(temporary / name, content, executable=executable)
-        if diff:
-            _write_readonly(temporary / "code.diff", diff)
-        write_json(temporary / "snapshot.json", about)
-        (temporary / "snapshot.json").chmod(0o444)
         with file_lock(path.parent / ".lock"):
-            return _put(temporary, path, files) or about
+            return _find(path, files) or _write_alone(path, {**files, **changes}, about)
     except OSError as error:
         raise OSError(
             f"runs_root={path.parents[1]}: no snapshot of the code could be written ({error.strerror}):"
             " choose a folder you can write, with space left"
         ) from error
+
+
+def _write_alone(path: Path, files: _Files, about: dict[str, Any]) -> dict[str, Any]:
+    leftovers = temporary, damaged = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.damaged")
+    _remove(*leftovers)  # of a launch that was killed
+    try:
+        temporary.mkdir(mode=0o700)
+        for name, (is_executable, content) in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)
+            (temporary / name).chmod(0o555 if is_executable else 0o444)  # jobs share it: not for editing
+        write_json(temporary / "snapshot.json", about)
+        (temporary / "snapshot.json").chmod(0o444)
+        if path.exists():
+            logger.warning("%s was incomplete or edited: a new copy replaces it", path)
+            path.rename(damaged)
+        temporary.rename(path)
+        fsync_directory(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(*leftovers)
+    return about
 
 
-def _write_readonly(path: Path, content: bytes, *, executable: bool = False) -> None:
-    path.write_bytes(content)
-    path.chmod(0o555 if executable else 0o444)  # jobs share it: it is not for editing
-
-
-def _put(temporary: Path, path: Path, files: _Files) -> dict[str, Any] | None:
-    """Rename a finished copy into place, or return what another process's says that was faster."""
-    found = _find(path, files)
-    if found is not None:
-        return found
-    damaged = temporary.with_suffix(".damaged")
-    if path.exists():
-        logger.warning("%s was incomplete or had been edited: it is put right", path)
-        path.rename(damaged)
-    temporary.rename(path)
-    fsync_directory(path.parent)
-    shutil.rmtree(damaged, ignore_errors=True)
-    return None
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -91,6 +91,25 @@ class ClusterSettings(Settings):
             words = [words] if Path(words).is_file() else shlex.split(words)
         return " ".join(_with_variables(word) for word in words)
 
+    def setup_lines(self, resources: Resources, code: Mapping[str, str]) -> list[str]:
+        """Return the shell lines of a script before Python starts.
+
+        Args:
+            resources: resources of the job.
+            code: environment variables with which Python imports the snapshot, from ``launch.slurm.snapshot``.
+        """
+        lines = list(self.setup)  # first, because modules change variables
+        lines += [f"export {name}={shlex.quote(str(value))}" for name, value in self.environment.items()]
+        for name, value in code.items():
+            behind = "${PYTHONPATH:+:$PYTHONPATH}" if name == "PYTHONPATH" else ""
+            lines.append(f"export {name}={shlex.quote(value)}{behind}")
+        lines.append("export PYTHONUNBUFFERED=1")
+        if self.local_disk is not None:
+            lines.append(f'export TMPDIR="{self.local_disk}"')
+        if resources.cpus_per_task is not None:  # since Slurm 22.05 srun does not inherit it from sbatch
+            lines.append(f"export SRUN_CPUS_PER_TASK={resources.cpus_per_task}")
+        return lines
+
     def place(self, runs_root: str) -> str:
         """Return where run directories go: a relative ``runs_root`` begins at ``scratch``.
 

@@ -72,7 +72,7 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
     Args:
         study: name of a file in ``experiments/conf/study``.
         overrides: what the user typed.
-        prepare: makes the clips ready and fills in their fingerprint; None = ``catalogue.prepare``.
+        prepare: makes the clips ready and fills in their fingerprint; None = ``catalog.prepare``.
 
     Raises:
         ValueError, OSError: one line that says what is wrong and what to do.

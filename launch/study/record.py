@@ -38,12 +38,12 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(roots[-1] if roots else "runs"), [item for item in arguments if not item.startswith("runs_root=")]
 
 
-def claim_path(run_path: Path) -> Path:
+def assignment_path(run_path: Path) -> Path:
     """Where the claim of a run directory is: which Slurm job it was given to, see launch/slurm/assignments.py."""
     return run_path / "slurm.json"
 
 
-def table_claim_path(record: Path) -> Path:
+def table_assignment_path(record: Path) -> Path:
     """Where the claim of a study's table is, beside the study's record."""
     return record.with_name(f".{record.stem}.table.json")
 

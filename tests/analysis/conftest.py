@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.sync import deliver_all
+from crisscross.tracking.sync import sync_runs
 
-FINGERPRINT = "0123abcd"
+STUDY_HASH = "0123abcd"
 
 
 class Study:
-    """Makes the run directories of a study and delivers them."""
+    """Creates run directories of a study and syncs them to MLflow."""
 
     def __init__(
         self,
@@ -22,13 +22,13 @@ class Study:
         *,
         name: str = "relaxation",
         table: int | str = 3,
-        fingerprint: str = FINGERPRINT,
+        study_hash: str = STUDY_HASH,
         launched: float = 1.0,
         scale: str = "demo",
     ):
-        self.folder, self.scale, self.name = folder, scale, f"{name}.{fingerprint}"
+        self.folder, self.scale, self.name = folder, scale, f"{name}.{study_hash}"
         self.uri = f"sqlite:///{folder}/mlflow.db"
-        self.about = {"study": name, "table": table, "fingerprint": fingerprint, "launched": launched}
+        self.about = {"study": name, "table": table, "fingerprint": study_hash, "launched": launched}
         self.runs: list[RunDirectory] = []
 
     def _make(self, kind: str, config: dict, parents=(), point: dict | None = None) -> RunDirectory:
@@ -56,7 +56,7 @@ class Study:
         }
         run = self._make("pretrain", config, point=point)
         if progress:
-            _say(run, progress)
+            _write_progress(run, progress)
         else:
             run.write_result({"steps": 1, "metrics": {"loss/total": -0.5}})
         return run
@@ -86,18 +86,18 @@ class Study:
         point = parent.about["studies"][self.name]["point"] if parent else None
         run = self._make("downstream", config, parents=[parent] if parent else [], point=point)
         if progress:
-            _say(run, progress)
+            _write_progress(run, progress)
         if top1:
             names = {name: name if "recall" in name else f"top1_{name}" for name in top1}
             run.write_result({"metrics": {f"eval/{names[name]}": value for name, value in top1.items()}})
         return run
 
-    def deliver(self) -> None:
-        assert deliver_all(self.runs, uri=self.uri, experiment="crisscross") == []
+    def sync(self) -> None:
+        assert sync_runs(self.runs, self.uri, "crisscross").failures == {}
 
 
-def _say(run: RunDirectory, progress: dict) -> None:
-    """Write what a job says, of so late a time that it counts as running however slow this machine is."""
+def _write_progress(run: RunDirectory, progress: dict) -> None:
+    """Write progress.json with a future time, so that the run counts as running on a slow machine too."""
     run.write_progress(**progress)
     path = run.path / "progress.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "time": time.time() + 3600}))

@@ -1,4 +1,4 @@
-"""Figures of tiny studies: every one of them, twice the same, and a line for what is not there."""
+"""Figures of tiny studies: all of them, reproducible bytes, and a line for each missing one."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import pytest
 from analysis.figures.base import NotThereError
 from analysis.figures.figure3_left import embed
 from analysis.figures.figure3_right import Panel
-from analysis.figures.style import evenly, look_of
+from analysis.figures.style import evenly, marker_style
 from analysis.make_figures import FIGURES, main
 from analysis.make_report import add_to_report
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings
-from crisscross.models.backbones import untrained_backbones
+from crisscross.models.backbones import random_init_backbones
 from crisscross.models.weights_io import export_backbone
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from crisscross.tracking import client as mlflow_store
 from crisscross.tracking.query import search_runs
-from crisscross.tracking.sync import deliver_all
+from crisscross.tracking.sync import sync_runs
 from tests.support import tiny_config
 
 from .conftest import Study
 
 ROOT = Path(__file__).parents[2]
-FINGERPRINTS = {"async": "a0a0a0a0", "retrieval": "b1b1b1b1", "relaxation": "0123abcd"}
+STUDY_HASHES = {"async": "a0a0a0a0", "retrieval": "b1b1b1b1", "relaxation": "0123abcd"}
 
 
 class Runs:
-    """Run directories of tiny experiments whose pretrainings are untrained networks: nothing is learnt here."""
+    """Run directories of tiny experiments whose pretrainings are random-init networks: nothing is trained."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,8 +48,8 @@ class Runs:
 
     def make(self, kind: str, config: dict, *, study: str, weight: float | None, parents=()) -> RunDirectory:
         point = {} if weight is None else {"method.async_weight": weight}
-        about = {"study": study, "table": 1, "fingerprint": FINGERPRINTS[study], "launched": 1.0, "point": point}
-        studies = {f"{study}.{FINGERPRINTS[study]}": about}
+        about = {"study": study, "table": 1, "fingerprint": STUDY_HASHES[study], "launched": 1.0, "point": point}
+        studies = {f"{study}.{STUDY_HASHES[study]}": about}
         self.made.append(RunDirectory.create(kind, config, parents=parents, studies=studies))
         return self.made[-1]
 
@@ -57,7 +57,7 @@ class Runs:
         method = {**self.pretrain["method"], "async_weight": 1.0 if weight is None else weight}
         config = {**self.pretrain, "method": method, "seed": seed}
         run = self.make("pretrain", config, study=study, weight=weight)
-        backbones = untrained_backbones(parse(DownstreamSettings, self.downstream).model, seed=7 + int(weight or 0))
+        backbones = random_init_backbones(parse(DownstreamSettings, self.downstream).model, seed=7 + int(weight or 0))
         files = {}
         for modality in ("video", "audio"):
             files[modality] = f"{modality}_backbone.pt"
@@ -71,13 +71,13 @@ class Runs:
         run = self.make("downstream", config, study="async", weight=weight, parents=[parent])
         run.write_result({"metrics": {f"eval/top1_{modality}": top1 for modality in ("v", "a", "av")}})
 
-    def deliver(self) -> None:
-        assert deliver_all(self.made, uri=self.uri, experiment="crisscross") == []
+    def sync(self) -> None:
+        assert sync_runs(self.made, self.uri, "crisscross").failures == {}
 
 
 @pytest.fixture(scope="module")
 def tiny(empty_store, tmp_path_factory) -> Runs:
-    """The three studies: two seeds of that of L_async, where one evaluation on the way is missing."""
+    """The three studies; ``async`` has two seeds and lacks one evaluation along a pretraining."""
     folder = tmp_path_factory.mktemp("figures")
     shutil.copy(empty_store, folder / "mlflow.db")
     runs = Runs(folder)
@@ -90,13 +90,13 @@ def tiny(empty_store, tmp_path_factory) -> Runs:
     parent = runs.pretraining(study="retrieval", weight=None, seed=2)
     config = {**runs.retrieval, "weights": {**runs.retrieval["weights"], "run": str(parent.path)}}
     assert run_experiment(runs.make("downstream", config, study="retrieval", weight=None, parents=[parent]))
-    runs.deliver()
+    runs.sync()
     relaxation = Study(folder)
     for seed, top1 in enumerate((0.4, 0.5)):
         relaxation.evaluation(relaxation.pretraining("mild", seed=seed), {"v": top1, "a": 0.7, "av": 0.75})
     relaxation.evaluation(relaxation.pretraining("none"), {"v": 0.5, "a": 0.7, "av": 0.75})
     relaxation.evaluation(None, {"v": 0.2, "a": 0.1, "av": 0.1})
-    relaxation.deliver()
+    relaxation.sync()
     return runs
 
 
@@ -112,9 +112,9 @@ def _draw(runs: Runs, out: Path, *arguments: str, code: int = 0) -> dict[str, by
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())} if out.exists() else {}
 
 
-def test_every_figure_is_drawn_with_its_runs_beside_it(tiny, drawn):
-    stems = {f"figure3-left-{FINGERPRINTS['async']}", f"figure3-right-{FINGERPRINTS['async']}"}
-    stems |= {f"figure4-{FINGERPRINTS['async']}", f"figure5-{FINGERPRINTS['retrieval']}", "relaxation-0123abcd"}
+def test_every_figure_is_drawn_with_its_runs_in_the_caption(tiny, drawn):
+    stems = {f"figure3-left-{STUDY_HASHES['async']}", f"figure3-right-{STUDY_HASHES['async']}"}
+    stems |= {f"figure4-{STUDY_HASHES['async']}", f"figure5-{STUDY_HASHES['retrieval']}", "relaxation-0123abcd"}
     assert set(drawn) == {f"{stem}.{extension}" for stem in stems for extension in ("png", "pdf", "md")}
     assert all(content.startswith(b"\x89PNG") for name, content in drawn.items() if name.endswith("png"))
     assert all(content.startswith(b"%PDF") for name, content in drawn.items() if name.endswith("pdf"))
@@ -132,17 +132,17 @@ def test_the_last_job_of_a_study_adds_its_figures_to_the_report_of_those_launche
     for name, content in drawn.items():
         if not name.startswith("relaxation"):
             (tmp_path / "figures" / name).write_bytes(content)
-    together = {**FINGERPRINTS, "methods": "c2c2c2c2"}  # of which nothing has been evaluated yet
+    together = {**STUDY_HASHES, "methods": "c2c2c2c2"}  # of which nothing has been evaluated yet
     place = {"experiment": "crisscross", "runs_root": tiny.folder / "runs", "out": tmp_path}
     assert add_to_report(tiny.uri, study="relaxation", studies=together, **place) == 0
     assert (tmp_path / "figures" / "relaxation-0123abcd.png").read_bytes() == drawn["relaxation-0123abcd.png"]
     page = (tmp_path / "tables" / "report.html").read_text()
     assert page.count("data:image/png") == 5
-    assert all(f"{name}-{FINGERPRINTS[name]}" in page for name in FINGERPRINTS)
+    assert all(f"{name}-{STUDY_HASHES[name]}" in page for name in STUDY_HASHES)
     assert "methods" not in page.partition("</nav>")[0]
 
 
-def test_captions_say_seeds_and_what_is_missing(drawn):
+def test_captions_list_seeds_and_missing_parts(drawn):
     right = drawn["figure3-right-a0a0a0a0.md"].decode()
     assert "means over up to 2 seeds" in right
     assert "- demo, with L_async, epoch 3 (n = 2, seeds 0, 1): " in right
@@ -170,7 +170,7 @@ def test_right_and_wrong_neighbours_are_counted_as_the_csv_has_them(tiny, drawn)
 def test_the_same_runs_give_the_same_bytes_and_mlflow_has_them_once(tiny, drawn, tmp_path, monkeypatch):
     found = search_runs("tags.kind = 'figures'", uri=tiny.uri, experiment="crisscross")
     of = {run["tags"]["crisscross.made_of"]: run for run in found}
-    assert set(of) == {f"figures {study}.{digits}" for study, digits in FINGERPRINTS.items()}
+    assert set(of) == {f"figures {study}.{digits}" for study, digits in STUDY_HASHES.items()}
     kept = {path.name: path.read_bytes() for path in tiny.folder.glob("mlruns/crisscross/*/artifacts/figures/*")}
     assert kept == drawn
     sent = []
@@ -191,7 +191,7 @@ def test_the_clips_to_show_may_be_chosen(tiny, drawn, tmp_path, capsys):
 
 def test_what_is_not_there_is_a_line_and_the_others_are_drawn(study, tmp_path, capsys):
     study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.7, "av": 0.75})
-    study.deliver()
+    study.sync()
     assert main(["--uri", study.uri, "--out", str(tmp_path / "figures"), "--runs-root", str(tmp_path / "no")]) == 1
     lines = capsys.readouterr().err.splitlines()
     scripts = {"3-left": "sweep_async", "3-right": "sweep_async", "4": "sweep_async", "5": "retrieve"}
@@ -205,7 +205,7 @@ def test_what_is_not_there_is_a_line_and_the_others_are_drawn(study, tmp_path, c
 def test_a_folder_that_is_elsewhere_and_an_arm_that_failed_are_named(tiny, tmp_path, empty_store, capsys):
     out = ["--out", str(tmp_path / "figures"), "--runs-root", str(tmp_path / "no")]
     assert main(["--uri", tiny.uri, "--figure", "4", *out]) == 1
-    assert f"below {tmp_path}/no: say where it is with --runs-root" in capsys.readouterr().err
+    assert f"below {tmp_path}/no: give its folder with --runs-root" in capsys.readouterr().err
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     half = Runs.__new__(Runs)
     half.__dict__.update(tiny.__dict__, uri=f"sqlite:///{tmp_path}/mlflow.db", made=[])
@@ -213,7 +213,7 @@ def test_a_folder_that_is_elsewhere_and_an_arm_that_failed_are_named(tiny, tmp_p
     half.evaluation(half.pretraining(study="async", weight=1.0), weight=1.0)
     config = {**half.pretrain, "method": {**half.pretrain["method"], "async_weight": 0.0}}
     half.make("pretrain", config, study="async", weight=0.0).write_progress(state="failed", error="the disk is full")
-    half.deliver()
+    half.sync()
     for figure in ("3-left", "4"):
         assert main(["--uri", half.uri, "--figure", figure, *out]) == 1
         line = capsys.readouterr().err
@@ -246,10 +246,10 @@ def test_an_embedding_is_the_same_twice_and_needs_some_clips():
         embed(features[:3])
 
 
-def test_things_are_chosen_and_told_apart():
+def test_choices_are_even_and_marker_styles_distinct():
     assert evenly(list("abcdefghij"), 4) == ["a", "d", "g", "j"]
     assert evenly([1, 2], 5) == [1, 2]
-    assert Counter(tuple(look_of(number).values()) for number in range(24)).most_common(1)[0][1] == 1
+    assert Counter(tuple(marker_style(number).values()) for number in range(24)).most_common(1)[0][1] == 1
 
 
 def test_wrong_usage_is_named(capsys):

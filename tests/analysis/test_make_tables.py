@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def cells(text: str) -> dict[str, list[str]]:
-    """Read a printed table back: the cells of each row by its label, of all of its blocks one after the other."""
+    """Parse a printed table: the cells of each row by its label, over all of its blocks."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         label, *texts = [cell.strip() for cell in line.strip("|").split("|")]
@@ -36,7 +36,7 @@ def words(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def filled(empty_store, tmp_path_factory) -> Study:
-    """A study in the middle of its life: some done, some not, for every reason there is."""
+    """A study with finished runs, and missing ones for every possible reason."""
     folder = tmp_path_factory.mktemp("filled")
     shutil.copy(empty_store, folder / "mlflow.db")
     study = Study(folder)
@@ -49,12 +49,12 @@ def filled(empty_store, tmp_path_factory) -> Study:
     study.evaluation(study.pretraining("mixed", state="failed", error="the disk is full"))
     study.pretraining("video_extreme", state="interrupted", step=1, total=4)
     study.evaluation(None, {"v": 0.8, "a": 0.1, "av": 0.1})
-    study.deliver()
+    study.sync()
     return study
 
 
 def _written(folder: Path, extension: str) -> Path:
-    """Return the table of that kind, whatever the variant."""
+    """Return the table file with that extension, of any variant."""
     (path,) = folder.glob(f"table3-????????.{extension}")
     return path
 
@@ -78,13 +78,13 @@ def test_the_table_of_a_study(filled, tmp_path, capsys):
     values = [0.50, 0.61, 0.58]
     mean, std = 100 * statistics.mean(values), 100 * statistics.stdev(values)
     assert found["none"][:3] == [f"**{mean:.1f} ± {std:.1f} (n=3)**", "**70.0 ± 0.0 (n=3)**", "75.0 ± 0.0 (n=3)"]
-    assert found["none"][3:] == ["-30.0 (n=1)", "+60.0 (n=1)", "+65.0 (n=1)"]  # the floor has seed 0 alone
+    assert found["none"][3:] == ["-30.0 (n=1)", "+60.0 (n=1)", "+65.0 (n=1)"]  # the baseline has only seed 0
     assert found["mild"][:3] == ["50.0", "**70.0**", "**90.0**"]  # 70.0 and 70.004 print alike: both are best
     assert found["medium"] == ["pretraining 41 %, not run"] * 3 + ["needs both"] * 3  # seeds 1 and 2: never started
     assert found["mixed"][:3] == ["parent failed, not run"] * 3
     assert found["extreme"][:3] == ["not run"] * 3
     assert found["video_extreme"][:3] == ["parent interrupted, not run"] * 3
-    # The floor is above all others in one column, and not bold.
+    # The baseline is the highest of one column, but not bold.
     assert found["untrained (floor)"] == ["80.0", "10.0", "10.0", *["\u2013"] * 3]
     assert "- mild, seed 1: failed: clip 7_b.mp4 cannot be decoded" in printed
     assert "- mild, seed 2: running 25 %" in printed
@@ -114,15 +114,15 @@ def test_every_number_leads_back_to_its_runs(filled, tmp_path):
     (none,) = (row for row in rows if row["row"] == "none" and row["modality"] == "a")
     assert float(none["gain_over_floor_points"]) == pytest.approx(60.0)
     assert (none["seeds"], none["is_best"]) == ("0 1 2", "true")
-    (floor,) = (row for row in rows if row["row"] == "untrained (floor)" and row["modality"] == "v")
-    assert (floor["is_floor"], floor["is_best"], floor["gain_over_floor_points"]) == ("true", "false", "")
+    (baseline,) = (row for row in rows if row["row"] == "untrained (floor)" and row["modality"] == "v")
+    assert (baseline["is_floor"], baseline["is_best"], baseline["gain_over_floor_points"]) == ("true", "false", "")
 
 
 def test_the_same_runs_give_the_same_bytes(filled, tmp_path):
     files = []
     for out in ("first", "second"):
         assert main(["--uri", filled.uri, "--out", str(tmp_path / out), "--figures", str(tmp_path)]) == 0
-        filled.deliver()  # nothing new
+        filled.sync()  # nothing new
         files.append({path.name: path.read_bytes() for path in (tmp_path / out).iterdir()})
     assert files[0] == files[1]
     assert len(files[0]) == 4
@@ -130,10 +130,10 @@ def test_the_same_runs_give_the_same_bytes(filled, tmp_path):
 
 def test_one_seed_has_no_spread(study, tmp_path, capsys):
     study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.7, "av": 0.9})
-    study.deliver()
+    study.sync()
     assert main(["--uri", study.uri, "--out", str(tmp_path / "tables"), "--format", "csv"]) == 0
     printed = capsys.readouterr().out
-    assert cells(printed)["mild"] == ["50.0", "70.0", "90.0"]  # the best of one is nothing to tell
+    assert cells(printed)["mild"] == ["50.0", "70.0", "90.0"]  # one row has no best
     assert "One seed a cell (n = 1), so there is no ±." in words(printed)
     assert [path.suffix for path in (tmp_path / "tables").iterdir()] == [".csv"]
 
@@ -145,27 +145,29 @@ def test_results_of_different_protocols_or_data_never_share_a_column(study, tmp_
     study.evaluation(other, {"v": 0.3, "a": 0.3, "av": 0.3})
     study.evaluation(parent, {"v": 0.4, "a": 0.4, "av": 0.4}, data="clips")
     study.evaluation(None, {"v": 0.05, "a": 0.05, "av": 0.05})
-    study.deliver()
+    study.sync()
     assert print_tables(study.uri, out=tmp_path / "tables") == 0
     found = cells(capsys.readouterr().out)
     columns = [name for name in found["relaxation"] if "over floor" not in name]
     assert len(columns) == len(set(columns)) == 4 * 3
-    mild, none, floor = (dict(zip(columns, found[row], strict=False)) for row in ("mild", "none", "untrained (floor)"))
+    mild, none, baseline = (
+        dict(zip(columns, found[row], strict=False)) for row in ("mild", "none", "untrained (floor)")
+    )
     assert sorted(cell for cell in mild.values() if cell != "not run") == ["10.0"] * 3 + ["20.0"] * 3 + ["40.0"] * 3
     assert {name: cell for name, cell in none.items() if cell != "not run"} == {
         f"demo (pretrained on more) {modality}": "30.0" for modality in ("v", "a", "a+v")
     }
-    # The floor is the same evaluation of untrained backbones, whatever was learnt from.
-    assert sorted(floor.values()) == ["5.0"] * 6 + ["not in the study"] * 6
+    # The baseline is the same evaluation of random-init backbones, whatever the pretraining data.
+    assert sorted(baseline.values()) == ["5.0"] * 6 + ["not in the study"] * 6
     assert {name.split(" [")[0].rpartition(" ")[0] for name in columns} >= {"clips", "demo (pretrained on more)"}
 
 
 def test_the_variant_launched_last_is_shown_and_the_others_named(study, tmp_path, capsys):
     study.evaluation(study.pretraining("mild"), {"v": 0.5, "a": 0.5, "av": 0.5})
-    study.deliver()
-    newer = Study(tmp_path, fingerprint="89abcdef", launched=2.0, scale="paper")
+    study.sync()
+    newer = Study(tmp_path, study_hash="89abcdef", launched=2.0, scale="paper")
     newer.evaluation(newer.pretraining("mild", seed=4), {"v": 0.6, "a": 0.6, "av": 0.6})
-    newer.deliver()
+    newer.sync()
     out = ["--uri", study.uri, "--out", str(tmp_path / "tables")]
     assert main(out) == 0
     printed = capsys.readouterr().out
@@ -207,7 +209,7 @@ def test_nothing_to_show_is_one_line(study, tmp_path, capsys):
     assert main(["--uri", study.uri, *out]) == 1
     assert "has no runs of the study relaxation" in one_line(capsys)
     study.pretraining("mild")
-    study.deliver()
+    study.sync()
     assert main(["--uri", study.uri, *out]) == 1
     assert "1 pretrainings but no evaluation yet" in one_line(capsys)
     assert not (tmp_path / "tables").exists()

@@ -1,4 +1,4 @@
-"""Tables 1, 2, 4, 5 and retrieval: the paper's shape, published numbers in columns of their own, honest differences."""
+"""Tables 1, 2, 4, 5 and retrieval: rows and columns of the paper, published numbers, paired differences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make(empty_store: Path, tmp_path: Path):
 
 
 def _printed(study: Study, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    study.deliver()
+    study.sync()
     assert main(["--uri", study.uri, "--out", str(study.folder / "tables"), *arguments]) == 0
     return capsys.readouterr().out
 
@@ -72,7 +72,7 @@ def test_table_1_pairs_seeds_and_keeps_the_papers_numbers_apart(make, capsys) ->
     assert all(not record["run_ids"] for record in _records(study, "table1") if record["source"] == "paper")
 
 
-def test_a_difference_of_one_seed_says_so() -> None:
+def test_a_difference_of_one_seed_has_no_interval() -> None:
     assert difference({0: 0.6}, {0: 0.5, 1: 0.9}).text == "+10.0 (n=1)"
     assert difference({0: 0.6}, {1: 0.5}) is None
     assert difference({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}).half_width == pytest.approx(0.0, abs=1e-9)
@@ -112,7 +112,7 @@ def test_tables_4_and_5_of_one_study(make, capsys) -> None:
     row = cells("**Table 5.**" + action)["AVID, Kinetics400, R(2+1)D-18, 15.4 M, 8 frames"]
     assert row == ["**80.0**", "not in the study", "83.7", "49.5", "-3.7", "needs both"]
     assert "XDC, Kinetics400, R(2+1)D-18, 31.5 M, 8 frames" in action
-    assert "Frozen features" not in printed  # Table 4 says it all
+    assert "Frozen features" not in printed  # Table 4 has all of it
     assert "mean of folds 1, 2, 3" in words(action)
 
 

@@ -46,7 +46,7 @@ def printed(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
             top1 = {"v": about["top1"]} if "top1" in about else None
             progress = {key: value for key, value in about.items() if key != "top1"}
             study.evaluation(parent, top1, protocol=FINETUNE, folds=(fold,), data="ucf101", **progress)
-    study.deliver()
+    study.sync()
     assert print_tables(study.uri, out=folder / "tables") == 0
     files = {path.suffix: path.read_text() for path in (folder / "tables").iterdir()}
     return files[".md"], list(csv.DictReader(io.StringIO(files[".csv"])))
@@ -65,7 +65,7 @@ def test_folds_are_averaged_before_seeds(printed: tuple[str, list[dict[str, str]
     assert "- UCF101: fine-tuning the video network, 8 frames" in markdown
 
 
-def test_folds_that_are_missing_are_told_and_make_no_number(printed: tuple[str, list[dict[str, str]]]) -> None:
+def test_missing_folds_are_listed_and_give_no_number(printed: tuple[str, list[dict[str, str]]]) -> None:
     markdown, records = printed
     found = cells(markdown)
     assert found["mild"][:1] == ["2 of 3 folds: fold 3 running 41 %; not run"]  # seed 1 was not started
@@ -93,7 +93,7 @@ def test_every_protocol_of_a_study_has_cells(study: Study, tmp_path: Path, capsy
     parent = study.pretraining("mild")
     for protocol, top1 in protocols:
         study.evaluation(parent, top1, protocol=protocol, folds=(1,))
-    study.deliver()
+    study.sync()
     assert print_tables(study.uri, out=tmp_path / "tables") == 0
     text = capsys.readouterr().out
     found = cells(text)
@@ -120,7 +120,7 @@ def test_fine_tunings_of_other_lengths_have_columns_of_their_own(
     parent = study.pretraining("mild")
     for frames in (8, 32):
         study.evaluation(parent, {"v": frames / 100}, protocol={**FINETUNE, "frames": frames})
-    study.deliver()
+    study.sync()
     assert print_tables(study.uri, out=tmp_path / "tables") == 0
     found = cells(capsys.readouterr().out)
     by_column = dict(zip(found["relaxation"], found["mild"], strict=True))

@@ -1,4 +1,4 @@
-"""Tables are read from a database without MLflow; what comes out is what MLflow's client would have said."""
+"""Tables are read from a database without MLflow, with the same result as through MLflow's client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from analysis.make_tables import print_all
 from analysis.runs import COLUMNS_OF_TAGS, METRICS, PARAMS, tidy
 from crisscross.tracking import query
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import RunColumns, experiment_tags, search_runs, study_runs
 from crisscross.utils.files import file_lock
 from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
@@ -22,7 +22,7 @@ from tests.tracking.jobs import client
 
 STUDY = "retrieval"
 SEEDS = 25
-"""Of the variant that is printed; a seed has three runs."""
+"""Seeds of the printed variant; a seed has three runs."""
 OLD_SCHEMA = """
 CREATE TABLE experiments (experiment_id INTEGER, name TEXT);
 CREATE TABLE experiment_tags (experiment_id INTEGER, key TEXT, value TEXT);
@@ -36,13 +36,13 @@ class Made(Template):
 
     @property
     def name(self) -> str:
-        """The variant of the study that is printed."""
+        """Name of the printed variant."""
         return f"{STUDY}.{self.fingerprints[STUDY]}"
 
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A few hundred runs of several variants of a study, with all that is odd about some of them."""
+    """A few hundred runs of several variants of a study, some with unusual values."""
     folder = tmp_path_factory.mktemp("reading")
     shutil.copy(empty_store, folder / "mlflow.db")
     template = deliver_template(folder, [STUDY])
@@ -65,7 +65,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def by_client(monkeypatch: pytest.MonkeyPatch):
-    """Return a function after whose call MLflow's client is asked everything."""
+    """Return a function that disables SQL, so that MLflow's client reads everything."""
 
     def ask() -> None:
         monkeypatch.setattr(query, "read_runs", lambda *arguments, **options: None)
@@ -88,20 +88,20 @@ def _read(store: Made, wanted: RunColumns) -> list[str]:
     ],
     ids=["tables", "identities", "all metrics"],
 )
-def test_sql_and_mlflows_client_say_the_same(store, by_client, wanted):
-    told = _read(store, wanted)
-    assert len(told) == SEEDS * 3 - 1 + 1  # one is deleted, one was added
+def test_sql_and_mlflows_client_return_the_same_runs(store, by_client, wanted):
+    found = _read(store, wanted)
+    assert len(found) == SEEDS * 3 - 1 + 1  # one is deleted, one was added
     by_client()
-    assert _read(store, wanted) == told
+    assert _read(store, wanted) == found
 
 
 def test_the_oddities_are_there(store):
-    told = "\n".join(_read(store, RunColumns(("crisscross.error",), (), METRICS)))
-    assert "NaN" in told
-    assert "1.7976931348623157e+308" in told  # how MLflow keeps infinity
-    assert '"metrics": {}' in told
-    assert r"\u00e9" * 5000 in told
-    assert "EVAL" not in told
+    found = "\n".join(_read(store, RunColumns(("crisscross.error",), (), METRICS)))
+    assert "NaN" in found
+    assert "1.7976931348623157e+308" in found  # how MLflow stores infinity
+    assert '"metrics": {}' in found
+    assert r"\u00e9" * 5000 in found
+    assert "EVAL" not in found
 
 
 def test_tables_are_byte_identical_either_way(store, by_client, tmp_path, capsys):

@@ -20,7 +20,7 @@ TABLE = Table(
     columns=(("a_b", "v"), ("a_b", "a+v"), ("c|d → e", "v")),
     rows=(
         Row("mild", (Cell("84.2 ± 1.3 (n=3)", is_best=True), Cell("7.0"), Cell("running 41 %", is_missing=True))),
-        Row("untrained (floor)", (Cell("10.0"), Cell("11.0"), Cell("failed", is_missing=True)), is_floor=True),
+        Row("untrained (floor)", (Cell("10.0"), Cell("11.0"), Cell("failed", is_missing=True)), is_random_init=True),
     ),
     notes=("mild, seed 2: failed: cannot\nread C:\\clips\\{1}~^<x>#$.mp4",),
     records=({"row": "mild", "mean": "0.842", "missing": "seed 2: failed, alas"},),

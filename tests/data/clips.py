@@ -1,4 +1,4 @@
-"""Small media files whose content is known: each picture shows its own number, the sound is given sample by sample."""
+"""Small media files of known content: each frame shows its number, the audio is given by sample."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import numpy as np
 NUM_BITS = 10
 
 
-def numbered_picture(number: int, *, height: int = 48, width: int = 80) -> np.ndarray:
-    """Return a grey picture (H, W, 3) whose top half shows a number as white (1) and black (0) bars, low bit left.
+def numbered_frame(number: int, *, height: int = 48, width: int = 80) -> np.ndarray:
+    """Return a gray frame (H, W, 3) whose top half shows a number in white (1) and black (0) bars, low bit left.
 
-    The bottom half is dark grey, so that the picture's top tells it from its bottom.
+    The bottom half is dark gray, so a flip is visible.
     """
-    picture = np.full((height, width, 3), 64, dtype=np.uint8)
+    pixels = np.full((height, width, 3), 64, dtype=np.uint8)
     edges = np.linspace(0, width, NUM_BITS + 1).round().astype(int)
     for bit in range(NUM_BITS):
-        picture[: height // 2, edges[bit] : edges[bit + 1]] = 235 if number >> bit & 1 else 16
-    return picture
+        pixels[: height // 2, edges[bit] : edges[bit + 1]] = 235 if number >> bit & 1 else 16
+    return pixels
 
 
-def read_number(picture: np.ndarray) -> int:
-    """Return the number that a picture (H, W, 3), of any size, shows."""
-    height, width = picture.shape[:2]
-    row = picture[height // 8 : height * 3 // 8].mean(axis=(0, 2))
+def read_number(pixels: np.ndarray) -> int:
+    """Return the number that a frame (H, W, 3) of any size shows."""
+    height, width = pixels.shape[:2]
+    row = pixels[height // 8 : height * 3 // 8].mean(axis=(0, 2))
     centres = ((np.arange(NUM_BITS) + 0.5) * width / NUM_BITS).astype(int)
     return sum(1 << bit for bit, centre in enumerate(centres) if row[centre] > 128)
 
 
 def read_numbers(video: np.ndarray) -> np.ndarray:
-    """Return the numbers that pictures (..., H, W, 3) show, in the shape of their leading axes."""
+    """Return the numbers that frames (..., H, W, 3) show, in the shape of their leading axes."""
     flat = video.reshape(-1, *video.shape[-3:])
-    return np.array([read_number(picture) for picture in flat]).reshape(video.shape[:-3])
+    return np.array([read_number(pixels) for pixels in flat]).reshape(video.shape[:-3])
 
 
 def even_times_s(num_frames: int, frame_rate_hz: float, *, start_s: float = 0.0) -> np.ndarray:
-    """Return the times of pictures at a constant rate."""
+    """Return the times of frames at a constant rate."""
     return start_s + np.arange(num_frames) / frame_rate_hz
 
 
@@ -51,16 +51,16 @@ def tone(frequency_hz: float, seconds: float, sample_rate_hz: int, *, level: flo
 
 def impulses(at_s: Sequence[float], seconds: float, sample_rate_hz: int) -> np.ndarray:
     """Return mono silence (1, samples) with single full samples at the given times."""
-    sound = np.zeros((1, round(seconds * sample_rate_hz)), dtype=np.float32)
-    sound[0, [round(time_s * sample_rate_hz) for time_s in at_s]] = 0.9
-    return sound
+    waveform = np.zeros((1, round(seconds * sample_rate_hz)), dtype=np.float32)
+    waveform[0, [round(time_s * sample_rate_hz) for time_s in at_s]] = 0.9
+    return waveform
 
 
 def write_clip(
     path: Path,
     *,
     times_s: Sequence[float] | None = None,
-    sound: np.ndarray | None = None,
+    waveform: np.ndarray | None = None,
     sample_rate_hz: int = 44100,
     audio_start_s: float = 0.0,
     height: int = 48,
@@ -79,21 +79,21 @@ def write_clip(
     """Write a clip and return its path; the container is chosen by the suffix.
 
     Args:
-        path: where to.
-        times_s: when each picture is shown; picture k shows the number k. None writes no video stream.
-        sound: (channels, samples) float32 in -1 to 1. None writes no audio stream.
-        sample_rate_hz: of the sound.
-        audio_start_s: when its first sample is heard.
-        height: of the stored pictures.
-        width: likewise.
+        path: the file to write.
+        times_s: time of each frame in seconds; frame k shows the number k. None writes no video stream.
+        waveform: (channels, samples) float32 in -1 to 1. None writes no audio stream.
+        sample_rate_hz: of the audio.
+        audio_start_s: time of its first sample.
+        height: of the stored frames.
+        width: of the stored frames.
         video_codec: the encoder.
         video_options: for the encoder, such as ``{"bf": "3"}``.
-        pixel_format: what is stored.
-        full_range: store luma 0 to 255 in place of 16 to 235.
+        pixel_format: of the stored frames.
+        full_range: whether to store luma 0 to 255 instead of 16 to 235.
         pixel_aspect: width over height of a stored pixel.
-        rotation: degrees counter-clockwise by which a player turns the picture.
-        key_frame_every: pictures from one key frame to the next.
-        ticks_per_s: to which times are rounded; MPEG-1 wants 25, its frame rate.
+        rotation: degrees counter-clockwise by which a player rotates the frame.
+        key_frame_every: frames from one key frame to the next.
+        ticks_per_s: the resolution of times; MPEG-1 needs 25, its frame rate.
         audio_codec: the encoder.
         layout: such as ``"5.1"``; None means mono or stereo.
     """
@@ -112,11 +112,11 @@ def write_clip(
                 video.codec_context.sample_aspect_ratio = pixel_aspect
             if rotation:
                 video.set_display_rotation(rotation)
-        if sound is not None:
+        if waveform is not None:
             names = {1: "mono", 2: "stereo"}
-            layout = layout or names[len(sound)]
+            layout = layout or names[len(waveform)]
             audio = container.add_stream(audio_codec, rate=sample_rate_hz, layout=layout)
-            packets += _audio_packets(audio, sound, sample_rate_hz, layout, audio_start_s)
+            packets += _audio_packets(audio, waveform, sample_rate_hz, layout, audio_start_s)
         if video is not None:
             packets += _video_packets(video, times_s, full_range, ticks_per_s)
         for packet in sorted(packets, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
@@ -129,8 +129,8 @@ def _video_packets(
 ) -> list[av.Packet]:
     packets = []
     for number, time_s in enumerate(times_s):
-        picture = numbered_picture(number, height=stream.height, width=stream.width)
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        pixels = numbered_frame(number, height=stream.height, width=stream.width)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame = frame.reformat(format=stream.pix_fmt, dst_color_range=2 if full_range else 1)
         frame.pts, frame.time_base = round(time_s * ticks_per_s), Fraction(1, ticks_per_s)
         packets += stream.encode(frame)
@@ -138,12 +138,12 @@ def _video_packets(
 
 
 def _audio_packets(
-    stream: av.AudioStream, sound: np.ndarray, sample_rate_hz: int, layout: str, start_s: float
+    stream: av.AudioStream, waveform: np.ndarray, sample_rate_hz: int, layout: str, start_s: float
 ) -> list[av.Packet]:
     packets, block = [], 1024
     resampler = av.AudioResampler(format=stream.format, layout=layout, rate=sample_rate_hz)
-    for first in range(0, sound.shape[1], block):
-        piece = np.ascontiguousarray(sound[:, first : first + block])
+    for first in range(0, waveform.shape[1], block):
+        piece = np.ascontiguousarray(waveform[:, first : first + block])
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
         frame.sample_rate, frame.time_base = sample_rate_hz, Fraction(1, sample_rate_hz)
         frame.pts = round(start_s * sample_rate_hz) + first

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from crisscross.data.manifest import Manifest, build_manifest, read_manifest
+from crisscross.data.build_manifest import build_manifest
+from crisscross.data.manifest import Manifest, read_manifest
 from crisscross.data.media.decode import decode_windows
 from crisscross.data.media.probe import probe
 from crisscross.data.media.streams import choose_stream, open_media
-from crisscross.data.media.video import pictures
+from crisscross.data.media.video import timed_frames
 from crisscross.data.prepare.compact_encode import CompactSettings, Streams, write_copy
 
 SETTINGS = CompactSettings(short_side_px=32, crf=18)
@@ -25,7 +26,7 @@ def streams_of(path: Path) -> Streams:
 
 def picture_times_s(path: Path) -> list[float]:
     with open_media(path) as container:
-        return [picture.time_s for picture in pictures(container, choose_stream(container, path, "video"))]
+        return [picture.time_s for picture in timed_frames(container, choose_stream(container, path, "video"))]
 
 
 def sound(path: Path, start_s: float, seconds: float) -> np.ndarray:

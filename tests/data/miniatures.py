@@ -1,15 +1,15 @@
 """Miniatures of the official datasets: real files in the official folders and list formats, with real class names.
 
 ``make_miniature(name, root)`` makes one in about a second; ``data_overrides(name, root)`` are the overrides that select
-it. Each class of each miniature looks and sounds like a class of the demo's clips, so that it can be learnt; a class
-has two different recordings, and its other files are copies of them.
+it. Each class looks and sounds like a class of the demo clips, so it can be learned; it has two different recordings,
+and its other files are copies of them.
 
     kinetics400     3 classes x (4 train, 2 val), 2.5 s, h264 + aac mp4
     kinetics_sound  the same tree, of which 2 classes belong to Kinetics-Sound
-    audioset        3 first labels x (4 train, 2 eval), names as four tools write them
-    ucf101          3 classes x 6 clips, folds of 2 test clips a class; mpeg4 avi, mp3 sound in two classes
-    hmdb51          3 classes x 7 clips, folds of 2 test clips a class, one clip unused; mpeg4 avi without sound
-    esc50           3 classes x 10 wavs of 5 s, 2 a fold
+    audioset        3 first labels x (4 train, 2 eval), file names as four tools write them
+    ucf101          3 classes x 6 clips, folds of 2 test clips per class; mpeg4 avi, mp3 audio in two classes
+    hmdb51          3 classes x 7 clips, folds of 2 test clips per class, one clip unused; mpeg4 avi without audio
+    esc50           3 classes x 10 wavs of 5 s, 2 per fold
     dcase2013       3 classes x (3 + 3) stereo wavs of 4 s (the official ones have 30 s)
 """
 
@@ -27,14 +27,14 @@ import numpy as np
 
 from crisscross.data.synthetic.render import encode_mp4, render_clip
 from crisscross.data.synthetic.scenes import SAMPLE_RATE_HZ
-from crisscross.data.synthetic.spec import ToyClip, ToySettings
+from crisscross.data.synthetic.spec import SyntheticClip, SyntheticSettings
 
 SECONDS, FRAME_RATE_HZ, FRAME_SIZE_PX = 2.5, 16, 40
-NUM_RECORDINGS = 2  # different ones a class
+NUM_RECORDINGS = 2  # different ones per class
 
 KINETICS_CLASSES = ("playing accordion", "tap dancing", "abseiling")  # the last is not in Kinetics-Sound
 AUDIOSET_LABELS = {"Speech": "/m/09x0r", "Dog": "/m/0bt9lr", "Violin, fiddle": "/m/07y_7"}
-UCF101_CLASSES = ("ApplyEyeMakeup", "PlayingViolin", "HandstandPushups")  # the last has no sound
+UCF101_CLASSES = ("ApplyEyeMakeup", "PlayingViolin", "HandstandPushups")  # the last has no audio
 HMDB51_CLASSES = ("brush_hair", "climb", "shoot_bow")
 ESC50_CLASSES = {"dog": 0, "chirping_birds": 14, "hand_saw": 49}
 DCASE2013_CLASSES = ("bus", "park", "tubestation")
@@ -55,7 +55,7 @@ def make_miniature(name: str, root: Path) -> Path:
 
 
 def data_overrides(name: str, root: Path) -> list[str]:
-    """Return the Hydra overrides that select a miniature; its manifest goes beside it."""
+    """Return the Hydra overrides that select a miniature; its manifest is stored next to it."""
     return [f"data={name}", f"data.root={root}", f"data.manifest_root={root.parent / f'{root.name}-manifests'}"]
 
 
@@ -159,7 +159,7 @@ MINIATURES: dict[str, Callable[[Path], None]] = {
 
 
 def _youtube_id(split: str, number: int, index: int) -> str:
-    """Return a name of 11 letters as YouTube gives them; some begin with a dash."""
+    """Return a name of 11 letters in the form of a YouTube id; some start with a dash."""
     return f"{'-_aZ'[index % 4]}{number}{index}{split[:2]}xY-_4T"
 
 
@@ -176,19 +176,19 @@ def _put(path: Path, kind: str, class_index: int, index: int) -> None:
 @functools.cache
 def _recording(kind: str, class_index: int, index: int) -> bytes:
     seconds = {"mono wav": 5.0, "stereo wav": 4.0}.get(kind, SECONDS)
-    settings = ToySettings(seconds=seconds, frame_size_px=FRAME_SIZE_PX, frame_rate_hz=FRAME_RATE_HZ)
-    frames, sound = render_clip(ToyClip("train", class_index, index), settings)
+    settings = SyntheticSettings(seconds=seconds, frame_size_px=FRAME_SIZE_PX, frame_rate_hz=FRAME_RATE_HZ)
+    frames, waveform = render_clip(SyntheticClip("train", class_index, index), settings)
     if kind == "mp4":
-        return encode_mp4(frames, sound, frame_rate_hz=FRAME_RATE_HZ)
+        return encode_mp4(frames, waveform, frame_rate_hz=FRAME_RATE_HZ)
     if kind.endswith("wav"):
-        return _wav(sound, num_channels=2 if kind.startswith("stereo") else 1)
-    return _avi(frames, None if kind.startswith("silent") else sound)
+        return _wav(waveform, num_channels=2 if kind.startswith("stereo") else 1)
+    return _avi(frames, None if kind.startswith("silent") else waveform)
 
 
-def _wav(sound: np.ndarray, *, num_channels: int, sample_rate_hz: int = 44100) -> bytes:
-    """Return a 16-bit wav file at 44.1 kHz, as both sound datasets have it."""
-    times = np.arange(round(len(sound) / SAMPLE_RATE_HZ * sample_rate_hz)) * SAMPLE_RATE_HZ / sample_rate_hz
-    resampled = np.interp(times, np.arange(len(sound)), sound)
+def _wav(waveform: np.ndarray, *, num_channels: int, sample_rate_hz: int = 44100) -> bytes:
+    """Return a 16-bit wav file at 44.1 kHz, as in both audio datasets."""
+    times = np.arange(round(len(waveform) / SAMPLE_RATE_HZ * sample_rate_hz)) * SAMPLE_RATE_HZ / sample_rate_hz
+    resampled = np.interp(times, np.arange(len(waveform)), waveform)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(num_channels)
@@ -198,19 +198,19 @@ def _wav(sound: np.ndarray, *, num_channels: int, sample_rate_hz: int = 44100) -
     return buffer.getvalue()
 
 
-def _avi(frames: np.ndarray, sound: np.ndarray | None) -> bytes:
-    """Return an avi file with MPEG-4 pictures, and MP3 sound where there is any, as UCF101 and HMDB51 have it."""
+def _avi(frames: np.ndarray, waveform: np.ndarray | None) -> bytes:
+    """Return an avi file with MPEG-4 video and, optionally, MP3 audio, as in UCF101 and HMDB51."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="avi") as container:
         video = container.add_stream("mpeg4", rate=FRAME_RATE_HZ)
         video.height, video.width, video.pix_fmt, video.gop_size = *frames.shape[1:3], "yuv420p", 12
-        audio = container.add_stream("libmp3lame", rate=SAMPLE_RATE_HZ, layout="mono") if sound is not None else None
-        for packet in (*_pictures(video, frames), *(_sounds(audio, sound) if audio is not None else ())):
+        audio = container.add_stream("libmp3lame", rate=SAMPLE_RATE_HZ, layout="mono") if waveform is not None else None
+        for packet in (*_video_packets(video, frames), *(_audio_packets(audio, waveform) if audio is not None else ())):
             container.mux(packet)
     return buffer.getvalue()
 
 
-def _pictures(stream: av.VideoStream, frames: np.ndarray) -> Iterator[av.Packet]:
+def _video_packets(stream: av.VideoStream, frames: np.ndarray) -> Iterator[av.Packet]:
     for index, pixels in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.pts, frame.time_base = index, Fraction(1, FRAME_RATE_HZ)
@@ -218,10 +218,10 @@ def _pictures(stream: av.VideoStream, frames: np.ndarray) -> Iterator[av.Packet]
     yield from stream.encode()
 
 
-def _sounds(stream: av.AudioStream, sound: np.ndarray) -> Iterator[av.Packet]:
+def _audio_packets(stream: av.AudioStream, waveform: np.ndarray) -> Iterator[av.Packet]:
     block = 576  # samples of an MP3 frame at 16 kHz
-    for first in range(0, len(sound), block):
-        piece = np.ascontiguousarray(sound[None, first : first + block], dtype=np.float32)
+    for first in range(0, len(waveform), block):
+        piece = np.ascontiguousarray(waveform[None, first : first + block], dtype=np.float32)
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE_HZ, first, Fraction(1, SAMPLE_RATE_HZ)
         yield from stream.encode(frame)

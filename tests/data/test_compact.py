@@ -1,4 +1,4 @@
-"""Compact copies of datasets: nothing lost silently, resumed after kills, shared by several at once."""
+"""Compact copies of datasets: nothing is lost silently; resumable; several processes share the work."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from omegaconf import OmegaConf
 
 from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
+from crisscross.data import parallel
+from crisscross.data.build_manifest import build_manifest
 from crisscross.data.catalog import open_manifest, prepare
-from crisscross.data.manifest import Manifest, build_manifest
+from crisscross.data.manifest import Manifest
 from crisscross.data.prepare import compact
 from crisscross.data.prepare.__main__ import main as prepare_main
 from crisscross.data.prepare.compact_encode import CompactSettings
@@ -33,12 +35,12 @@ from tests.processes import kill_when, run_at_once
 def source(tmp_path_factory) -> Path:
     """Clips of every kind; one of them is damaged where building the manifest does not look."""
     root = tmp_path_factory.mktemp("source")
-    both = write_clip(root / "train/a/1.mp4", times_s=even_times_s(20, 25), sound=tone(440, 0.8, 44100))
+    both = write_clip(root / "train/a/1.mp4", times_s=even_times_s(20, 25), waveform=tone(440, 0.8, 44100))
     for path in ("train/a/1.avi", "train/b/-x [#1];&.mp4", "test/a/näme.mp4", "test/b/4.mkv"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(both, root / path)
     write_clip(root / "test/b/silent.mp4", times_s=even_times_s(20, 25))
-    write_clip(root / "test/b/heard.wav", sound=tone(300, 0.8, 44100), audio_codec="pcm_s16le")
+    write_clip(root / "test/b/heard.wav", waveform=tone(300, 0.8, 44100), audio_codec="pcm_s16le")
     build_manifest(root / "manifest", root=root, require=("video",), progress=False, jobs=1)
     damaged = write_clip(root / "train/b/damaged.mp4", times_s=even_times_s(200, 25), height=32, width=32)
     content = bytearray(damaged.read_bytes())
@@ -67,12 +69,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 class _FragilePool(ThreadPoolExecutor):
-    """Stands for processes, one of which dies of a certain clip."""
+    """A pool whose workers die of a certain clip."""
 
-    def submit(self, work, tasks):
-        dies = self._max_workers > 1 or "silent" in tasks[3].path
+    def submit(self, work, *args):
+        dies = self._max_workers > 1 or (args and "silent" in args[0].path)
         future = Future()
-        future.set_exception(BrokenProcessPool()) if dies else future.set_result(work(tasks))
+        future.set_exception(BrokenProcessPool()) if dies else future.set_result(work(*args))
         return future
 
 
@@ -90,18 +92,18 @@ class TestDatasets:
             ("train/b/damaged.mp4", "b", "train")
         ]
         about = json.loads((tmp_path / "copy" / "compact.json").read_text())
-        assert about["source"]["fingerprint"] == manifest.fingerprint
+        assert about["source"]["fingerprint"] == manifest.data_hash
         assert (about["num_copied"], about["num_failed"], about["complete"]) == (6, 1, True)
         again = build_manifest(
             tmp_path / "m2", root=None, csv=tmp_path / "copy" / "clips.csv", require=("video",), progress=False, jobs=1
         )
         assert again.rejected.empty
         assert again.classes == manifest.classes
-        assert again.fingerprint != manifest.fingerprint  # it is other data
+        assert again.data_hash != manifest.data_hash  # it is different data
         expected = {"train/a/1.mp4.mp4", "train/a/1.avi.mp4", "test/b/4.mp4", "test/b/silent.mp4", "test/a/näme.mp4"}
         assert set(again.clips["path"]) == {*expected, "train/b/-x [#1];&.mp4"}
-        told = {row.path: (row.label, row.split) for row in again.clips.itertuples()}
-        assert told["test/b/4.mp4"] == ("b", "test")
+        labels = {row.path: (row.label, row.split) for row in again.clips.itertuples()}
+        assert labels["test/b/4.mp4"] == ("b", "test")
 
     def test_sound_alone_and_folds(self, source, tmp_path):
         (tmp_path / "list.csv").write_text(f"file,label,split\n{source}/test/b/heard.wav,b,train1+test2\n")
@@ -157,8 +159,8 @@ class TestDatasets:
         compact.run(manifest, whole, SETTINGS, jobs=1, progress=False)
         assert files(target) == files(whole)
 
-    def test_a_clip_that_kills_whoever_opens_it_is_found_and_left_out(self, manifest, tmp_path, monkeypatch):
-        monkeypatch.setattr(compact, "worker_pool", _FragilePool)
+    def test_a_clip_that_kills_its_worker_is_found_and_left_out(self, manifest, tmp_path, monkeypatch):
+        monkeypatch.setattr(parallel, "_worker_pool", _FragilePool)
         report = compact.run(manifest, tmp_path / "copy", SETTINGS, jobs=2, progress=False)
         assert report.is_complete
         assert dict(report.failures)["test/b/silent.mp4"] == "crashes the decoder"
@@ -211,4 +213,4 @@ def test_the_copy_of_an_official_dataset_keeps_its_folds(name, tmp_path, capsys)
     assert (after.name, after.folds, after.require) == (before.name, before.folds, before.require)
     assert labels_of_copy == labels
     assert len(labels) == 2 * len(before.folds)
-    assert copy.fingerprint != original.fingerprint
+    assert copy.data_hash != original.data_hash

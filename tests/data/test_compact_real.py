@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisscross.data.manifest import build_manifest
+from crisscross.data.build_manifest import build_manifest
 from crisscross.data.media.probe import probe
 from crisscross.data.prepare import compact
 from crisscross.data.prepare.compact_encode import CompactSettings, write_copy

@@ -1,4 +1,4 @@
-"""Real and odd files against decoding everything from the start."""
+"""Real and irregular files compared with decoding everything from the start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from crisscross.data.media.decode import DecodeError, probe
+from crisscross.data.media.video import pixel_aspect, to_rgb
 from tests.data.windows import decode_audio, decode_video, nearest_numbers
 from tests.requirements import REAL_DATA, needs_real_data
 
@@ -18,11 +19,11 @@ def _real_files(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(Path(REAL_DATA or "none").glob(pattern))]
 
 
-# What torture.csv suggests. Damaged files and those without timestamps or pictures are rejected.
-NO_PICTURE = {
+# As torture.csv suggests: damaged files and those without timestamps or frames are rejected.
+NO_FRAME = {
     "corrupted_packet.mp4": "does not decode",
     "truncated_moov_front.mp4": "does not decode",
-    "tiny.avi": "holds no pictures",
+    "tiny.avi": "holds no frames",
     "tiny_with_audio.mp4": "no video stream",
     "audio_only.mp4": "no video stream",
     "mp3_with_cover.mp3": "only a cover picture",
@@ -58,8 +59,8 @@ class TestRealFiles:
                 assert "does not decode" in found.video_problem
                 assert "does not decode" in found.audio_problem
                 continue
-            assert NO_PICTURE.get(name, "") in found.video_problem, name
-            assert bool(found.video_problem) == (name in NO_PICTURE), name
+            assert NO_FRAME.get(name, "") in found.video_problem, name
+            assert bool(found.video_problem) == (name in NO_FRAME), name
             if not found.video_problem:
                 assert found.video_end_s > found.video_start_s
                 span_s = found.video_end_s - found.video_start_s
@@ -69,7 +70,7 @@ class TestRealFiles:
                 starts_s = [found.audio_start_s, found.audio_end_s - 0.5]
                 assert np.isfinite(decode_audio(folder / name, starts_s)).all()
 
-    def test_what_the_odd_ones_hold(self):
+    def test_contents_of_irregular_files(self):
         folder = Path(REAL_DATA) / "video" / "torture"
         size = {
             name: (probe(folder / name).height, probe(folder / name).width) for name in ("rotate90.mov", "sar_2_1.mp4")
@@ -84,26 +85,24 @@ class TestRealFiles:
 
     @pytest.mark.slow
     def test_windows_equal_decoding_everything_from_the_start(self):
-        """An independent reference: decode all, sort the times, take the nearest, scale. Seeks must not show."""
-        from crisscross.data.media.video import pixel_aspect, to_rgb
-
+        """Compare with an independent reference: decode all, sort the times, take the nearest frame, scale it."""
         rng = np.random.default_rng(0)
         files = _real_files("video/clips/*.mp4")[::7] + _real_files("video/ucf101/*/*.avi")[::14]
         files += _real_files("video/hmdb51/*/*.avi", "video/torture/*.m[kpo][vg4]", "video/torture/*.ts")
-        skipped = set(NO_PICTURE) | set(CANNOT_OPEN) | {"bit_rot.mp4"}
+        skipped = set(NO_FRAME) | set(CANNOT_OPEN) | {"bit_rot.mp4"}
         for path in files:
             if path.name in skipped or path.name.startswith("av1"):
                 continue
             with av.open(str(path)) as container:
                 stream = container.streams.video[0]
                 aspect = pixel_aspect(stream)
-                times_s, pictures = [], []
+                times_s, shown = [], []
                 for frame in container.decode(stream):
                     times_s.append(frame.time)
-                    pictures.append(to_rgb(frame, aspect, (24, 32)))
+                    shown.append(to_rgb(frame, aspect, (24, 32)))
             times_s.sort()
             starts_s = sorted(rng.uniform(times_s[0], times_s[-1], size=2), reverse=True)
             video = decode_video(path, starts_s, canvas=(24, 32))
             for window, start_s in zip(video, starts_s, strict=True):
-                expected = [pictures[number] for number in nearest_numbers(times_s, start_s)]
+                expected = [shown[number] for number in nearest_numbers(times_s, start_s)]
                 assert np.array_equal(window, np.stack(expected)), path.name

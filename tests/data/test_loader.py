@@ -1,4 +1,4 @@
-"""Which samples a step sees, and what a batch holds."""
+"""The samples of each step, and the content of a batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_epoch_sees_no_sample_twice() -> None:
         assert set(seen.tolist()) <= set(range(30))
 
 
-def test_a_plan_begun_anywhere_is_the_same_plan() -> None:
+def test_a_plan_is_the_same_from_any_start() -> None:
     whole = list(_plan().batches(0, 12))
     for start in (1, 3, 4, 7, 11):
         late = list(_plan().batches(start, 12))
@@ -43,12 +43,12 @@ def test_epochs_and_seeds_differ() -> None:
     assert not np.array_equal(first, next(_plan(seed=1).batches(0, 1))[1])
 
 
-def test_a_batch_that_no_epoch_fills_is_refused() -> None:
+def test_a_batch_larger_than_an_epoch_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"global_batch_size=31 is larger than an epoch of 30 samples \(10 clips x 3"):
         _plan(batch_size=31)
 
 
-def test_processes_share_every_pass() -> None:
+def test_processes_share_every_micro_batch() -> None:
     plan = _plan(batch_size=8)
     whole = [ids.tolist() for _, ids in plan.batches(1, 4)]
     ranks = [list(RankBatches(plan, 1, 4, share=2, rank=rank, num_ranks=2)) for rank in (0, 1)]

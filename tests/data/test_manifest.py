@@ -1,4 +1,4 @@
-"""Manifests of small trees and lists of real container files: what is kept, what is rejected, and why."""
+"""Manifests of small trees and lists of real container files: usable and rejected clips, and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crisscross.data import manifest as manifest_module
-from crisscross.data import probe_files as probing
+from crisscross.data import manifest as manifest_file
+from crisscross.data import parallel, probe_files
+from crisscross.data.build_manifest import build_manifest
 from crisscross.data.file_list import ListedClip, assign_splits
-from crisscross.data.manifest import CLIP_COLUMNS, build_manifest, read_fingerprint, read_manifest
+from crisscross.data.manifest import CLIP_COLUMNS, read_manifest
+from crisscross.data.manifest_summary import read_summary
 from tests.data.clips import even_times_s, tone, write_clip
 from tests.requirements import REAL_DATA, needs_real_data
 
@@ -25,7 +28,7 @@ from tests.requirements import REAL_DATA, needs_real_data
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    return write_clip(folder / "good.mp4", times_s=even_times_s(25, 25), sound=tone(440, 1, 44100))
+    return write_clip(folder / "good.mp4", times_s=even_times_s(25, 25), waveform=tone(440, 1, 44100))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,7 @@ class TestLists:
             ["x 'y'/1.mp4", "dog", "1"],
         ]
 
-    def test_files_are_found_under_the_root_or_beside_the_list(self, tmp_path, clip):
+    def test_files_are_found_under_the_root_or_next_to_the_list(self, tmp_path, clip):
         root = fill(tmp_path / "data", clip, "a.mp4", "lists/b.mp4")
         csv = self.write(root / "lists", f"file,label\na.mp4,x\nb.mp4,x\n{root / 'a.mp4'},x\n")
         manifest = build(tmp_path, root=root, csv=csv)
@@ -219,9 +222,9 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match=r"there is no manifest in .*: build one with"):
             read_manifest(tmp_path)
         with pytest.raises(FileNotFoundError, match="there is no manifest in"):
-            read_fingerprint(tmp_path)
+            read_summary(tmp_path)
 
-    def test_lost_clips_are_counted_and_named(self, tmp_path, clip):
+    def test_missing_clips_are_counted_and_named(self, tmp_path, clip):
         root = fill(tmp_path / "data", clip, *(f"a/{n}.mp4" for n in range(5)))
         build(tmp_path, root=root)
         for n in range(1, 5):
@@ -233,7 +236,7 @@ class TestErrors:
 
     def test_files_that_do_not_belong_together(self, tmp_path, clip, monkeypatch):
         manifest = build(tmp_path, root=fill(tmp_path / "data", clip, "a/1.mp4", "a/2.mp4"))
-        monkeypatch.setattr(manifest_module, "READ_ATTEMPTS", 1)
+        monkeypatch.setattr(manifest_file, "READ_ATTEMPTS", 1)
         manifest.clips.iloc[:1].to_parquet(tmp_path / "manifest" / "clips.parquet")
         with pytest.raises(ValueError, match="do not belong together: build it again"):
             read_manifest(tmp_path / "manifest")
@@ -247,30 +250,21 @@ class TestStorage:
         read = read_manifest(tmp_path / "manifest")
         pd.testing.assert_frame_equal(built.clips, read.clips)
         pd.testing.assert_frame_equal(built.rejected, read.rejected)
-        assert (read.root, read.classes, read.fingerprint) == (root, ["a", "b"], built.fingerprint)
-        assert read_fingerprint(tmp_path / "manifest") == built.fingerprint
+        assert (read.root, read.classes, read.data_hash) == (root, ["a", "b"], built.data_hash)
+        assert read_summary(tmp_path / "manifest")["fingerprint"] == built.data_hash
         summary = json.loads((tmp_path / "manifest" / "manifest.json").read_text())
         assert (summary["num_clips"], summary["num_rejected"]) == (2, 1)
         left_over = {path.name for path in (tmp_path / "manifest").iterdir()} - {"manifest.lock"}
         assert left_over == {"clips.parquet", "rejected.parquet", "manifest.json", "probed.parquet"}
 
-    def test_fingerprint_needs_no_pandas(self, tmp_path, clip):
-        built = build(tmp_path, root=fill(tmp_path / "data", clip, "a/1.mp4"))
-        code = (
-            "import sys; from crisscross.data.manifest import read_fingerprint;"
-            f"print(read_fingerprint({str(tmp_path / 'manifest')!r}), 'pandas' in sys.modules)"
-        )
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        assert out.split() == [built.fingerprint, "False"]
-
-    def test_fingerprint_knows_the_clips_and_neither_place_nor_time(self, tmp_path, clip, silent):
+    def test_data_hash_depends_on_the_clips_not_on_place_or_time(self, tmp_path, clip, silent):
         root = fill(tmp_path / "data", clip, "train/a/1.mp4", "test/a/2.mp4")
-        first = build(tmp_path, root=root).fingerprint
+        first = build(tmp_path, root=root).data_hash
         root.rename(tmp_path / "moved")
         os.utime(tmp_path / "moved" / "train/a/1.mp4", (1, 1))
-        assert build(tmp_path, root=tmp_path / "moved").fingerprint == first
+        assert build(tmp_path, root=tmp_path / "moved").data_hash == first
         shutil.move(tmp_path / "moved/test/a/2.mp4", tmp_path / "moved/train/a/2.mp4")
-        assert build(tmp_path, root=tmp_path / "moved").fingerprint != first
+        assert build(tmp_path, root=tmp_path / "moved").data_hash != first
 
     def test_the_root_may_move_after_building(self, tmp_path, clip):
         root = fill(tmp_path / "data", clip, "a/1.mp4")
@@ -282,8 +276,8 @@ class TestStorage:
         root = fill(tmp_path / "data", clip, "a/1.mp4", "a/2.mp4")
         fill(root, silent, "a/3.mp4")
         probed = []
-        original = probing.probe_one
-        monkeypatch.setattr(probing, "probe_one", lambda r, p, t: probed.append(p) or original(r, p, t))
+        original = probe_files.probe_one
+        monkeypatch.setattr(probe_files, "probe_one", lambda r, p, t: probed.append(p) or original(r, p, t))
         first = build(tmp_path, root=root)
         assert probed == ["a/1.mp4", "a/2.mp4", "a/3.mp4"]
         probed.clear()
@@ -303,17 +297,17 @@ class TestStorage:
         build(tmp_path, root=root)
         assert len(probed) == 3, "what was found by looking closer holds"
 
-    def test_a_torn_memory_is_no_obstacle(self, tmp_path, clip):
+    def test_a_corrupt_probe_table_is_probed_again(self, tmp_path, clip):
         root = fill(tmp_path / "data", clip, "a/1.mp4")
         first = build(tmp_path, root=root)
         (tmp_path / "manifest" / "probed.parquet").write_bytes(b"PAR1 torn")
-        assert build(tmp_path, root=root).fingerprint == first.fingerprint
+        assert build(tmp_path, root=root).data_hash == first.data_hash
 
 
 class TestProcesses:
     @pytest.mark.slow
-    def test_many_processes_find_the_same(self, tmp_path, clip):
-        root = fill(tmp_path / "data", clip, *(f"{n % 3}/{n}.mp4" for n in range(probing.FEW_FILES + 10)))
+    def test_many_processes_give_the_same(self, tmp_path, clip):
+        root = fill(tmp_path / "data", clip, *(f"{n % 3}/{n}.mp4" for n in range(probe_files.FEW_FILES + 10)))
         alone = build(tmp_path, root=root)
         together = build_manifest(tmp_path / "second", root=root, jobs=2, progress=False)
         pd.testing.assert_frame_equal(alone.clips, together.clips)
@@ -334,27 +328,16 @@ class TestProcesses:
         assert len(read_manifest(directory).clips) == 12
 
     def test_a_file_that_kills_its_process_is_rejected(self, tmp_path, clip, monkeypatch):
-        class Broken:
-            def __enter__(self):
-                return self
+        class Fragile(ThreadPoolExecutor):
+            def submit(self, work, *args):
+                future = Future()
+                dies = self._max_workers > 1 or args == (paths[3],)
+                future.set_exception(BrokenProcessPool()) if dies else future.set_result(work(*args))
+                return future
 
-            def __exit__(self, *_):
-                return False
-
-            def submit(self, *_):
-                raise BrokenProcessPool("killed")
-
-        paths = [f"a/{n}.mp4" for n in range(probing.FEW_FILES + 1)]
+        paths = [f"a/{n}.mp4" for n in range(probe_files.FEW_FILES + 1)]
         root = fill(tmp_path / "data", clip, *paths)
-        monkeypatch.setattr(probing, "worker_pool", lambda jobs: Broken())
-        with pytest.raises(RuntimeError, match="do not start: call build_manifest under if __name__"):
-            build(tmp_path, root=root, jobs=2)
-        monkeypatch.setattr(probing, "_check_that_processes_start", lambda: None)
-        monkeypatch.setattr(
-            probing,
-            "_probe_apart",
-            lambda r, p, t: {**probing.probe_one(r, p, t), "problem": "crashes the decoder" if p == paths[3] else ""},
-        )
+        monkeypatch.setattr(parallel, "_worker_pool", Fragile)
         manifest = build(tmp_path, root=root, jobs=2)
         assert len(manifest.clips) == len(paths) - 1
         assert reasons(manifest) == {paths[3]: "crashes the decoder"}
@@ -386,7 +369,7 @@ class TestSplits:
 class TestRealFiles:
     pytestmark = needs_real_data
 
-    def test_ucf101_has_sound_in_four_classes(self, tmp_path):
+    def test_ucf101_has_audio_in_four_classes(self, tmp_path):
         folder = Path(REAL_DATA) / "video" / "ucf101"
         columns = {"label_column": "cls", "split_column": "split1"}
         manifest = build(tmp_path, root=folder, csv=folder / "ucf101.csv", jobs=None, **columns)

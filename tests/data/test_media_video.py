@@ -1,4 +1,4 @@
-"""Windows of pictures of real container files against content that is known."""
+"""Video windows of real container files compared with known content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.data.clips import even_times_s, read_numbers, tone, write_clip
 from tests.data.windows import decode_video, nearest_numbers
 
 
-class TestPictures:
+class TestVideo:
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".avi"])
     @pytest.mark.parametrize("key_frame_every", [12, 250])
     def test_nearest_frame_at_any_start(self, tmp_path, suffix, key_frame_every):
@@ -32,14 +32,14 @@ class TestPictures:
             assert numbers.tolist() == [nearest_numbers(times_s, s) for s in starts_s]
 
     @pytest.mark.parametrize("codec", ["libx264", "libx265"])
-    def test_leaving_out_unreferenced_pictures_before_a_window_changes_nothing(self, tmp_path, codec, monkeypatch):
+    def test_skipping_non_reference_frames_before_a_window_changes_nothing(self, tmp_path, codec, monkeypatch):
         path = write_clip(tmp_path / "a.mp4", times_s=even_times_s(150, 25), key_frame_every=250, video_codec=codec)
         for start_s in (0.5, 2.013, 4.5, 5.7):
             assert read_numbers(decode_video(path, [start_s]))[0].tolist() == nearest_numbers(
                 even_times_s(150, 25), start_s
             )
         skimmed = decode_video(path, [2.013, 4.5])
-        monkeypatch.setattr("crisscross.data.media.video.SKIMMED_CODECS", ())
+        monkeypatch.setattr("crisscross.data.media.video.NONREF_SKIP_CODECS", ())
         assert np.array_equal(skimmed, decode_video(path, [2.013, 4.5]))
 
     def test_goes_by_timestamps_where_the_rate_varies(self, tmp_path):
@@ -72,7 +72,7 @@ class TestPictures:
         assert np.array_equal(video[0], video[2])
         assert np.array_equal(video[1], decode_video(path, [0.5], canvas=(32, 40))[0])
 
-    def test_a_static_canvas_gives_the_same_picture(self, tmp_path):
+    def test_a_static_canvas_gives_the_same_frame(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", times_s=even_times_s(30, 25), height=120, width=160)
         native, small = decode_video(path, [0.5]), decode_video(path, [0.5], canvas=(30, 40))
         by_blocks = native.reshape(1, 8, 30, 4, 40, 4, 3).mean(axis=(3, 5))
@@ -143,7 +143,7 @@ class TestPictures:
         path = write_clip(
             tmp_path / f"a{suffix}",
             times_s=even_times_s(100, 25),
-            sound=tone(440, 4, 48000),
+            waveform=tone(440, 4, 48000),
             sample_rate_hz=48000,
             video_codec="mpeg1video" if program_stream else "libx264",
             audio_codec="mp2",

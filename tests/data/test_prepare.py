@@ -1,4 +1,4 @@
-"""The command that prepares a dataset: what it says, how several share the work, and how it goes on after a kill."""
+"""The command that prepares a dataset: its output, shares, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from crisscross.data import probe_files as probing
-from crisscross.data.manifest import build_manifest, read_manifest
+from crisscross.data.build_manifest import build_manifest
+from crisscross.data.manifest import read_manifest
 from crisscross.data.parallel import num_usable_cores
 from crisscross.data.prepare.__main__ import in_flags, main, parse_share
 from tests.data.clips import even_times_s, tone, write_clip
@@ -40,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were probed, in this process."""
+    """The files that this process has probed."""
     paths: list[str] = []
     original = probing.probe_one
     monkeypatch.setattr(probing, "probe_one", lambda r, p, t: paths.append(p) or original(r, p, t))
@@ -48,7 +49,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_what_it_says(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_output(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "UCF-101" / "PlayingViolin" / "v_PlayingViolin_g02_c02.avi").unlink()
     (root / "UCF-101" / "PlayingViolin" / "v_PlayingViolin_g99_c01.avi").touch()
     assert main(arguments("ucf101", root, "--allow-missing")) == 0
@@ -72,7 +73,7 @@ def test_what_it_says(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(read_manifest(directory).rejected["reason"]) == {"missing", "no official list names it"}
 
 
-def test_half_a_download_is_told_and_nothing_probed(
+def test_half_a_download_is_reported_and_nothing_is_probed(
     root: Path, capsys: pytest.CaptureFixture[str], probed: list[str]
 ) -> None:
     shutil.rmtree(root / "UCF-101" / "PlayingViolin")
@@ -114,7 +115,7 @@ def test_mistakes_are_one_line_and_2(
     assert len(err.splitlines()) == 1
 
 
-def test_what_was_not_typed_is_not_named() -> None:
+def test_errors_name_flags_not_config_keys() -> None:
     said = "data.annotations=null: x has no list: set data.annotations to it, or data.require=[video,audio]"
     assert in_flags(said) == "x has no list: give --annotations to it, or --require video audio"
     assert in_flags("data=folder needs clips: set data.root=DIR") == "folder needs clips: give --root DIR"
@@ -134,8 +135,8 @@ def test_what_fails_on_the_way_is_1(root: Path, capsys: pytest.CaptureFixture[st
     assert "none of the 18 files listed" in capsys.readouterr().err
 
 
-def test_clips_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = write_clip(tmp_path / "good.mp4", times_s=even_times_s(25, 25), sound=tone(440, 1, 44100))
+def test_own_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = write_clip(tmp_path / "good.mp4", times_s=even_times_s(25, 25), waveform=tone(440, 1, 44100))
     (tmp_path / "own" / "a").mkdir(parents=True)
     for name in ("1.mp4", "2.mp4"):
         shutil.copy(clip, tmp_path / "own" / "a" / name)
@@ -172,7 +173,7 @@ def test_shares_find_what_one_call_finds(root: Path, probed: list[str], capsys: 
     assert probed == []
 
 
-def test_a_share_that_is_lacking_is_probed_by_the_last_call(root: Path, probed: list[str]) -> None:
+def test_a_missing_share_is_probed_by_the_last_call(root: Path, probed: list[str]) -> None:
     assert main(arguments("ucf101", root, "--share", "1/2")) == 0
     first = set(probed)
     assert 0 < len(first) < 18
@@ -210,7 +211,7 @@ def test_an_array_with_gaps_has_no_shares() -> None:
 
 
 def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subprocess.Popen[str]:
-    """Prepare in a process of its own that takes its time over each file."""
+    """Prepare in a separate process that is slow on each file."""
     code = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
@@ -232,7 +233,7 @@ def _start(root: Path, *more: str, slowly_s: float, save_every_s: float) -> subp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [[], ["--share", "1/1"]])
-def test_after_a_kill_it_goes_on(root: Path, probed: list[str], share: list[str]) -> None:
+def test_it_continues_after_a_kill(root: Path, probed: list[str], share: list[str]) -> None:
     process = _start(root, *share, slowly_s=0.2, save_every_s=0.0)
     waited = time.monotonic()
     while not list(root.parent.glob("manifests/*/probed*.parquet")):
@@ -248,9 +249,7 @@ def test_after_a_kill_it_goes_on(root: Path, probed: list[str], share: list[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_who_is_asked_to_stop_keeps_what_it_found(
-    root: Path, probed: list[str], number: signal.Signals, code: int
-) -> None:
+def test_a_signal_keeps_all_findings(root: Path, probed: list[str], number: signal.Signals, code: int) -> None:
     process = _start(root, slowly_s=0.5, save_every_s=1e9)
     waited = time.monotonic()
     begun = root.parent / "begun"
@@ -260,7 +259,7 @@ def test_who_is_asked_to_stop_keeps_what_it_found(
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == code, err
-    assert "stopped: what was found is kept, the same command goes on" in err.splitlines()
+    assert "stopped: all findings are kept, the same command continues" in err.splitlines()
     assert "Traceback" not in err
     assert main(arguments("ucf101", root)) == 0
     assert 0 < len(probed) < 18
@@ -280,13 +279,13 @@ def test_shares_at_the_same_time(root: Path) -> None:
 
 
 class TestCopies:
-    def test_compact_copy_and_shards_in_shares(self, tmp_path, capsys):
+    def test_a_compact_copy_in_shares(self, tmp_path, capsys):
         root = tmp_path / "clips"
         for path in ("train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4", "test/b/4.mp4"):
-            write_clip(root / path, times_s=even_times_s(9, 25), sound=tone(440, 0.5, 44100))
+            write_clip(root / path, times_s=even_times_s(9, 25), waveform=tone(440, 0.5, 44100))
         target = tmp_path / "copy"
         asked = ["folder", "--root", str(root), "--manifest-root", str(tmp_path / "m"), "--jobs", "1"]
-        copies = ["--compact", str(target), "--short-side", "32", "--shards", "--shard-mb", "0.02"]
+        copies = ["--compact", str(target), "--short-side", "32"]
         assert main([*asked, *copies, "--share", "1/2"]) == 1
         assert "--share: the manifest is not built yet: run it without --share" in capsys.readouterr().err
         assert main(asked) == 0
@@ -297,17 +296,12 @@ class TestCopies:
         assert main([*asked, *copies]) == 0
         out = capsys.readouterr().out
         assert f"to use it: data=folder data.csv={target / 'clips.csv'}" in out
-        assert "to use them: data.stage=auto\n" in out
-        assert (target / "shards" / "index.json").exists()
-        assert main([*asked, "--shards", str(tmp_path / "s")]) == 0
-        assert f"4 files in 1 shards in {tmp_path / 's'}" in capsys.readouterr().out
 
     def test_mistakes_are_one_line(self, tmp_path, capsys):
         asked = ["folder", "--root", str(tmp_path), "--manifest-root", str(tmp_path / "m")]
         for wrong, text in (
             (["--compact", "x", "--short-side", "31"], "error: compact copy: got --short-side 31; allowed: even"),
-            (["--short-side", "64"], "error: --short-side: only a compact copy has such a thing: add --compact DIR"),
-            (["--shards", "--shard-mb", "0"], "error: --shard-mb 0.0: expected the size of a shard in MB"),
+            (["--short-side", "64"], "error: --short-side: only a compact copy has this setting: add --compact DIR"),
         ):
             assert main([*asked, *wrong]) == 2
             assert capsys.readouterr().err.startswith(text)

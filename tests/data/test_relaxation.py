@@ -1,4 +1,4 @@
-"""Where the views start: inside the streams, exactly as far apart as said, rightly distributed."""
+"""Views start inside the streams, at the right distance, with the right distribution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def random_extent(rng: np.random.Generator) -> Extent:
 
 
 def one_view_fits(extent: Extent) -> bool:
-    """Written anew, not taken from the code under test: can some audio window hold a video window?"""
+    """Return whether some audio window holds a video window, independently of the code under test."""
     last_audio, last_video = extent.audio_end_s - AUDIO_SECONDS, extent.video_end_s - VIDEO_SECONDS
     if last_audio < extent.audio_start_s - 1e-9 or last_video < extent.video_start_s - 1e-9:
         return False
@@ -136,7 +136,7 @@ def test_variants_move_one_modality_only():
     assert (audio[:, 0] == audio[:, 1]).all()
     offset = video - audio
     assert (((offset > -EPS) & (offset < 1.5 + EPS)).sum(axis=1) >= 1).all()
-    assert 0.4 < (audio[:, 0] > 4.0).mean() < 0.6  # sound of the second half is heard as often
+    assert 0.4 < (audio[:, 0] > 4.0).mean() < 0.6  # audio of the second half is drawn as often
 
     video, audio = draws("audio_extreme", TEN_SECONDS)
     np.testing.assert_allclose(audio[:, 1] - audio[:, 0], 5.0, atol=1e-12)
@@ -156,7 +156,7 @@ def test_streams_with_their_own_starts_and_ends():
     assert_uniform(video[:, 0] - audio[:, 0], 0.0, 1.5)
 
 
-def test_a_stretch_shared_too_briefly_for_the_audio_still_gives_synchronous_views():
+def test_shared_time_too_short_for_the_audio_still_gives_synchronous_views():
     video, audio = draws("none", Extent(3.0, 4.0, 0.0, 10.0), 300)
     assert video.min() >= 3.0
     assert video.max() <= 3.5
@@ -196,7 +196,7 @@ def test_padded_views():
     assert (video[:, 0] != video[:, 1]).all()
     assert video.min() >= 0
     assert video.max() <= 0.7
-    for seed in range(50):  # the audio is found around a video too short for one segment
+    for seed in range(50):  # the audio lies around a video too short for one segment
         starts = draw("mild", Extent(6.0, 6.3, 0.0, 10.0), seed)
         assert starts.video_s == (6.0, 6.0)
         assert 4.5 <= starts.audio_s[0] <= 6.0

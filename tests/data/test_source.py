@@ -1,4 +1,4 @@
-"""A dataset that is as it was is recognised by its list, sizes and times; whatever changes is found."""
+"""Changes to a dataset are found by its list, sizes and times; an unchanged one is not built again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from crisscross.data import manifest as manifest_module
+from crisscross.data import manifest_summary
+from crisscross.data.build_manifest import build_manifest
 from crisscross.data.catalog import prepare
 from crisscross.data.file_list import read_csv, scan_tree
-from crisscross.data.manifest import build_manifest, read_current, read_summary
+from crisscross.data.manifest_summary import read_current, read_summary
 from tests.data.clips import even_times_s, tone, write_clip
 
 PATHS = ("train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4")
@@ -40,7 +41,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    return write_clip(folder / "good.mp4", times_s=even_times_s(10, 10), sound=tone(440, 1, 16000))
+    return write_clip(folder / "good.mp4", times_s=even_times_s(10, 10), waveform=tone(440, 1, 16000))
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def _build(directory: Path, **options: Any) -> None:
     build_manifest(directory, **options, jobs=1, progress=False)
 
 
-def test_what_has_not_changed_is_current(tmp_path: Path, root: Path) -> None:
+def test_an_unchanged_dataset_is_current(tmp_path: Path, root: Path) -> None:
     assert read_current(tmp_path / "m", root=root) is None
     _build(tmp_path / "m", root=root)
     assert read_current(tmp_path / "m", root=root) == read_summary(tmp_path / "m")
@@ -66,7 +67,7 @@ def test_what_has_not_changed_is_current(tmp_path: Path, root: Path) -> None:
 
 
 def _replace(root: Path) -> None:
-    """Another content of the same size."""
+    """Write other content of the same size."""
     path = root / PATHS[0]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -107,14 +108,14 @@ def test_other_settings_are_another_manifest(tmp_path: Path, root: Path, options
 
 def test_the_same_clips_elsewhere_are_another_manifest(tmp_path: Path, root: Path) -> None:
     _build(tmp_path / "m", root=root)
-    shutil.copytree(root, tmp_path / "other")  # with the times of change
+    shutil.copytree(root, tmp_path / "other")  # keeps modification times
     assert read_current(tmp_path / "m", root=tmp_path / "other") is None
 
 
 @pytest.mark.parametrize("version", ["MANIFEST_VERSION", "PROBE_VERSION"])
 def test_newer_code_builds_again(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     _build(tmp_path / "m", root=root)
-    monkeypatch.setattr(manifest_module, version, 99)
+    monkeypatch.setattr(manifest_summary, version, 99)
     assert read_current(tmp_path / "m", root=root) is None
 
 
@@ -127,7 +128,7 @@ def test_a_damaged_manifest_is_built_again(tmp_path: Path, root: Path, name: str
         path.unlink()
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
-    elif name == "manifest.json":  # of the code before
+    elif name == "manifest.json":  # of an older version
         path.write_text('{"fingerprint": "f", "num_by_split": {"train": 2, "test": 1}}')
     else:
         pd.DataFrame({"path": ["x.mp4"]}).to_parquet(path)
@@ -150,7 +151,7 @@ def test_a_changed_list_is_found(tmp_path: Path, root: Path) -> None:
     assert read_current(tmp_path / "m", root=None, csv=csv)["reasons"] == {"file missing": 1}
 
 
-def test_mistakes_are_told_by_either(tmp_path: Path, root: Path) -> None:
+def test_both_report_mistakes(tmp_path: Path, root: Path) -> None:
     _build(tmp_path / "m", root=root)
     with pytest.raises(FileNotFoundError, match="gone does not exist: give the folder"):
         read_current(tmp_path / "m", root=tmp_path / "gone")
@@ -161,7 +162,7 @@ def test_mistakes_are_told_by_either(tmp_path: Path, root: Path) -> None:
 
 
 def _imported(data: dict[str, Any], *, code: str = "") -> list[str]:
-    """Prepare a dataset in a process of its own and return what heavy modules that took."""
+    """Prepare a dataset in a new process and return the heavy modules that it imported."""
     script = (
         f"import sys; from crisscross.data.catalog import prepare; {code}\n"
         f"prepare({data!r}, progress=False)\n"
@@ -172,7 +173,7 @@ def _imported(data: dict[str, Any], *, code: str = "") -> list[str]:
     ).stdout.split()
 
 
-def test_preparing_what_is_prepared_imports_nothing_heavy(tmp_path: Path, root: Path) -> None:
+def test_preparing_again_imports_nothing_heavy(tmp_path: Path, root: Path) -> None:
     csv = tmp_path / "list.csv"
     csv.write_text("".join(["file,label,split\n", *(f"{path},x,{path.split('/')[0]}\n" for path in PATHS)]))
     folder = {**TOY, "kind": "folder", "root": str(root), "manifest_root": str(tmp_path / "m"), "toy": {}}
@@ -182,7 +183,7 @@ def test_preparing_what_is_prepared_imports_nothing_heavy(tmp_path: Path, root: 
         assert prepare(data, progress=False) == first
 
 
-def test_a_damaged_demo_clip_is_told_each_time(tmp_path: Path) -> None:
+def test_a_damaged_demo_clip_is_an_error_each_time(tmp_path: Path) -> None:
     data = {**TOY, "root": str(tmp_path)}
     prepare(data, progress=False)
     victim = sorted(tmp_path.rglob("*.mp4"))[0]
@@ -197,7 +198,7 @@ def test_a_damaged_demo_clip_is_told_each_time(tmp_path: Path) -> None:
     prepare(data, progress=False)
 
 
-def test_a_split_that_is_not_there_is_told_each_time(tmp_path: Path) -> None:
+def test_a_missing_split_is_an_error_each_time(tmp_path: Path) -> None:
     data = {**TOY, "root": str(tmp_path), "test_split": "val"}
     for _ in range(2):
         with pytest.raises(ValueError, match="has no split 'val': choose from test, train"):
@@ -225,7 +226,7 @@ class TestLists:
     def test_ways_to_write_the_same(self, tmp_path: Path, text: str) -> None:
         assert self.read(tmp_path, text) == [("a.mp4", "x", None, ""), ("b.mp4", "y", None, "")]
 
-    def test_short_rows_are_named_not_passed_over(self, tmp_path: Path) -> None:
+    def test_short_rows_are_listed_with_a_problem(self, tmp_path: Path) -> None:
         text = 'file,label,split\na.mp4,x\nb.mp4\n,,\n"c, d.mp4","say ""x""",train\n../e.mp4,x,test\n'
         assert self.read(tmp_path, text) == [
             ("a.mp4", "x", "", "no split"),
@@ -243,7 +244,7 @@ class TestLists:
             ("  \n", "it holds nothing"),
         ],
     )
-    def test_what_is_no_table(self, tmp_path: Path, text: str, reason: str) -> None:
+    def test_what_is_not_a_table(self, tmp_path: Path, text: str, reason: str) -> None:
         with pytest.raises(ValueError, match=rf"cannot be read as CSV \({reason}\): save it as UTF-8 with a header"):
             self.read(tmp_path, text)
 

@@ -1,11 +1,13 @@
-"""Clips on the node's own disk: the same bytes, brought once, after kills and signals and from broken shards."""
+"""Staging: the same bytes on node-local disk, copied once, after kills and signals, and from broken tar files."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,11 @@ from crisscross.config.data import DataSettings
 from crisscross.data import staging
 from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, read_manifest
-from crisscross.data.shards import pack
-from crisscross.data.staging import local_disk, staged
+from crisscross.data.staging import local_disk, stage_in
 from crisscross.run.identity import identity
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 from tests.processes import kill_when, run_at_once, run_ranks
 from tests.requirements import missing
 from tests.support import assert_same_state, final_state, history, tiny_config
@@ -44,7 +45,7 @@ def manifest(config: dict) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def _no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    monkeypatch.setattr(SHUTDOWN, "signal_name", None)
     for name in ("SLURM_TMPDIR", "SLURM_JOB_ID", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -57,14 +58,32 @@ def clips(manifest: Manifest) -> dict[str, bytes]:
     return {path: (manifest.root / path).read_bytes() for path in manifest.clips["path"]}
 
 
+def tar(*arguments: object) -> None:
+    subprocess.run(["tar", *map(str, arguments)], check=True)
+
+
+def packed(manifest: Manifest, shards: Path) -> Path:
+    """Pack the clips of each class as crisscross/data/README.md does those of a dataset."""
+    shards.mkdir()
+    for folder in sorted({str(Path(path).parent) for path in manifest.clips["path"]}):
+        tar("-chf", shards / f"{folder.replace('/', '-')}.tar", "-C", manifest.root, f"./{folder}")
+    return shards
+
+
+def name_in(packed: Path) -> str:
+    """Return the path of the first clip of a tar file."""
+    found = subprocess.run(["tar", "-tf", str(packed)], capture_output=True, text=True, check=True).stdout
+    return next(name for name in found.splitlines() if name.endswith(".mp4")).removeprefix("./")
+
+
 class TestWhereTo:
     def test_off_by_default(self, config: dict, manifest: Manifest) -> None:
-        assert staged(manifest, parse(DataSettings, config["data"])) is manifest
-        assert staged(manifest, settings(config, "off")) is manifest
+        assert stage_in(manifest, parse(DataSettings, config["data"])) is manifest
+        assert stage_in(manifest, settings(config, "off")) is manifest
 
     def test_auto_is_the_disk_that_slurm_gives(self, config, manifest, tmp_path, monkeypatch, caplog) -> None:
         caplog.set_level(logging.INFO)
-        assert staged(manifest, settings(config, "auto")) is manifest
+        assert stage_in(manifest, settings(config, "auto")) is manifest
         assert "data.stage=auto: no $SLURM_TMPDIR here, clips are read from" in caplog.text
         monkeypatch.setenv("TMPDIR", str(tmp_path))
         assert local_disk("auto") is None  # no job of Slurm's: everybody's /tmp
@@ -73,10 +92,10 @@ class TestWhereTo:
         monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "gone"))
         assert local_disk("auto") is None
         monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
-        here = staged(manifest, settings(config, "auto"))
+        here = stage_in(manifest, settings(config, "auto"))
         assert here.root.is_relative_to(tmp_path)
         assert clips(here) == clips(manifest)
-        assert here.fingerprint == manifest.fingerprint
+        assert here.data_hash == manifest.data_hash
 
     def test_a_folder_may_begin_with_a_variable_that_the_job_has(self, monkeypatch, tmp_path) -> None:
         monkeypatch.setenv("NODE_DISK", str(tmp_path))
@@ -84,7 +103,7 @@ class TestWhereTo:
         with pytest.raises(ValueError, match=r"data.stage=\$GONE_DISK/x: \$GONE_DISK is not set in this job: give"):
             local_disk("$GONE_DISK/x")
 
-    def test_it_is_no_part_of_what_an_experiment_is(self, config, tmp_path) -> None:
+    def test_it_is_not_part_of_the_identity(self, config, tmp_path) -> None:
         other = {**config, "data": {**config["data"], "stage": str(tmp_path), "shards": "/x"}}
         assert identity("pretrain", other) == identity("pretrain", config)
 
@@ -93,37 +112,37 @@ class TestWhereTo:
             settings(config, "local")
         (tmp_path / "file").write_text("")
         with pytest.raises(OSError, match=r"data.stage: cannot write .*/file \(.*\): give a folder on the node's own"):
-            staged(manifest, settings(config, tmp_path / "file"))
+            stage_in(manifest, settings(config, tmp_path / "file"))
 
-    def test_somebody_elses_folder_is_not_used(self, config, manifest, tmp_path) -> None:
+    def test_a_folder_of_another_user_is_not_used(self, config, manifest, tmp_path) -> None:
         if os.getuid() != 0:
             missing("only root can make a folder that belongs to somebody else")
         theirs = tmp_path / f"crisscross-clips-{os.getuid()}"
         theirs.mkdir()
         os.chown(theirs, 12345, 12345)
         with pytest.raises(ValueError, match=r"data.stage: .* belongs to somebody else: give another folder"):
-            staged(manifest, settings(config, tmp_path))
+            stage_in(manifest, settings(config, tmp_path))
 
 
-class TestWhatIsBrought:
+class TestWhatIsStaged:
     def test_the_clips_of_the_splits_that_are_needed_and_then_the_others(self, config, manifest, tmp_path) -> None:
-        here = staged(manifest, settings(config, tmp_path), splits=["train"])
+        here = stage_in(manifest, settings(config, tmp_path), splits=["train"])
         there = {path.relative_to(here.root).as_posix() for path in here.root.rglob("*.mp4")}
         assert there == set(manifest.split("train")["path"])
-        told = []
-        staged(manifest, settings(config, tmp_path), report=told.append)
+        reported = []
+        stage_in(manifest, settings(config, tmp_path), report=reported.append)
         assert clips(here) == clips(manifest)
-        assert told[0].startswith("bringing clips to the node: 1 of 6, ")
+        assert reported[0].startswith("staging clips to the node: 1 of 6, ")
         assert (tmp_path / f"crisscross-clips-{os.getuid()}").stat().st_mode & 0o777 == 0o700
 
-    def test_what_is_there_stays_and_what_is_not_whole_is_brought_again(self, config, manifest, tmp_path) -> None:
-        here = staged(manifest, settings(config, tmp_path))
+    def test_complete_clips_stay_and_others_are_staged_again(self, config, manifest, tmp_path) -> None:
+        here = stage_in(manifest, settings(config, tmp_path))
         cut, old, gone, *_ = (here.root / path for path in manifest.clips["path"])
         cut.write_bytes(cut.read_bytes()[:100])
         os.utime(old, (1, 1))
         gone.unlink()
         before = {path: path.stat().st_ino for path in here.root.rglob("*.mp4")}
-        again = staged(manifest, settings(config, tmp_path))
+        again = stage_in(manifest, settings(config, tmp_path))
         assert clips(again) == clips(manifest)
         same = {path for path, inode in before.items() if path.stat().st_ino == inode}
         assert same == set(before) - {cut, old}
@@ -134,49 +153,77 @@ class TestWhatIsBrought:
         path.write_bytes(content + b"x")
         try:
             with pytest.raises(ValueError, match=rf"{path} has {len(content) + 1} bytes, expected {len(content)}: it"):
-                staged(manifest, settings(config, tmp_path))
+                stage_in(manifest, settings(config, tmp_path))
         finally:
             path.write_bytes(content)
 
-    def test_from_shards(self, config, manifest, tmp_path, monkeypatch) -> None:
-        packed = pack(
-            manifest.root, tmp_path / "shards", paths=manifest.clips["path"], shard_bytes=50_000, progress=False
-        )
-        assert packed.num_shards > 2
+    def test_from_tar_files(self, config, manifest, tmp_path, monkeypatch) -> None:
+        shards = packed(manifest, tmp_path / "shards")
         monkeypatch.setattr(staging.shutil, "copyfile", None)  # nothing is copied one by one
-        here = staged(manifest, settings(config, tmp_path / "disk", shards=str(packed.target)))
+        here = stage_in(manifest, settings(config, tmp_path / "disk", shards=str(shards)))
+        assert clips(here) == clips(manifest)
+        assert {path.name for path in here.root.iterdir()} == {"train", "test"}
+        stale = [clip for clip in staging._needed(manifest, None) if not clip.is_at(here.root)]
+        assert stale == []
+
+    def test_from_tar_files_in_the_root(self, config, manifest, tmp_path, monkeypatch) -> None:
+        root = shutil.copytree(manifest.root, tmp_path / "copy", symlinks=True)  # with the times of the clips
+        packed(manifest, root / "shards")
+        monkeypatch.setattr(staging.shutil, "copyfile", None)
+        here = stage_in(replace(manifest, root=root), settings(config, tmp_path / "disk"))
         assert clips(here) == clips(manifest)
 
-    def test_shards_that_are_broken_or_old_are_passed_over(self, config, manifest, tmp_path, caplog) -> None:
-        pack(manifest.root, tmp_path / "shards", paths=manifest.clips["path"], shard_bytes=50_000, progress=False)
-        missing, cut, garbage, old, *_ = sorted((tmp_path / "shards").glob("*.tar"))
-        missing.unlink()
-        cut.write_bytes(cut.read_bytes()[:-10])
+    def test_tar_files_that_are_broken_or_old_or_lack_clips(self, config, manifest, tmp_path, caplog) -> None:
+        shards = packed(manifest, tmp_path / "shards")
+        cut, garbage, old, missing, *_ = sorted(shards.glob("*.tar"))
+        cut.write_bytes(cut.read_bytes()[:1500])  # in the middle of its first clip
         garbage.write_bytes(b"x" * garbage.stat().st_size)
-        old.write_bytes(old.read_bytes().replace(b"mdat", b"mdot"))
-        os.utime(old, (1, 1))  # packed before its clips were made
-        here = staged(manifest, settings(config, tmp_path / "disk", shards=str(tmp_path / "shards")))
+        first = manifest.root / name_in(old)
+        touched = tmp_path / "touched" / name_in(old)
+        touched.parent.mkdir(parents=True)
+        touched.write_bytes(first.read_bytes()[::-1])
+        os.utime(touched, (1, 1))
+        tar("-cf", old, "-C", tmp_path / "touched", name_in(old))
+        shorter = tmp_path / "shorter" / name_in(missing)
+        shorter.parent.mkdir(parents=True)
+        shorter.write_bytes(b"short")
+        os.utime(shorter, ns=((manifest.root / name_in(missing)).stat().st_mtime_ns,) * 2)
+        tar("-cf", missing, "-C", tmp_path / "shorter", name_in(missing))
+        here = stage_in(manifest, settings(config, tmp_path / "disk", shards=str(shards)))
         assert clips(here) == clips(manifest)
-        for name in (missing.name, cut.name, garbage.name):
-            assert f"{name} is passed over" in caplog.text
+        for path in (cut, garbage):
+            assert f"{path} cannot be read to its end" in caplog.text
+
+    def test_a_tar_file_cannot_write_elsewhere(self, config, manifest, tmp_path) -> None:
+        path = manifest.clips["path"][0]
+        (tmp_path / "shards").mkdir()
+        tar("-cPf", tmp_path / "shards" / "evil.tar", "--transform", "s,^,../../,", "-C", manifest.root, path)
+        link = tmp_path / "links" / path
+        link.parent.mkdir(parents=True)
+        link.symlink_to("/etc/passwd")
+        tar("-cf", tmp_path / "shards" / "link.tar", "-C", tmp_path / "links", path)
+        here = stage_in(manifest, settings(config, tmp_path / "disk", shards=str(tmp_path / "shards")))
+        assert clips(here) == clips(manifest)
+        assert not (here.root / path).is_symlink()
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["disk", "links", "shards"]
 
     def test_no_room(self, config, manifest, small_disk, caplog) -> None:
         disk = small_disk("200k")
         with pytest.raises(
             OSError, match=r"data.stage: 18 clips need 0.\d MB in .*, which has 0.\d MB free: free space"
         ):
-            staged(manifest, settings(config, disk))
+            stage_in(manifest, settings(config, disk))
 
-    def test_no_room_where_nobody_insists(self, config, manifest, small_disk, caplog, monkeypatch) -> None:
+    def test_auto_without_enough_space(self, config, manifest, small_disk, caplog, monkeypatch) -> None:
         monkeypatch.setenv("SLURM_TMPDIR", str(small_disk("200k")))
-        assert staged(manifest, settings(config, "auto")) is manifest
+        assert stage_in(manifest, settings(config, "auto")) is manifest
         assert "data.stage=auto: clips are read from" in caplog.text
 
-    def test_a_disk_that_others_fill_meanwhile(self, config, manifest, small_disk, monkeypatch) -> None:
+    def test_a_disk_that_others_fill_during_staging(self, config, manifest, small_disk, monkeypatch) -> None:
         disk = small_disk("200k")
         monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: _Plenty)
         with pytest.raises(OSError, match=r"data.stage: .* is full \(No space left on device\): free space, stage a"):
-            staged(manifest, settings(config, disk))
+            stage_in(manifest, settings(config, disk))
 
 
 class _Plenty:
@@ -189,25 +236,25 @@ class TestSeveral:
 
         def struck(*arguments: object, **others: object) -> None:
             original(*arguments, **others)
-            if len(list(tmp_path.rglob("*/*/*.mp4"))) >= 5:  # several threads bring clips
-                INTERRUPTION.note("SIGTERM")
+            if len(list(tmp_path.rglob("*/*/*.mp4"))) >= 5:  # several threads copy clips
+                SHUTDOWN.propagate("SIGTERM")
 
         monkeypatch.setattr(staging, "_put", struck)
         with pytest.raises(Preempted, match="SIGTERM"):
-            staged(manifest, settings(config, tmp_path))
-        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+            stage_in(manifest, settings(config, tmp_path))
+        monkeypatch.setattr(SHUTDOWN, "signal_name", None)
         monkeypatch.setattr(staging, "_put", original)
         there = list(tmp_path.rglob("*/*/*.mp4"))
         assert 1 <= len(there) < len(manifest.clips)
-        assert clips(staged(manifest, settings(config, tmp_path))) == clips(manifest)
+        assert clips(stage_in(manifest, settings(config, tmp_path))) == clips(manifest)
 
-    def test_a_signal_reaches_one_that_waits(self, config, manifest, tmp_path) -> None:
-        here = staged(manifest, settings(config, tmp_path))
-        told = []
+    def test_a_signal_reaches_a_waiting_process(self, config, manifest, tmp_path) -> None:
+        here = stage_in(manifest, settings(config, tmp_path))
+        reported = []
 
         def report(text: str) -> None:
-            told.append(text)
-            INTERRUPTION.note("SIGTERM")
+            reported.append(text)
+            SHUTDOWN.propagate("SIGTERM")
 
         holds = (
             "import sys; from crisscross.utils.files import file_lock\n"
@@ -218,11 +265,11 @@ class TestSeveral:
         assert holder.stdout.readline() == b"\n"
         try:
             with pytest.raises(Preempted):
-                staged(manifest, settings(config, tmp_path), report=report)
+                stage_in(manifest, settings(config, tmp_path), report=report)
         finally:
             holder.kill()
             holder.communicate()
-        assert told == ["waiting for clips that another process brings to this node"]
+        assert reported == ["waiting for another process to stage clips to this node"]
 
     def test_three_at_once_after_a_kill(self, config, manifest, tmp_path) -> None:
         code = (
@@ -236,7 +283,7 @@ class TestSeveral:
             "staging._put, staging.COPY_THREADS = slow, 1\n"
             "data = DataSettings(name='demo', kind='toy', root=None, train_split='train', test_split='test',"
             " fingerprint=None, stage=sys.argv[2])\n"
-            "print(len(staging.staged(read_manifest(sys.argv[1]), data).clips))\n"
+            "print(len(staging.stage_in(read_manifest(sys.argv[1]), data).clips))\n"
         )
         command = [sys.executable, "-c", code, str(manifest.directory), str(tmp_path)]
         kill_when(command, lambda: len(list(tmp_path.rglob("*/*/*.mp4"))) >= 3)
@@ -244,7 +291,7 @@ class TestSeveral:
         assert 3 <= len(there) < len(manifest.clips)
         run_at_once(command, num=3)
         assert {path: path.stat().st_ino for path in there} == there
-        here = staged(manifest, settings(config, tmp_path))
+        here = stage_in(manifest, settings(config, tmp_path))
         assert clips(here) == clips(manifest)
         assert not list(here.root.glob(".incoming/*"))
 
@@ -256,9 +303,9 @@ class TestTraining:
         data = {**config["data"], "stage": str(tmp_path)}
         local = RunDirectory.create("pretrain", {**config, "data": data, "runs_root": str(folder / "local")})
         hidden = manifest.root / "train" / manifest.clips["path"].iloc[-1].split("/")[1]
-        staged(manifest, settings(config, tmp_path))
+        stage_in(manifest, settings(config, tmp_path))
         spare = {path: path.read_bytes() for path in hidden.iterdir()}
-        for path in spare:  # what is read now is not read here
+        for path in spare:  # from now on clips are not read here
             path.write_bytes(b"not a clip")
         try:
             assert run_experiment(local)
@@ -271,7 +318,7 @@ class TestTraining:
 
     def test_a_damaged_copy_is_named_by_dataset_and_clip(self, config, folder, tmp_path, manifest) -> None:
         data = {**config["data"], "stage": str(tmp_path)}
-        here = staged(manifest, settings(config, tmp_path))
+        here = stage_in(manifest, settings(config, tmp_path))
         for row in manifest.split("train").itertuples():
             (here.root / row.path).write_bytes(bytes(row.size_bytes))
             os.utime(here.root / row.path, ns=(row.mtime_ns, row.mtime_ns))
@@ -279,7 +326,7 @@ class TestTraining:
         with pytest.raises(RuntimeError, match=r"crisscross-clips-\d+/demo-\w+/train/\w+/\w+\.mp4: cannot open"):
             run_experiment(run)
 
-    def test_a_signal_while_clips_are_brought_leaves_the_run_ready_to_go_on(
+    def test_a_signal_during_staging_leaves_the_run_ready_to_continue(
         self, config, folder, tmp_path, monkeypatch
     ) -> None:
         data = {**config["data"], "stage": str(tmp_path)}
@@ -288,17 +335,17 @@ class TestTraining:
 
         def struck(*arguments: object, **others: object) -> None:
             original(*arguments, **others)
-            INTERRUPTION.note("SIGTERM")
+            SHUTDOWN.propagate("SIGTERM")
 
         monkeypatch.setattr(staging, "_put", struck)
         assert run_experiment(run) is False
         assert run.progress["state"] == "interrupted"
         monkeypatch.undo()
-        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+        monkeypatch.setattr(SHUTDOWN, "signal_name", None)
         assert run_experiment(run) is True
 
     @pytest.mark.slow
-    def test_the_ranks_of_a_job_bring_them_once_and_fail_together(self, config, folder, tmp_path, small_disk) -> None:
+    def test_the_ranks_of_a_job_stage_once_and_fail_together(self, config, folder, tmp_path, small_disk) -> None:
         execution = {**config["execution"], "num_devices": 2}
         runs = []
         for name, disk in (("ranks", tmp_path), ("no room", small_disk("200k"))):
@@ -307,12 +354,12 @@ class TestTraining:
             run = RunDirectory.create("pretrain", asked)
             ranks = run_ranks([*warm_python(), "-m", "launch.job", str(run.path)], num=2)
             runs.append((run, {code for code, _ in ranks}, "".join(text for _, text in ranks)))
-        (run, codes, errors), (_, broken, told) = runs
+        (run, codes, errors), (_, broken, text) = runs
         assert (codes, run.result is not None) == ({0}, True), errors
         assert " where 12 (" in errors
         assert " where 0 (" in errors
         assert broken == {1}
-        assert "data.stage: 12 clips need" in told
+        assert "data.stage: 12 clips need" in text
 
     def test_an_evaluation_reads_there_as_well(self, folder, tmp_path, caplog) -> None:
         caplog.set_level(logging.INFO)

@@ -1,4 +1,4 @@
-"""The generated clips: real files, the same each time, whole whatever happens, and no shortcut to the class."""
+"""The synthetic clips: real files, reproducible, complete after any kill, and no shortcut to the class."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ import av
 import numpy as np
 import pytest
 
-from crisscross.data.synthetic import render as toy_clips
-from crisscross.data.synthetic import scenes as toy_scenes
-from crisscross.data.synthetic import spec
+from crisscross.data.synthetic import render, scenes, spec
 from crisscross.data.synthetic.generate import generate
 from crisscross.data.synthetic.render import render_clip
-from crisscross.data.synthetic.spec import CLASSES, SPLITS, ToyClip, ToySettings, list_clips
+from crisscross.data.synthetic.spec import CLASSES, SPLITS, SyntheticClip, SyntheticSettings, list_clips
 from crisscross.utils.rng import derive_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = ToySettings(num_classes=3, train_clips_per_class=2, test_clips_per_class=1, seconds=1.5, frame_size_px=32)
-MANY = ToySettings(num_classes=3, train_clips_per_class=20, test_clips_per_class=5, seconds=1.5, frame_size_px=32)
+TINY = SyntheticSettings(num_classes=3, train_clips_per_class=2, test_clips_per_class=1, seconds=1.5, frame_size_px=32)
+MANY = SyntheticSettings(num_classes=3, train_clips_per_class=20, test_clips_per_class=5, seconds=1.5, frame_size_px=32)
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +34,7 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(frames), np.concatenate(sound)
 
 
-def assert_whole(root: Path, settings: ToySettings) -> None:
+def assert_whole(root: Path, settings: SyntheticSettings) -> None:
     found = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
     assert found == sorted([Path("toy.json"), *(clip.path for clip in list_clips(settings))])
     for clip in list_clips(settings):
@@ -45,10 +43,10 @@ def assert_whole(root: Path, settings: ToySettings) -> None:
         assert len(sound) >= settings.seconds * 16_000
 
 
-def start(root: Path, settings: ToySettings, *, jobs: int = 2, before: str = "") -> subprocess.Popen:
-    """Run ``generate`` in a process of its own, in a process group of its own."""
+def start(root: Path, settings: SyntheticSettings, *, jobs: int = 2, before: str = "") -> subprocess.Popen:
+    """Run ``generate`` in a separate process and process group."""
     code = f"""
-from crisscross.data.synthetic.generate import ToySettings, generate
+from crisscross.data.synthetic.generate import SyntheticSettings, generate
 if __name__ == "__main__":
     {before or "pass"}
     generate({str(root)!r}, {settings!r}, jobs={jobs}, progress=False)
@@ -81,9 +79,9 @@ def assert_group_gone(group: int) -> None:
 
 
 def test_files_are_real_clips_and_hold_what_was_drawn(tmp_path):
-    settings = ToySettings(num_classes=2, train_clips_per_class=1, test_clips_per_class=1)
+    settings = SyntheticSettings(num_classes=2, train_clips_per_class=1, test_clips_per_class=1)
     generate(tmp_path, settings, jobs=1, progress=False)
-    clip = ToyClip("train", 1, 0)
+    clip = SyntheticClip("train", 1, 0)
     path = tmp_path / clip.path
     assert path == tmp_path / "train" / "slide" / "slide_train_0000.mp4"
     with av.open(str(path)) as container:
@@ -110,10 +108,10 @@ def test_files_are_real_clips_and_hold_what_was_drawn(tmp_path):
 
 
 def test_picture_and_sound_keep_the_same_clock():
-    settings = ToySettings(frame_rate_hz=50, seconds=3.0)
-    clip = ToyClip("train", CLASSES.index("bounce"), 0)
+    settings = SyntheticSettings(frame_rate_hz=50, seconds=3.0)
+    clip = SyntheticClip("train", CLASSES.index("bounce"), 0)
     _, sound = render_clip(clip, settings)
-    clock = toy_scenes.draw_clock(toy_clips._random(clip, settings.seed, "clock"))
+    clock = scenes.draw_clock(render._random(clip, settings.seed, "clock"))
     first = int(np.ceil(clock.phase))
     contacts_s = (np.arange(first, first + 5) - clock.phase) / clock.tempo_hz
     loud_s = np.flatnonzero(np.abs(sound) > 0.25 * np.abs(sound).max()) / 16_000
@@ -121,23 +119,23 @@ def test_picture_and_sound_keep_the_same_clock():
     for contact_s in contacts_s:
         assert np.abs(onsets_s - contact_s).min() < 0.02
     times_s = np.arange(0, 3, 0.02)
-    pose = toy_scenes._still_pose(times_s, np.zeros(2), np.random.default_rng(0))
-    steps = toy_scenes._Steps(clock.beats(times_s), 0.2, 1.0, 0.0, np.random.default_rng(0))
-    toy_scenes._bounce(pose, steps)
+    pose = scenes._still_pose(times_s, np.zeros(2), np.random.default_rng(0))
+    steps = scenes._Steps(clock.beats(times_s), 0.2, 1.0, 0.0, np.random.default_rng(0))
+    scenes._bounce(pose, steps)
     lowest = pose.y > np.quantile(pose.y, 0.95)
     distance = np.abs(clock.beats(times_s) - np.round(clock.beats(times_s)))
     assert distance[lowest].max() < 0.1
 
 
 def test_a_clip_depends_on_its_name_and_the_settings_alone():
-    clip = ToyClip("test", 4, 3)
+    clip = SyntheticClip("test", 4, 3)
     frames, sound = render_clip(clip, TINY)
     frames_again, sound_again = render_clip(clip, TINY)
     np.testing.assert_array_equal(frames, frames_again)
     np.testing.assert_array_equal(sound, sound_again)
-    more_classes = ToySettings(seconds=1.5, frame_size_px=32)
+    more_classes = SyntheticSettings(seconds=1.5, frame_size_px=32)
     np.testing.assert_array_equal(frames, render_clip(clip, more_classes)[0])
-    other_seed = ToySettings(seconds=1.5, frame_size_px=32, seed=1)
+    other_seed = SyntheticSettings(seconds=1.5, frame_size_px=32, seed=1)
     assert (frames != render_clip(clip, other_seed)[0]).mean() > 0.5
     assert frames.dtype == np.uint8
     assert frames.shape == (24, 32, 32, 3)
@@ -148,8 +146,8 @@ def test_a_clip_depends_on_its_name_and_the_settings_alone():
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_kind_moves_and_sounds_at_odd_sizes_and_lengths(kind):
-    clip = ToyClip("train", CLASSES.index(kind), 0)
-    frames, sound = render_clip(clip, ToySettings(seconds=1.3, frame_size_px=34, frame_rate_hz=25))
+    clip = SyntheticClip("train", CLASSES.index(kind), 0)
+    frames, sound = render_clip(clip, SyntheticSettings(seconds=1.3, frame_size_px=34, frame_rate_hz=25))
     assert len(frames) == 32
     assert (np.abs(np.diff(frames.astype(int), axis=0)).mean(axis=(1, 2, 3)) > 0).any()
     assert np.isfinite(sound).all()
@@ -163,11 +161,11 @@ def test_no_two_clips_share_a_nuisance_seed(monkeypatch):
         keys.append(derive_key(seed, purpose, *counters))
         return np.random.default_rng(0)
 
-    monkeypatch.setattr(toy_clips, "generator", record)
-    clips = list_clips(ToySettings())
+    monkeypatch.setattr(render, "generator", record)
+    clips = list_clips(SyntheticSettings())
     for clip in clips:
         for purpose in ("clock", "picture", "sound"):
-            toy_clips._random(clip, 0, purpose)
+            render._random(clip, 0, purpose)
     assert len(clips) == 10 * (32 + 16)
     assert len(set(keys)) == len(keys) == 3 * len(clips)
 
@@ -271,10 +269,10 @@ def test_a_disk_without_room_gives_one_line_and_no_torn_clip(tmp_path):
 
 def test_impossible_settings_name_key_value_and_remedy():
     with pytest.raises(ValueError, match="got num_classes=11; allowed: 2 to 10"):
-        ToySettings(num_classes=11)
+        SyntheticSettings(num_classes=11)
     with pytest.raises(ValueError, match="got frame_size_px=33; allowed: even, 32 to 512"):
-        ToySettings(frame_size_px=33)
-    with pytest.raises(ValueError, match="got jobs=0"):
+        SyntheticSettings(frame_size_px=33)
+    with pytest.raises(ValueError, match="jobs=0: at least 1 process is needed"):
         generate("unused", TINY, jobs=0)
 
 
@@ -288,16 +286,18 @@ def test_fingerprint_follows_every_setting_and_the_version(monkeypatch):
         {"frame_rate_hz": 20},
         {"seed": 1},
     ]
-    prints = {ToySettings().fingerprint(), *(ToySettings(**change).fingerprint() for change in changes)}
+    prints = {SyntheticSettings().fingerprint(), *(SyntheticSettings(**change).fingerprint() for change in changes)}
     assert len(prints) == 1 + len(changes)
-    monkeypatch.setattr(spec, "TOY_VERSION", -1)
-    assert ToySettings().fingerprint() not in prints
+    monkeypatch.setattr(spec, "SYNTHETIC_VERSION", -1)
+    assert SyntheticSettings().fingerprint() not in prints
 
 
 @pytest.mark.slow
 def test_neither_one_frame_nor_the_mean_spectrum_tells_the_class():
     """Ten classes, chance 10 %. Motion and rhythm tell the class; a still picture and an average do not."""
-    settings = ToySettings(train_clips_per_class=24, test_clips_per_class=12, seconds=2.5, frame_size_px=40, seed=7)
+    settings = SyntheticSettings(
+        train_clips_per_class=24, test_clips_per_class=12, seconds=2.5, frame_size_px=40, seed=7
+    )
     clips = list_clips(settings)
     rendered = [render_clip(clip, settings) for clip in clips]
     frames = np.stack([frames for frames, _ in rendered])
@@ -376,7 +376,7 @@ def motion_features(frames: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_same_clip_is_the_same_file_whatever_lies_in_memory() -> None:
-    settings = ToySettings(seconds=2.5, frame_size_px=40)
+    settings = SyntheticSettings(seconds=2.5, frame_size_px=40)
     frames, wave = render_clip(list_clips(settings)[0], settings)
     rng = np.random.default_rng(0)
     files = set()
@@ -384,6 +384,6 @@ def test_the_same_clip_is_the_same_file_whatever_lies_in_memory() -> None:
         litter = [rng.integers(0, 255, rng.integers(100, 400_000)).astype(np.uint8) for _ in range(8)]
         kept = litter[::2]
         del litter
-        files.add(toy_clips.encode_mp4(frames.copy(), wave, frame_rate_hz=settings.frame_rate_hz))
+        files.add(render.encode_mp4(frames.copy(), wave, frame_rate_hz=settings.frame_rate_hz))
         del kept
     assert len(files) == 1

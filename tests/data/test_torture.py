@@ -1,4 +1,4 @@
-"""The odd files: each is accepted or rejected as their list says a loader should, with the reason; none is dropped."""
+"""Irregular files are accepted or rejected with the reason, as their list suggests; none is left out."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.data.manifest import Manifest, build_manifest
+from crisscross.data.build_manifest import build_manifest
+from crisscross.data.manifest import Manifest
 from tests.requirements import REAL_DATA, needs_real_data
 
 pytestmark = [*needs_real_data, pytest.mark.slow]
 DATA = Path(REAL_DATA or "none")
 
-# How each reason begins. What has no pictures, what has no sound, and what is damaged in one of them.
+# How each reason starts: files without frames, files without audio, files damaged in one of them.
 CANNOT_OPEN = {
     "ebml_unsupported.mkv": "cannot open: ",
     "html_error_page.mp4": "cannot open: ",
     "truncated_no_moov.mp4": "cannot open: ",
     "zero_bytes.mp4": "empty file (0 bytes)",
 }
-NO_PICTURES = {
+NO_FRAMES = {
     "audio_only.mp4": "no video stream",
     "mp3_with_cover.mp3": "no video stream (only a cover picture)",
     "raw_annexb.h264": "no timestamps",
-    "tiny.avi": "the video stream holds no pictures",
+    "tiny.avi": "the video stream holds no frames",
     "tiny_with_audio.mp4": "no video stream",
     "bit_rot.mp4": "does not decode after 3.24 s: ",
     "corrupted_packet.mp4": "does not decode after 2.70 s: ",
     "truncated_moov_front.mp4": "does not decode after 3.97 s: ",
 }
-NO_SOUND = {
+NO_AUDIO = {
     **dict.fromkeys(
         (
             "-dash-first-name-.mp4",
@@ -51,12 +52,12 @@ NO_SOUND = {
         ),
         "no audio stream",
     ),
-    "bit_rot.mp4": "the sound does not decode after 2.00 s: ",
+    "bit_rot.mp4": "the audio does not decode after 2.00 s: ",
 }
 VIDEO_REASONS = {
-    ("video", "audio"): {**NO_SOUND, **NO_PICTURES, **CANNOT_OPEN},
-    ("video",): {**NO_PICTURES, **CANNOT_OPEN},
-    ("audio",): {**NO_SOUND, **CANNOT_OPEN},
+    ("video", "audio"): {**NO_AUDIO, **NO_FRAMES, **CANNOT_OPEN},
+    ("video",): {**NO_FRAMES, **CANNOT_OPEN},
+    ("audio",): {**NO_AUDIO, **CANNOT_OPEN},
 }
 NO_SAMPLES = "the audio stream holds no samples"
 AUDIO_REASONS = {
@@ -82,12 +83,12 @@ def test_video(tmp_path: Path) -> None:
         manifest = check(DATA / "video" / "torture", reasons, require, tmp_path)
         if "audio" not in require:
             silent = manifest.clips.set_index("path")["audio_start_s"].isna()
-            assert set(silent[silent].index) == set(NO_SOUND) - set(NO_PICTURES)
+            assert set(silent[silent].index) == set(NO_AUDIO) - set(NO_FRAMES)
     assert len(VIDEO_REASONS["video", "audio"]) == 24
 
 
 def test_audio(tmp_path: Path) -> None:
-    """What has a sample of sound can be used as sound, however odd; as video, none of them can."""
+    """Files with at least one audio sample are usable as audio; none is usable as video."""
     manifest = check(DATA / "audio" / "torture", AUDIO_REASONS["audio",], ("audio",), tmp_path)
     assert (manifest.clips["audio_end_s"] > manifest.clips["audio_start_s"]).all()
     assert manifest.clips["width"].isna().all()
@@ -96,7 +97,7 @@ def test_audio(tmp_path: Path) -> None:
         build_manifest(tmp_path, root=folder, csv=folder / "torture.csv", label_column="file", progress=False)
 
 
-def test_real_clips_and_sounds(tmp_path: Path) -> None:
+def test_real_video_and_audio_files(tmp_path: Path) -> None:
     folder = DATA / "video" / "clips"
     clips = build_manifest(tmp_path / "v", root=folder, csv=folder / "clips.csv", label_column="kind", progress=False)
     assert (len(clips.clips), len(clips.rejected), len(clips.classes)) == (70, 0, 8)

@@ -1,4 +1,4 @@
-"""Windows of one stream alone, as tests ask for them."""
+"""Windows of one stream alone, for the tests."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def decode_audio(path: Path, starts_s, *, seconds=1.0, sample_rate_hz=RATE_HZ) -
 
 
 def nearest_numbers(times_s, start_s: float, *, num_frames=8, frame_rate_hz=16.0) -> list[int]:
-    """The reference: the number of the picture nearest to each wanted time, the earlier of two equally near."""
+    """Return the number of the frame nearest to each time, the earlier of two equally near."""
     wanted_s = start_s + np.arange(num_frames) / frame_rate_hz
     return [int(np.argmin(np.abs(np.asarray(times_s) - w).round(6))) for w in wanted_s]

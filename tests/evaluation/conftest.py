@@ -1,4 +1,4 @@
-"""What all tests of evaluations share."""
+"""Fixtures of the evaluation tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Compute in one thread, as jobs do: what is computed here is tiny, and other tests run beside it."""
+    """Compute in one thread, as jobs do; the tests are small, and others run at the same time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):

@@ -1,4 +1,4 @@
-"""What several tests of evaluations need: features whose classes are known, and settings of the protocols."""
+"""Helpers of the evaluation tests: features with known classes, and settings of the protocols."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Settings = SvmSettings | LinearSettings | RetrievalSettings
 
 
 def rows_of(features: np.ndarray, labels: np.ndarray) -> FeatureMatrix:
-    """Return rows of features (N, V, D), in memory."""
+    """Return a matrix of features (N, V, D), in memory."""
     return FeatureMatrix(
         (np.asarray(features, np.float32),), np.arange(len(features)), np.asarray(labels), features.shape[1]
     )
@@ -30,15 +30,15 @@ def rows_of(features: np.ndarray, labels: np.ndarray) -> FeatureMatrix:
 def clusters(
     num_clips: int, *, spread: float, seed: int = 0, num_classes: int = 4, dim: int = 16, num_segments: int = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (N, V, D) around one centre a class, the same for every seed, and labels (N,)."""
+    """Return features (N, V, D) around one center per class, the same for all seeds, and labels (N,)."""
     labels = np.arange(num_clips) % num_classes
-    centres = np.random.default_rng(99).normal(size=(num_classes, dim))
+    centers = np.random.default_rng(99).normal(size=(num_classes, dim))
     noise = np.random.default_rng(seed).normal(size=(num_clips, num_segments, dim))
-    return (centres[labels][:, None] + spread * noise).astype(np.float32), labels
+    return (centers[labels][:, None] + spread * noise).astype(np.float32), labels
 
 
 def protocol(name: str, **changes: Any) -> Settings:
-    """Return a protocol's settings as its config file has them, with changes."""
+    """Return a protocol's settings from its config file, with changes."""
     config = copy.deepcopy(_config(name))
     config["downstream"] |= changes
     return parse(DownstreamSettings, config).downstream
@@ -52,7 +52,7 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def manifest_of(clips: list[dict[str, Any]]) -> Manifest:
-    """Return a manifest of clips that nobody has, each with a path, a label and splits; with both streams of 3 s."""
+    """Return a manifest of clips without files, each with a path, a label, splits and both streams of 3 s."""
     classes = sorted({clip["label"] for clip in clips})
     there = {"video_start_s": 0.0, "video_end_s": 3.0, "audio_start_s": 0.0, "audio_end_s": 3.0}
     rows = [

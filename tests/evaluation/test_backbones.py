@@ -1,4 +1,4 @@
-"""Which backbones an evaluation starts from, those of a pretraining's kept epochs above all."""
+"""The backbones of an evaluation, above all from the kept epochs of a pretraining."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings, check_kept
-from crisscross.evaluation.backbones import backbones_of, check_epoch, remarks
-from crisscross.models.backbones import untrained_backbones
+from crisscross.evaluation.backbones import backbones_of, check_epoch, mismatch_warnings
+from crisscross.models.backbones import random_init_backbones
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
@@ -56,7 +56,7 @@ def test_the_last_epoch_is_the_end(folder: Path, pretrained: RunDirectory) -> No
 def test_epoch_zero_is_before_the_first_step(folder: Path, pretrained: RunDirectory) -> None:
     run = _make(folder, "weights.epoch=0", parents=[pretrained])
     model = parse(DownstreamSettings, run.config).model
-    assert_same_state(_state_of(run), dict(untrained_backbones(model, seed=5).state_dict()))
+    assert_same_state(_state_of(run), dict(random_init_backbones(model, seed=5).state_dict()))
 
 
 def test_an_epoch_is_an_experiment_of_its_own(folder: Path, pretrained: RunDirectory) -> None:
@@ -95,7 +95,7 @@ def test_an_unfinished_pretraining_has_the_epochs_that_it_has_kept(folder: Path,
     assert_same_state(_state_of(own), _state_of(kept))
 
 
-def test_a_study_is_told_before_it_begins() -> None:
+def test_a_study_checks_the_kept_epochs_first() -> None:
     training = {"epochs": 100, "keep_epochs": [10, 50, 200]}
     for epoch in (None, 0, 10, 50, 100):
         check_kept(epoch, training)
@@ -122,19 +122,20 @@ def test_a_damaged_checkpoint_is_refused(folder: Path) -> None:
         run_experiment(_make(folder, "weights.epoch=1", parents=[run]))
 
 
-def test_what_an_evaluation_looks_at_otherwise_than_the_pretraining_did_is_said(folder: Path) -> None:
-    def said(*overrides: str) -> list[str]:
-        return remarks(avid, parse(DownstreamSettings, tiny_config("downstream", folder, *overrides)))
+def test_inputs_that_differ_from_the_pretraining_are_reported(folder: Path) -> None:
+    def found(*overrides: str) -> list[str]:
+        return mismatch_warnings(avid, parse(DownstreamSettings, tiny_config("downstream", folder, *overrides)))
 
     avid = tiny_config("pretrain", folder, "method=avid", "method.num_negatives=5")
-    assert said() == []
+    assert found() == []
     avid["method"]["pool"] = "max"
     avid["views"]["audio"]["transform"] |= {"num_mels": None, "n_fft": 512}
-    pool, spectrogram = said()
-    assert pool.endswith("set downstream.features.video_layer=max to look at what it was trained for")
+    pool, spectrogram = found()
+    assert pool.endswith("set downstream.features.video_layer=max to evaluate the pooling that it was trained with")
     assert spectrogram == (
-        "heard other spectrograms (n_fft=512, not 1024; num_mels=None, not 40): set views= to that of the pretraining"
+        "was trained on other spectrograms (n_fft=512, not 1024; num_mels=None, not 40): set views= to that of the"
+        " pretraining"
     )
-    assert said("downstream.modalities=[v]", "downstream.features.video_layer=max") == []
-    assert len(said("downstream.modalities=[a]")) == 1
-    assert said("downstream=finetune", "downstream.frames=4", "downstream.training.epochs=3") == []
+    assert found("downstream.modalities=[v]", "downstream.features.video_layer=max") == []
+    assert len(found("downstream.modalities=[a]")) == 1
+    assert found("downstream=finetune", "downstream.frames=4", "downstream.training.epochs=3") == []

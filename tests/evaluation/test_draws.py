@@ -1,4 +1,4 @@
-"""Segments of clips: drawn and augmented, or evenly spaced and plain; of one modality or of both."""
+"""Segments of clips: random and augmented, or evenly spaced; of one modality or both."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.loader import Clips, SegmentDataset, decode_segments
 from crisscross.data.manifest import Manifest
 from crisscross.data.relaxation import even_starts
-from crisscross.training import features as module
+from crisscross.training import features
 from crisscross.training.features import Extraction, FeatureStore, extract
-from crisscross.transforms.audio import evaluate_audio
-from crisscross.transforms.video import evaluate_video
+from crisscross.transforms.audio import eval_transform_audio
+from crisscross.transforms.video import eval_transform_video
 from tests.support import tiny_config
 
 WARPED = "views.audio.transform.time_warp_frames=4"
@@ -49,7 +49,7 @@ def _inputs(
     modalities: str = "av",
     workers: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return what a network is given, (N, V, D) by modality."""
+    """Return the inputs of the networks, (N, V, D) by modality."""
     store = FeatureStore(folder, num_clips=len(frame), num_segments=draws or settings.views.evaluation_clips)
     clips = Clips(frame.reset_index(drop=True), root)
     extraction = Extraction(
@@ -80,7 +80,7 @@ def test_a_draw_depends_on_its_clip_alone(
     workers: int,
     every: int,
 ) -> None:
-    monkeypatch.setattr(module, "SEGMENTS_PER_BATCH", segments_a_batch)
+    monkeypatch.setattr(features, "SEGMENTS_PER_BATCH", segments_a_batch)
     some = manifest.clips.iloc[::every]
     found = _inputs(settings, some, manifest.root, tmp_path, draws=3, workers=workers)
     for modality, rows in drawn.items():
@@ -119,8 +119,8 @@ def test_evenly_spaced_segments_are_plain(settings: DownstreamSettings, manifest
         )
         aspect = torch.full((num,), clip.width / clip.height)
         expected = {
-            "v": evaluate_video(torch.from_numpy(frames), aspect, video),
-            "a": evaluate_audio(torch.from_numpy(waves), audio),
+            "v": eval_transform_video(torch.from_numpy(frames), aspect, video),
+            "a": eval_transform_audio(torch.from_numpy(waves), audio),
         }
         for modality, values in expected.items():
             assert np.allclose(found[modality][place], values.flatten(1).numpy(), atol=1e-5)
@@ -139,11 +139,11 @@ def test_one_modality_decodes_only_that_stream(
     starts = []
     original = loader.decode_windows
 
-    def noted(path: Path, *, video_starts_s: Any, audio_starts_s: Any, **more: Any) -> Any:
+    def recorded(path: Path, *, video_starts_s: Any, audio_starts_s: Any, **more: Any) -> Any:
         starts.append((len(video_starts_s), len(audio_starts_s)))
         return original(path, video_starts_s=video_starts_s, audio_starts_s=audio_starts_s, **more)
 
-    monkeypatch.setattr(loader, "decode_windows", noted)
+    monkeypatch.setattr(loader, "decode_windows", recorded)
     found = _inputs(settings, manifest.clips[:4], manifest.root, tmp_path / "1", draws=draws, modalities=modality)
     assert starts == [(2, 0) if modality == "v" else (0, 2)] * 4
     if not draws:
@@ -152,7 +152,7 @@ def test_one_modality_decodes_only_that_stream(
 
 
 @pytest.mark.parametrize("draws", [0, 2])
-def test_recordings_without_pictures_will_do(settings: DownstreamSettings, tmp_path: Path, draws: int) -> None:
+def test_recordings_without_video_are_enough(settings: DownstreamSettings, tmp_path: Path, draws: int) -> None:
     for index in range(4):
         path = tmp_path / "clips" / f"class{index % 2}" / f"{index}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Evaluations end to end on tiny clips: of a pretraining, of released files, of untrained backbones."""
+"""Evaluations end to end on tiny clips: of a pretraining, weight files and random initialization."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.loader import Batch
 from crisscross.data.manifest import Manifest
 from crisscross.evaluation import results, svm
-from crisscross.models.backbones import untrained_backbones
-from crisscross.run.identity import weights_fingerprint
+from crisscross.models.backbones import random_init_backbones
+from crisscross.run.identity import weights_hash
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from crisscross.training import features
 from crisscross.training.augment import segment_views
-from crisscross.utils.signals import INTERRUPTION
+from crisscross.utils.signals import SHUTDOWN
 from tests.support import history, tiny_config
 
 
@@ -65,14 +65,14 @@ def test_exported_backbones_evaluate_like_the_run_itself(
 ) -> None:
     files = {name: str(pretrained.path / f"{name}_backbone.pt") for name in ("video", "audio")}
     config = tiny_config("downstream", folder)
-    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    config["weights"] |= {**files, "fingerprint": weights_hash(**files)}
     run = RunDirectory.create("downstream", config)
     assert run_experiment(run)
     assert run.result["metrics"] == evaluated.result["metrics"]
     assert run.label.startswith("released-")
 
 
-def test_untrained_is_the_pretraining_before_its_first_step(folder: Path) -> None:
+def test_random_init_is_the_pretraining_before_its_first_step(folder: Path) -> None:
     start = RunDirectory.create("pretrain", tiny_config("pretrain", folder, "training.epochs=0"))
     assert run_experiment(start)
     of_start = RunDirectory.create("downstream", tiny_config("downstream", folder), parents=[start])
@@ -90,13 +90,13 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
     folder: Path, pretrained: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "SEGMENTS_PER_BATCH", 8)  # 4 clips
-    looked: list[int] = []
+    decoded: list[int] = []
     leave_at: list[int] = []
 
     def views(batch: Batch, **settings: Any) -> Any:
-        looked.extend(batch.sample_ids.tolist())
-        if leave_at and len(looked) >= leave_at[0]:
-            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
+        decoded.extend(batch.sample_ids.tolist())
+        if leave_at and len(decoded) >= leave_at[0]:
+            monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGTERM")
         return segment_views(batch, **settings)
 
     monkeypatch.setattr(features, "segment_views", views)
@@ -109,18 +109,18 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(
         for name in ("whole", "stopped")
     )
     assert run_experiment(whole)
-    assert sorted(looked) == list(range(18))
-    looked.clear()
+    assert sorted(decoded) == list(range(18))
+    decoded.clear()
     for leave in (8, 18):  # in the second batch of the clips, and in their last
         leave_at[:] = [leave]
         assert not run_experiment(run)
         assert run.progress["state"] == "interrupted"
         assert run.progress["signal"] == "SIGTERM"
-        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
-    assert sorted(looked) == list(range(18))  # each clip once, though most are in the training split alone
+        monkeypatch.setattr(SHUTDOWN, "signal_name", None)
+    assert sorted(decoded) == list(range(18))  # each clip once, though most are only in the training split
     leave_at.clear()
     assert run_experiment(run)
-    assert len(looked) == 18
+    assert len(decoded) == 18
     assert [*_features(run)] == ["features/clips/a.f32", "features/clips/v.f32"]
     assert _features(run) == _features(whole)
     assert run.result["metrics"] == whole.result["metrics"]
@@ -162,7 +162,7 @@ def test_an_interrupted_cross_validation_goes_on_where_it_stopped(
     def fit(*arrays: Any, c: float, **settings: Any) -> Any:
         fits.append(c)
         if len(fits) in (8, 28):
-            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGUSR2")
+            monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGUSR2")
         return original(*arrays, c=c, **settings)
 
     monkeypatch.setattr(svm, "fit_svm", fit)
@@ -171,7 +171,7 @@ def test_an_interrupted_cross_validation_goes_on_where_it_stopped(
     for expected in (8, 28):  # in the second fold of v, in the second of a
         assert not run_experiment(run)
         assert len(fits) == expected
-        monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+        monkeypatch.setattr(SHUTDOWN, "signal_name", None)
     assert run_experiment(run)
     # Modalities x (folds x values of C, and the last one); besides what was broken off, and v's last one again.
     assert len(fits) == 3 * (3 * 6 + 1) + 2 + 2
@@ -186,7 +186,7 @@ def test_an_interruption_between_two_modalities_is_heard(
 
     def add_scores(self: results.Results, *arguments: Any) -> None:
         original(self, *arguments)
-        monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGINT")
+        monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGINT")
 
     config = {**tiny_config("downstream", folder), "runs_root": str(folder / "between")}
     run = RunDirectory.create("downstream", config, parents=[pretrained])
@@ -195,26 +195,26 @@ def test_an_interruption_between_two_modalities_is_heard(
         assert not run_experiment(run)
     assert run.result is None
     assert run.progress["signal"] == "SIGINT"
-    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    monkeypatch.setattr(SHUTDOWN, "signal_name", None)
     assert run_experiment(run)
     assert run.result["metrics"] == evaluated.result["metrics"]
 
 
-def test_sound_that_the_clips_lack_is_refused_before_anything_is_decoded(
+def test_audio_that_the_clips_lack_is_refused_before_anything_is_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = evaluate_module.open_manifest
 
-    def without_sound(settings: Any) -> Manifest:
+    def without_audio(settings: Any) -> Manifest:
         manifest = original(settings)
         manifest.clips.loc[5:, ["audio_start_s", "audio_end_s"]] = np.nan
         return manifest
 
-    monkeypatch.setattr(evaluate_module, "open_manifest", without_sound)
+    monkeypatch.setattr(evaluate_module, "open_manifest", without_audio)
     run = RunDirectory.create("downstream", tiny_config("downstream", folder, "seed=5"))
     with pytest.raises(
         ValueError,
-        match=r"^downstream.modalities needs sound, 13 of 18 clips have none .*: set downstream.modalities=\[v\]",
+        match=r"^downstream.modalities needs audio, 13 of 18 clips have none .*: set downstream.modalities=\[v\]",
     ):
         run_experiment(run)
     assert not (run.path / "features").exists()
@@ -238,7 +238,7 @@ def test_an_unfinished_parent_is_refused(folder: Path) -> None:
 
 def test_evaluation_does_not_change_the_backbones(folder: Path) -> None:
     settings = parse(DownstreamSettings, tiny_config("downstream", folder))
-    one, other = (untrained_backbones(settings.model, seed=0) for _ in range(2))
+    one, other = (random_init_backbones(settings.model, seed=0) for _ in range(2))
     one.eval()
     one.video_backbone(torch.randn(2, 3, 4, 16, 16))
     for name, tensor in one.state_dict().items():
@@ -253,7 +253,7 @@ def test_features_are_those_of_the_evaluation_and_the_same_where_they_are_gone(e
     assert np.array_equal(found["av"], np.concatenate([found["v"], found["a"]], axis=-1))
     stored = np.fromfile(evaluated.path / "features" / "clips" / "v.f32", np.float32).reshape(18, 2, 32)
     assert np.array_equal(found["v"], stored[np.sort(held_out.manifest.split("test")["clip_id"])])
-    copy = evaluated.path.with_name("copy")  # beside it, from where it finds its pretraining
+    copy = evaluated.path.with_name("copy")  # in the same folder, from which it finds its pretraining
     shutil.copytree(evaluated.path, copy)
     shutil.rmtree(copy / "features")
     before = sorted(copy.iterdir())

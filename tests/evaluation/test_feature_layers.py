@@ -28,9 +28,9 @@ def video() -> VideoBackbone:
     return VideoBackbone(depth=10, width=4).eval()
 
 
-def _feature(backbone: nn.Module, layer: str, x: torch.Tensor, *, normalise: str = "none") -> np.ndarray:
+def _feature(backbone: nn.Module, layer: str, x: torch.Tensor, *, normalize: str = "none") -> np.ndarray:
     with torch.inference_mode():
-        return feature_of(backbone, layer, normalise=normalise)(x).numpy()
+        return feature_of(backbone, layer, normalize=normalize)(x).numpy()
 
 
 @pytest.mark.parametrize(("seconds", "values"), [(2, 4608), (5, 10752), (1, 1536)])
@@ -38,12 +38,12 @@ def test_the_map_has_as_many_values_as_in_the_paper(seconds: int, values: int) -
     spectrogram = torch.zeros(1, 1, MELS, seconds * FRAMES_PER_SECOND + 1)
     with torch.device("meta"):  # sizes alone: no computation
         backbone = AudioBackbone().eval()
-    found = feature_of(backbone, "map", normalise="last_axis")(spectrogram.to("meta"))
+    found = feature_of(backbone, "map", normalize="last_axis")(spectrogram.to("meta"))
     assert found.shape == (1, values)
 
 
-@pytest.mark.parametrize("normalise", ["none", "last_axis", "feature"])
-def test_the_map_is_what_loops_compute(audio: AudioBackbone, normalise: str) -> None:
+@pytest.mark.parametrize("normalize", ["none", "last_axis", "feature"])
+def test_the_map_is_what_loops_compute(audio: AudioBackbone, normalize: str) -> None:
     x = torch.randn(2, 1, MELS, 2 * FRAMES_PER_SECOND + 1)
     with torch.inference_mode():
         last = audio.feature_map(x).numpy().astype(np.float64)
@@ -55,11 +55,11 @@ def test_the_map_is_what_loops_compute(audio: AudioBackbone, normalise: str) -> 
             for band in range(bands):
                 line = last[clip, channel, band]
                 pooled = [max(line[first : first + 3]) for first in range(0, columns - 2, 2)]
-                length = math.hypot(*pooled) if normalise == "last_axis" else 1.0
+                length = math.hypot(*pooled) if normalize == "last_axis" else 1.0
                 values += [value / max(length, 1e-12) for value in pooled]
-        length = math.hypot(*values) if normalise == "feature" else 1.0
+        length = math.hypot(*values) if normalize == "feature" else 1.0
         expected.append([value / length for value in values])
-    assert np.allclose(_feature(audio, "map", x, normalise=normalise), expected, rtol=1e-5, atol=1e-7)
+    assert np.allclose(_feature(audio, "map", x, normalize=normalize), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_pooled_layers_are_means_and_maxima(audio: AudioBackbone, video: VideoBackbone) -> None:
@@ -71,8 +71,8 @@ def test_pooled_layers_are_means_and_maxima(audio: AudioBackbone, video: VideoBa
         assert np.allclose(_feature(backbone, "pooled", x), last.mean(axis=2), atol=1e-6)
         assert np.allclose(_feature(backbone, "pooled", x), usual, atol=1e-6)
         assert np.allclose(_feature(backbone, "max", x), last.max(axis=2))
-        for normalise in ("last_axis", "feature"):
-            unit = _feature(backbone, "pooled", x, normalise=normalise)
+        for normalize in ("last_axis", "feature"):
+            unit = _feature(backbone, "pooled", x, normalize=normalize)
             lengths = np.linalg.norm(last.mean(axis=2), axis=1, keepdims=True)
             assert np.allclose(unit, last.mean(axis=2) / lengths, atol=1e-6)
 

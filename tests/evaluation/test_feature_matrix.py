@@ -1,4 +1,4 @@
-"""Rows of features against plain NumPy: in memory and on disk, in one block and in many."""
+"""Feature matrices against plain NumPy: in memory and on disk, in one block and in many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crisscross.evaluation import feature_matrix as module
+from crisscross.evaluation import feature_matrix
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 
 NUM, SEGMENTS, DIMS = 11, 3, (4, 2)
@@ -22,9 +22,9 @@ Make = Callable[[], FeatureMatrix]
 
 @pytest.fixture(params=["in memory", "on disk"])
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Return what makes the rows: of two modalities' files."""
+    """Return a function that makes a matrix from the files of two modalities."""
     if request.param == "on disk":
-        monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(feature_matrix, "IN_MEMORY_BYTES", 0)
 
     def rows() -> FeatureMatrix:
         arrays = []
@@ -41,7 +41,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(params=[1, 3, 4, 1000], ids=lambda clips: f"{clips} clips a block")
 def clips_a_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(module, "BLOCK_BYTES", request.param * SEGMENTS * sum(DIMS) * 4)
+    monkeypatch.setattr(feature_matrix, "BLOCK_BYTES", request.param * SEGMENTS * sum(DIMS) * 4)
     return request.param
 
 
@@ -60,7 +60,7 @@ def test_blocks_are_all_rows_in_order(make: Make, clips_a_block: int) -> None:
 
 
 def test_a_block_smaller_than_a_clip_is_a_clip(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(feature_matrix, "BLOCK_BYTES", 1)
     assert [len(block) for block, _ in make().blocks()] == [SEGMENTS] * len(CLIPS)
 
 
@@ -100,9 +100,9 @@ def test_moments(make: Make, clips_a_block: int) -> None:
 def test_moments_of_features_that_hardly_vary_far_from_zero() -> None:
     features = np.full((50, 2, 3), 1000.0, np.float32)
     features[..., 1] += np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-    features[..., 2] = 0.1  # which no float is
+    features[..., 2] = 0.1  # not exact in floating point
     mean, std = FeatureMatrix((features,), np.arange(50), np.zeros(50, int), 2).moments()
     flat = features.reshape(-1, 3).astype(np.float64)
     assert np.allclose(mean, flat.mean(axis=0))
-    assert std[[0, 2]].tolist() == [1, 1]  # nothing to divide by
+    assert std[[0, 2]].tolist() == [1, 1]  # constant features
     assert std[1] == pytest.approx(flat[:, 1].std(), rel=1e-4)

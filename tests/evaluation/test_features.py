@@ -1,4 +1,4 @@
-"""The store of features through whatever can happen to it, and extractions that are stopped."""
+"""The feature store, damaged files included, and extractions that are stopped."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from crisscross.config.experiment import DownstreamSettings
 from crisscross.data.catalog import open_manifest
 from crisscross.data.loader import Batch, Clips, SegmentDataset
 from crisscross.data.media.decode import DecodeError
-from crisscross.training import features as module
+from crisscross.training import features
 from crisscross.training.augment import segment_views
 from crisscross.training.features import Extraction, FeatureStore, extract
-from crisscross.utils.signals import INTERRUPTION, SIGNALS, Preempted
+from crisscross.utils.signals import SHUTDOWN, SIGNALS, Preempted
 from tests.support import tiny_config
 
 NUM_CLIPS, NUM_SEGMENTS = 12, 2
@@ -108,34 +108,34 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DownstreamSettings:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEGMENTS_PER_BATCH", 3 * NUM_SEGMENTS)
+    monkeypatch.setattr(features, "SEGMENTS_PER_BATCH", 3 * NUM_SEGMENTS)
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note which clips are looked at."""
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the ids of the clips that are decoded."""
     seen: list[int] = []
 
     def views(batch: Batch, **more: Any) -> Any:
         seen.extend(batch.sample_ids.tolist())
         return segment_views(batch, **more)
 
-    monkeypatch.setattr(module, "segment_views", views)
+    monkeypatch.setattr(features, "segment_views", views)
     return seen
 
 
 @pytest.fixture
 def _signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    INTERRUPTION.install()
+    SHUTDOWN.install()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    INTERRUPTION.signal_name = None
+    SHUTDOWN.signal_name = None
 
 
 def _extract(settings: DownstreamSettings, folder: Path, network: Any, *, workers: int = 0, **execution: Any) -> Any:
-    """Return the extracted features of the training clips' pictures, and of their sound."""
+    """Return the extracted video and audio features of the training clips."""
     manifest = open_manifest(settings.data)
     clips = Clips(manifest.split("train"), manifest.root)
     store = FeatureStore(folder / "features", num_clips=len(clips), num_segments=NUM_SEGMENTS)
@@ -168,7 +168,7 @@ def _assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.usefixtures("_signals")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_after_a_signal_an_extraction_goes_on_where_it_stopped(
-    settings: DownstreamSettings, undisturbed: Any, looked: list[int], tmp_path: Path, workers: int
+    settings: DownstreamSettings, undisturbed: Any, decoded: list[int], tmp_path: Path, workers: int
 ) -> None:
     calls = 0
 
@@ -183,10 +183,10 @@ def test_after_a_signal_an_extraction_goes_on_where_it_stopped(
         with pytest.raises(Preempted, match="SIGTERM"):
             _extract(settings, tmp_path, network, workers=workers, checkpoint_minutes=10.0)
         assert FeatureStore(tmp_path / "features", NUM_CLIPS, NUM_SEGMENTS).done == done
-        INTERRUPTION.signal_name = None
+        SHUTDOWN.signal_name = None
     video, audio, reported = _extract(settings, tmp_path, network, workers=workers)
     assert reported == [12]
-    assert len(looked) == len(set(looked)) == NUM_CLIPS  # each once
+    assert len(decoded) == len(set(decoded)) == NUM_CLIPS  # each once
     _assert_same((video, audio), undisturbed)
 
 
@@ -198,15 +198,15 @@ def test_a_signal_in_the_last_batch_is_not_too_early(settings: DownstreamSetting
         return x.flatten(1)
 
     _extract(settings, tmp_path, network)
-    assert INTERRUPTION.requested
+    assert SHUTDOWN.requested
 
 
 @pytest.mark.parametrize("minutes", [1e-9, 10.0])
 def test_a_crash_costs_what_was_not_kept_yet(
-    settings: DownstreamSettings, undisturbed: Any, looked: list[int], tmp_path: Path, minutes: float
+    settings: DownstreamSettings, undisturbed: Any, decoded: list[int], tmp_path: Path, minutes: float
 ) -> None:
     def network(x: torch.Tensor) -> torch.Tensor:
-        if len(looked) == 9:
+        if len(decoded) == 9:
             raise MemoryError
         return x.flatten(1)
 
@@ -215,9 +215,9 @@ def test_a_crash_costs_what_was_not_kept_yet(
     assert FeatureStore(tmp_path / "features", NUM_CLIPS, NUM_SEGMENTS).done == (6 if minutes < 1 else 0)
     found = _extract(settings, tmp_path, _plain)
     _assert_same(found[:2], undisturbed)
-    looked.clear()
-    assert _extract(settings, tmp_path, _plain)[2] == []  # all is there: nothing is looked at again
-    assert looked == []
+    decoded.clear()
+    assert _extract(settings, tmp_path, _plain)[2] == []  # all features are there: nothing is decoded again
+    assert decoded == []
 
 
 @pytest.mark.parametrize(("workers", "clips_a_batch"), [(2, 3), (0, 1), (0, 5), (2, 100)])
@@ -229,7 +229,7 @@ def test_features_are_the_same_bits_whoever_decodes_and_in_whatever_batches(
     workers: int,
     clips_a_batch: int,
 ) -> None:
-    monkeypatch.setattr(module, "SEGMENTS_PER_BATCH", clips_a_batch * NUM_SEGMENTS)
+    monkeypatch.setattr(features, "SEGMENTS_PER_BATCH", clips_a_batch * NUM_SEGMENTS)
     video, audio, reported = _extract(settings, tmp_path, _plain, workers=workers)
     assert reported == [*range(clips_a_batch, NUM_CLIPS, clips_a_batch), NUM_CLIPS]
     _assert_same((video, audio), undisturbed)

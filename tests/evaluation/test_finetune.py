@@ -20,14 +20,14 @@ from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.loader import Clips, decode_segments
 from crisscross.data.relaxation import even_starts
 from crisscross.finetune import build_network
-from crisscross.models.backbones import untrained_backbones
+from crisscross.models.backbones import random_init_backbones
 from crisscross.models.heads import classifier
 from crisscross.models.weights_io import export_backbone, load_video_backbone
-from crisscross.run.identity import weights_fingerprint
+from crisscross.run.identity import weights_hash
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
-from crisscross.transforms.video import evaluate_video
+from crisscross.transforms.video import eval_transform_video
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
 from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process, in_ranks, strike_and_go_on
@@ -87,7 +87,7 @@ def test_a_head_needs_a_class() -> None:
 
 
 def test_it_learns(folder: Path) -> None:
-    """The demo's network without augmentation learns its clips, and something about others."""
+    """The demo's network learns its clips without augmentation, and generalizes a little."""
     off = ("crop", "flip", "jitter", "grayscale", "blur", "cutout")
     run = _make(
         folder,
@@ -134,11 +134,11 @@ def test_the_learning_rate_falls_at_the_milestones(undisturbed: RunDirectory) ->
 
 
 def _literal_scores(run: RunDirectory) -> np.ndarray:
-    """The dense test, one segment at a time."""
+    """Return the scores of the dense test, one segment at a time."""
     settings = parse(DownstreamSettings, run.config)
     manifest = open_manifest(settings.data)
     clips = Clips(manifest.split("test"), manifest.root)
-    backbone = untrained_backbones(settings.model, seed=9).video_backbone
+    backbone = random_init_backbones(settings.model, seed=9).video_backbone
     network = build_network(settings, backbone, num_classes=len(manifest.classes)).eval()
     network.load_state_dict(torch.load(run.path / "classifier.pt", weights_only=True))
     scores = np.zeros((len(clips), len(manifest.classes)))
@@ -149,7 +149,7 @@ def _literal_scores(run: RunDirectory) -> np.ndarray:
             frames, _ = decode_segments(clips.path(index), settings.views, video_starts_s=[start], audio_starts_s=[])
             aspect = torch.tensor([clips.aspects[index]])
             transform = VideoTransformSettings(**settings.views.video.transform)
-            crop = evaluate_video(torch.from_numpy(frames), aspect, transform)
+            crop = eval_transform_video(torch.from_numpy(frames), aspect, transform)
             feature = network.video_backbone.feature_map(crop).amax(dim=(2, 3, 4))
             scores[index] += network.head(feature).softmax(dim=1)[0].detach().double().numpy() / len(starts)
     return scores
@@ -177,7 +177,7 @@ def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
     one, other = (torch.load(some.path / "classifier.pt", weights_only=True) for some in (run, undisturbed))
     assert_same_state(one, other)
     one, other = (pd.read_csv(some.path / "predictions.csv") for some in (run, undisturbed))
-    pd.testing.assert_frame_equal(one, other, rtol=1e-5)  # batches of another size may round otherwise
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5)  # other batch sizes may round differently
 
 
 @pytest.mark.parametrize("strike", [*STRIKES, *STRIKES_IN_THE_TEST])
@@ -215,7 +215,7 @@ def test_a_frozen_backbone_stays_as_it_is_and_resumes(folder: Path) -> None:
     whole = _make(folder, *options, runs="frozen whole")
     assert in_process(whole) == 0
     settings = parse(DownstreamSettings, whole.config)
-    start = untrained_backbones(settings.model, seed=0).video_backbone.state_dict()
+    start = random_init_backbones(settings.model, seed=0).video_backbone.state_dict()
     frozen, _ = load_checkpoint(checkpoint_path(whole.checkpoints, 6))
     for name, tensor in start.items():
         assert torch.equal(frozen["method"][f"video_backbone.{name}"], tensor), name
@@ -236,14 +236,14 @@ def _backbone_at_the_end(run: RunDirectory) -> dict[str, torch.Tensor]:
 
 
 def test_it_starts_from_the_weights_that_are_named(folder: Path) -> None:
-    """Without a step, what comes out is what went in."""
+    """Without a training step, the weights stay as loaded."""
     pretraining = RunDirectory.create("pretrain", tiny_config("pretrain", folder))
     assert run_experiment(pretraining)
     exported = pretraining.path / "video_backbone.pt"
     of_run = _make(folder, "downstream.training.epochs=0", parents=[pretraining])
     config = _config(folder, "downstream.training.epochs=0")
     files = {"video": str(exported), "audio": None}
-    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    config["weights"] |= {**files, "fingerprint": weights_hash(**files)}
     released = RunDirectory.create("downstream", config)
     untrained = _make(folder, "downstream.training.epochs=0", "seed=3")
     for run in (of_run, released, untrained):
@@ -254,7 +254,7 @@ def test_it_starts_from_the_weights_that_are_named(folder: Path) -> None:
     assert_same_state(_backbone_at_the_end(released), dict(expected))
     model = parse(DownstreamSettings, untrained.config).model
     assert_same_state(
-        _backbone_at_the_end(untrained), dict(untrained_backbones(model, seed=3).video_backbone.state_dict())
+        _backbone_at_the_end(untrained), dict(random_init_backbones(model, seed=3).video_backbone.state_dict())
     )
     assert of_run.result["metrics"] == released.result["metrics"]
     assert len({run.identity for run in (of_run, released, untrained)}) == 3
@@ -266,17 +266,17 @@ def test_it_starts_from_the_weights_that_are_named(folder: Path) -> None:
 )
 def test_the_wrong_weights_are_refused(folder: Path, modality: str, complaint: str) -> None:
     config = _config(folder)
-    backbones = untrained_backbones(parse(DownstreamSettings, config).model, seed=0)
+    backbones = random_init_backbones(parse(DownstreamSettings, config).model, seed=0)
     export_backbone(backbones.audio_backbone, folder / "audio.pt")
     files = {"video": None, "audio": None, modality: str(folder / "audio.pt")}
-    config["weights"] |= {**files, "fingerprint": weights_fingerprint(**files)}
+    config["weights"] |= {**files, "fingerprint": weights_hash(**files)}
     with pytest.raises(ValueError, match=complaint) as caught:
         run_experiment(RunDirectory.create("downstream", config))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
-def test_a_fold_of_an_official_dataset_without_sound(folder: Path, name: str) -> None:
+def test_a_fold_of_an_official_dataset_without_audio(folder: Path, name: str) -> None:
     root = make_miniature(name, folder / name)
     lengths = ("downstream.frames=8", "views.video.num_frames=8", "views.audio.seconds=4.0")  # clips have 2.5 s
     run = _make(folder, *data_overrides(name, root), "data.folds=[2]", *lengths, "downstream.training.epochs=1")
@@ -284,14 +284,14 @@ def test_a_fold_of_an_official_dataset_without_sound(folder: Path, name: str) ->
     assert run.config["downstream"]["optim"]["groups"]["base"]["initial"] == 5e-4  # the table's, at 8 frames
     assert run_experiment(run)
     assert run.result["num_test_clips"] == 6
-    assert run.result["metrics"]["data/fallback_fraction"] == 0.0  # the length of a sound that is not there is nothing
+    assert run.result["metrics"]["data/fallback_fraction"] == 0.0  # clips without audio need no fallback
     assert run.result["metrics"]["eval/top1_v_fold2"] == run.result["metrics"]["eval/top1_v"]
 
 
-def test_clips_without_pictures_are_refused(folder: Path) -> None:
+def test_clips_without_video_are_refused(folder: Path) -> None:
     root = make_miniature("esc50", folder / "esc50")
     run = _make(folder, *data_overrides("esc50", root), "data.folds=[1]", "downstream.head.dropout=0", *_RATE)
-    with pytest.raises(ValueError, match=r"fine-tuning needs pictures, 30 of 30 clips have none .*data.require="):
+    with pytest.raises(ValueError, match=r"fine-tuning needs video, 30 of 30 clips have none .*data.require="):
         run_experiment(run)
 
 
@@ -308,7 +308,7 @@ def test_two_processes_fine_tune_together(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_size_step_runs(folder: Path) -> None:
-    """R(2+1)D-18 with 15.38 M parameters, 8 x 224 x 224, batch 2, and a test of two segments a clip."""
+    """R(2+1)D-18 with 15.38 M parameters, 8 x 224 x 224, batch 2, and a test with two segments per clip."""
     overrides = [
         "downstream=finetune",
         "scale=paper",

@@ -1,4 +1,4 @@
-"""Fine-tuning's numbers: the paper's table, what a resolved config says, complaints that name the key."""
+"""Fine-tuning recipes: the paper's table, the resolved config, and error messages that name the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from crisscross.config.base import parse
 from crisscross.config.evaluation import complete
 from crisscross.config.experiment import DownstreamSettings, ignored
-from crisscross.config.finetune_recipes import OPEN, TABLE, recipe_of
+from crisscross.config.finetune_recipes import RECIPE_KEYS, TABLE, recipe_of
 from crisscross.config.optim import StepsDecaySettings
 
 PAPER_TABLE = """
@@ -48,7 +48,7 @@ def _composed(*overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("frames", [8, 32])
-def test_the_resolved_config_says_everything(frames: int) -> None:
+def test_the_resolved_config_has_all_numbers(frames: int) -> None:
     config = complete(_composed("data.name=hmdb51", f"downstream.frames={frames}"), pretrained_on="audioset")
     settings = parse(DownstreamSettings, config)
     protocol = settings.downstream
@@ -72,21 +72,21 @@ def test_numbers_that_are_given_stay() -> None:
     protocol = complete(_composed(*given), pretrained_on="kinetics400")["downstream"]
     assert (protocol["head"]["dropout"], protocol["optim"]["groups"]["base"]["initial"]) == (0.5, 0.1)
     assert protocol["training"]["global_batch_size"] == 64
-    with pytest.raises(ValueError, match=r"data.name=folder.*: the paper says how to fine-tune .* or set downstream"):
+    with pytest.raises(ValueError, match=r"data.name=folder.*: the paper has recipes for .* or set downstream"):
         complete(_composed(), pretrained_on="kinetics400")
-    with pytest.raises(ValueError, match=r"choose of these, or set downstream") as caught:
+    with pytest.raises(ValueError, match=r"choose from these, or set downstream") as caught:
         complete(_composed(*given[:2]), pretrained_on="kinetics400")
     assert str(caught.value).endswith(
         "or set downstream.training.global_batch_size, downstream.training.epochs,"
         " downstream.optim.groups.base.milestone_epochs"
     )
-    everything = [f"{key}={[2] if 'milestone' in key else 2}" for key in OPEN if "dropout" not in key]
+    everything = [f"{key}={[2] if 'milestone' in key else 2}" for key in RECIPE_KEYS if "dropout" not in key]
     assert complete(_composed(*everything, "downstream.head.dropout=0"), pretrained_on="mine")
 
 
-def test_what_released_weights_were_pretrained_on_must_be_said() -> None:
+def test_weight_files_need_a_pretraining_set() -> None:
     config = _composed("data.name=ucf101", "weights.video=some.pt")
-    with pytest.raises(ValueError, match=r"downstream.pretrained_on is null: released weights do not say"):
+    with pytest.raises(ValueError, match=r"downstream.pretrained_on is null: weight files do not record"):
         complete(config, pretrained_on=None)
     untrained = complete(_composed("data.name=ucf101"), pretrained_on=None)
     assert untrained["downstream"]["pretrained_on"] == "nothing"
@@ -110,7 +110,7 @@ def test_avids_recipe_can_be_written() -> None:
     assert settings.downstream.freeze_backbone_epochs == 5
 
 
-def test_epochs_that_are_not_reached_are_told() -> None:
+def test_epochs_past_the_end_are_reported() -> None:
     overrides = ("data.name=ucf101", "downstream.training.epochs=10", "downstream.training.keep_epochs=[10,11]")
     settings = parse(DownstreamSettings, complete(_composed(*overrides), pretrained_on="kinetics400"))
     remedy = "downstream.training.epochs=10: leave out what is beyond, or raise downstream.training.epochs"
@@ -123,7 +123,7 @@ def test_epochs_that_are_not_reached_are_told() -> None:
 
 def test_several_folds_are_refused() -> None:
     config = complete(_composed("data.name=ucf101", "data.folds=[1,2,3]"), pretrained_on="audioset")
-    with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold an experiment"):
+    with pytest.raises(ValueError, match=r"data.folds=\[1, 2, 3\]: fine-tuning takes one fold per experiment"):
         parse(DownstreamSettings, config)
 
 
@@ -147,7 +147,7 @@ def test_frames_are_set_in_one_place() -> None:
         ),
         (
             ["downstream.freeze_backbone_epochs=30"],
-            "downstream.freeze_backbone_epochs=30 is more than downstream.training.epochs=20: lower it (20 = the head",
+            "downstream.freeze_backbone_epochs=30 is more than downstream.training.epochs=20: lower it (20 = only",
         ),
         (["execution.num_devices=3"], "a pass of 64 samples cannot be shared by execution.num_devices=3"),
     ],

@@ -1,4 +1,4 @@
-"""Folds of a manifest: which clips train and test, what a cross-validation leaves out, what is refused."""
+"""Folds of a manifest: training and test clips, groups of a cross-validation, rejected splits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _data(**changes: object) -> DataSettings:
 
 
 def _splits(fold: int, folds: range = range(1, NUM_FOLDS + 1)) -> str:
-    """Return the splits of a clip that is the test of one fold and trains in the others, as ESC-50 has it."""
+    """Return the splits of an ESC-50 clip: test in one fold, training in the others."""
     return "+".join(f"test{other}" if other == fold else f"train{other}" for other in folds)
 
 
@@ -61,7 +61,7 @@ def test_there_are_no_groups_where_a_clip_is_never_or_twice_tested(folded: Manif
         clips = [*folded.clips[["path", "label", "split"]].to_dict("records")]
         other = manifest_of([*clips, {"path": "x", "label": "cat", "split": splits}])
         assert folds_of(other, _data(folds=(1,)))[0].groups is None
-        assert folds_of(other, _data(folds=(5,)))[0].groups is not None  # it is not in there
+        assert folds_of(other, _data(folds=(5,)))[0].groups is not None  # the clip is not in the training split
 
 
 def test_without_folds_there_is_one_without_a_name_and_groups() -> None:
@@ -81,8 +81,8 @@ def test_a_clip_in_both_splits_is_refused() -> None:
     clips = [{"path": name, "label": "a", "split": split} for name, split in (("x", "train"), ("y", "train+test"))]
     with pytest.raises(
         ValueError,
-        match=r"^1 clips are in the training and in the test split \(the first is y\): data.train_split and"
-        r" data.test_split must have none in common$",
+        match=r"^1 clips are in the training and in the test split \(the first is y\): expected"
+        r" none: correct data.train_split, data.test_split or the list of clips$",
     ):
         folds_of(manifest_of(clips), _data())
     with pytest.raises(ValueError, match="2 clips are in the training and in the test split"):
@@ -112,11 +112,11 @@ def _without(stream: str) -> Fold:
 def test_a_stream_that_some_clips_lack_is_refused_when_it_is_asked_for() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^downstream.modalities needs sound, 1 of 2 clips have none \(the first is y\): set"
+        match=r"^downstream.modalities needs audio, 1 of 2 clips have none \(the first is y\): set"
         r" downstream.modalities=\[v\], or leave such clips out with data.require=\[audio\]$",
     ):
         require_streams(_without("audio"), "av")
-    with pytest.raises(ValueError, match=r"needs pictures, 1 of 2 .* set downstream.modalities=\[a\], .*\[video\]$"):
+    with pytest.raises(ValueError, match=r"needs video, 1 of 2 .* set downstream.modalities=\[a\], .*\[video\]$"):
         require_streams(_without("video"), "v")
     require_streams(_without("audio"), "v")
     require_streams(_without("video"), "a")
@@ -124,7 +124,7 @@ def test_a_stream_that_some_clips_lack_is_refused_when_it_is_asked_for() -> None
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Callable[[str], Manifest]:
-    """Return what gives the manifest of a miniature as far as its lists tell."""
+    """Return a function that makes the manifest of a miniature from its lists."""
 
     def manifest(name: str) -> Manifest:
         rows = list_official(name, make_miniature(name, tmp_path / name), None, allow_missing=False)
@@ -141,7 +141,7 @@ def test_no_source_video_is_on_both_sides_of_a_validation_split(name: str, liste
         assert set(np.unique(fold.sources, return_counts=True)[1]) == {2}  # two clips of each, in one class
         assert len(np.unique(fold.sources)) == len(labels) // 2
         splits = list(validation_splits(labels, 3, groups=fold.groups, sources=fold.sources, seed=0))
-        assert len(splits) == 2  # videos of a class: no more folds than that
+        assert len(splits) == 2  # no more folds than videos per class
         for fit, held_out in splits:
             assert not {*fold.sources[fit]} & {*fold.sources[held_out]}
             assert sorted([*fit, *held_out]) == list(range(len(labels)))
@@ -165,7 +165,7 @@ def test_what_has_no_source_videos_and_copies_of_what_has(
     )
     assert "UCF-101/A/mine.mp4" in fold.sources
     assert caplog.messages == [
-        "the names of 1 of 12 training clips do not say which video they were cut from (the first is"
+        "the names of 1 of 12 training clips do not contain the video that they were cut from (the first is"
         " UCF-101/A/mine.mp4): each counts as a video of its own"
     ]
 

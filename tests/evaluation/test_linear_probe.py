@@ -1,4 +1,4 @@
-"""The linear layer against a literal computation, and a training that is stopped."""
+"""The linear probe against a literal computation, and a training that is stopped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from crisscross.evaluation import linear_probe as module
+from crisscross.evaluation import linear_probe
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_probe import evaluate_linear
 from crisscross.evaluation.scores import top_k
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 TRAIN, LABELS = clusters(20, spread=1.0)
@@ -50,13 +50,13 @@ def test_a_short_training_equals_a_literal_one(standardise: bool) -> None:
     if standardise:
         mean, std = x.mean(axis=0), x.std(axis=0)
         x, test = (x - mean) / std, (test - mean) / std
-    layer = module._first_weights(16, 4, 0)
+    layer = linear_probe._first_weights(16, 4, 0)
     weight = np.concatenate([layer.weight.detach().numpy().astype(np.float64).T, np.zeros((1, 4))])
     x, test = (np.concatenate([part, np.ones((len(part), 1))], axis=1) for part in (x, test))
     momentum, square, step = np.zeros_like(weight), np.zeros_like(weight), 0
     for epoch in range(epochs):
         seen = []
-        for rows in module._order(len(x), batch, seed=0, epoch=epoch):
+        for rows in linear_probe._order(len(x), batch, seed=0, epoch=epoch):
             seen += rows.tolist()
             step += 1
             logits = x[rows] @ weight
@@ -85,12 +85,12 @@ def test_separable_classes_are_found() -> None:
 
 @pytest.mark.parametrize(("dim", "num_classes"), [(16, 4), (3, 8)])
 def test_the_first_weights_are_orthogonal(dim: int, num_classes: int) -> None:
-    layer = module._first_weights(dim, num_classes, 0)
+    layer = linear_probe._first_weights(dim, num_classes, 0)
     weight = layer.weight.detach().numpy().astype(np.float64)
     products = weight @ weight.T if num_classes <= dim else weight.T @ weight
     assert np.allclose(products, np.eye(min(dim, num_classes)), atol=1e-6)
     assert not layer.bias.any()
-    assert not torch.equal(layer.weight, module._first_weights(dim, num_classes, 1).weight)
+    assert not torch.equal(layer.weight, linear_probe._first_weights(dim, num_classes, 1).weight)
 
 
 def test_the_seed_alone_decides() -> None:
@@ -104,13 +104,13 @@ def test_the_seed_alone_decides() -> None:
 
 def test_dropout_is_of_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = module.F.dropout
+    original = linear_probe.F.dropout
 
-    def noted(x: torch.Tensor, p: float, *, training: bool) -> torch.Tensor:
+    def recorded(x: torch.Tensor, p: float, *, training: bool) -> torch.Tensor:
         calls.append((len(x), p, training))
         return original(x, p, training=training)
 
-    monkeypatch.setattr(module.F, "dropout", noted)
+    monkeypatch.setattr(linear_probe.F, "dropout", recorded)
     _run(dropout=0.25, epochs=2)
     assert calls == [(size, 0.25, True) for size in (16, 16, 16, 12)] * 2
 
@@ -121,19 +121,19 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
 ) -> None:
     whole = _run(dropout=0.2)
     epochs = []
-    original = module._order
+    original = linear_probe._order
 
     def order(*arguments: Any, epoch: int, **more: Any) -> Any:
         epochs.append(epoch)
         if len(epochs) == stop:
-            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
+            monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGTERM")
         return original(*arguments, epoch=epoch, **more)
 
-    monkeypatch.setattr(module, "_order", order)
+    monkeypatch.setattr(linear_probe, "_order", order)
     path = tmp_path / "features" / "linear.pt"
     with pytest.raises(Preempted, match="SIGTERM"):
         _run(dropout=0.2, path=path)
-    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
+    monkeypatch.setattr(SHUTDOWN, "signal_name", None)
     assert np.array_equal(_run(dropout=0.2, path=path), whole)
     assert epochs == [0, 1, 2, 3]  # none twice
 
@@ -141,7 +141,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
 def test_a_training_that_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "linear.pt"
     whole = _run(path=path)
-    monkeypatch.setattr(module, "_order", lambda *arguments, **more: pytest.fail("trained again"))
+    monkeypatch.setattr(linear_probe, "_order", lambda *arguments, **more: pytest.fail("trained again"))
     assert np.array_equal(_run(path=path), whole)
 
 

@@ -10,10 +10,10 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from crisscross.evaluation import feature_matrix as rows_module
+from crisscross.evaluation import feature_matrix
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 from tests.evaluation.support import clusters, rows_of
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ PROBLEMS = [  # classes, spread, clips, features, factor of the first feature
     (3, 2.0, 60, 16, 1.0),
     (5, 3.0, 60, 40, 1.0),
     (4, 1.0, 12, 100, 1.0),  # more features than rows
-    (4, 2.0, 60, 16, 30.0),  # features of unlike sizes
+    (4, 2.0, 60, 16, 30.0),  # features of different scales
 ]
 
 
@@ -44,7 +44,7 @@ def _problem(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
 
 
 def _objective(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, signs: np.ndarray, c: float) -> float:
-    """Return, for one class, what is to be as small as possible: a literal sum over the rows."""
+    """Return the objective for one class: a literal sum over the rows."""
     hinges = [max(0.0, 1 - sign * (float(weight @ row) + bias)) ** 2 for row, sign in zip(x, signs, strict=True)]
     return float(weight @ weight + bias**2) / 2 + c * sum(hinges)
 
@@ -64,7 +64,7 @@ def test_objective_and_scores_are_those_of_scikit_learn(
     scaler = StandardScaler(with_mean=standardise, with_std=standardise).fit(flat)
     x = scaler.transform(flat)
     expected_scores = np.zeros((len(test), num_classes))
-    table = model.start.reshape(-1, num_classes)  # of standardised features
+    table = model.start.reshape(-1, num_classes)  # for standardized features
     longest = np.sqrt(
         1 + max((scaler.transform(test[:, segment]) ** 2).sum(axis=1).max() for segment in range(test.shape[1]))
     )
@@ -92,7 +92,7 @@ def test_rows_in_blocks_give_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> No
     train, labels = clusters(40, spread=2.0)
     rows = rows_of(train, labels)
     whole = _fit(rows, c=0.1, standardise=True, num_classes=4)
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 3 * 3 * 16 * 4)  # 3 clips
+    monkeypatch.setattr(feature_matrix, "BLOCK_BYTES", 3 * 3 * 16 * 4)  # 3 clips
     assert len(list(rows.blocks())) == 14
     in_blocks = _fit(rows, c=0.1, standardise=True, num_classes=4)
     assert np.allclose(in_blocks.weight, whole.weight, rtol=1e-2, atol=1e-3)
@@ -118,6 +118,6 @@ def test_scores_are_means_over_the_segments_of_a_linear_function() -> None:
 
 def test_a_fit_leaves_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = clusters(20, spread=1.0)
-    monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGTERM")
+    monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGTERM")
     with pytest.raises(Preempted, match="SIGTERM"):
         _fit(rows_of(train, labels), c=0.1, standardise=True, num_classes=4)

@@ -1,4 +1,4 @@
-"""Every dataset with every protocol that suits it, end to end on miniatures at the smallest size."""
+"""Each dataset with each suitable protocol, end to end on miniatures at the smallest size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crisscross.run.identity import weights_fingerprint
+from crisscross.run.identity import weights_hash
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from tests.data.miniatures import data_overrides, make_miniature
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> Callable[[str], list[str]]:
-    """Return what gives the overrides of a dataset, its miniature made."""
+    """Return a function that makes a miniature dataset and returns its overrides."""
 
     def overrides(name: str) -> list[str]:
         root = folder / name
@@ -71,7 +71,7 @@ def data(folder: Path) -> Callable[[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def command(folder: Path) -> Callable[..., RunDirectory]:
-    """Return what runs an entry point and gives the run directory that it named."""
+    """Return a function that runs an entry point and returns its run directory."""
 
     def run(program: str, *overrides: str) -> RunDirectory:
         sizes = [override for override in TINY_OVERRIDES if not override.startswith("data.")]
@@ -93,7 +93,7 @@ def command(folder: Path) -> Callable[..., RunDirectory]:
 
 @pytest.fixture(scope="module")
 def pretrained(data: Callable[[str], list[str]], command: Callable[..., RunDirectory]) -> RunDirectory:
-    """Return a pretraining of one epoch on AudioSet, whose labels serve nothing else."""
+    """Return a pretraining of one epoch on AudioSet, whose labels are not used elsewhere."""
     return command("pretrain", *TINY_PRETRAINING, *data("audioset"), *ONE_EPOCH)
 
 
@@ -150,7 +150,7 @@ def _check_folds(run: RunDirectory, modality: str) -> None:
 
 
 def _check_predictions(run: RunDirectory, modalities: list[str]) -> None:
-    """Compute top-1 again, from what was written of every clip."""
+    """Compute top-1 again from the predictions per clip."""
     assert run.result["artifacts"] == ["predictions.csv"]
     table = pd.read_csv(run.path / "predictions.csv")
     folds = run.config["data"]["folds"]
@@ -164,7 +164,7 @@ def _check_predictions(run: RunDirectory, modalities: list[str]) -> None:
 
 
 def _check_neighbours(run: RunDirectory, modalities: list[str]) -> None:
-    """Compute R@1 again, from the first of the neighbours."""
+    """Compute R@1 again from the first neighbors."""
     assert run.result["artifacts"] == ["neighbours.csv"]
     (modality,) = modalities
     table = pd.read_csv(run.path / "neighbours.csv")
@@ -180,9 +180,9 @@ def _check_neighbours(run: RunDirectory, modalities: list[str]) -> None:
 @pytest.mark.parametrize(
     ("dataset", "modalities", "message"),
     [
-        ("hmdb51", "[v,a,av]", r"downstream.modalities needs sound, .* set downstream.modalities=\[v\]"),
-        ("ucf101", "[a]", r"downstream.modalities needs sound, 6 of 18 clips .*HandStandPushups"),
-        ("esc50", "[v]", r"downstream.modalities needs pictures, .* set downstream.modalities=\[a\]"),
+        ("hmdb51", "[v,a,av]", r"downstream.modalities needs audio, .* set downstream.modalities=\[v\]"),
+        ("ucf101", "[a]", r"downstream.modalities needs audio, 6 of 18 clips .*HandStandPushups"),
+        ("esc50", "[v]", r"downstream.modalities needs video, .* set downstream.modalities=\[a\]"),
     ],
 )
 def test_a_modality_that_a_dataset_lacks_is_refused(
@@ -194,7 +194,7 @@ def test_a_modality_that_a_dataset_lacks_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_released_files_and_untrained_backbones_will_do(
+def test_weight_files_and_random_initialization(
     folder: Path, data: Callable[[str], list[str]], pretrained: RunDirectory
 ) -> None:
     def features(weights: dict[str, Any], parents: list[RunDirectory]) -> bytes:
@@ -206,6 +206,6 @@ def test_released_files_and_untrained_backbones_will_do(
         return (run.path / "features" / "train" / "a.f32").read_bytes()
 
     file = str(pretrained.path / "audio_backbone.pt")
-    released = features({"audio": file, "fingerprint": weights_fingerprint(None, file)}, [])
+    released = features({"audio": file, "fingerprint": weights_hash(None, file)}, [])
     assert released == features({}, [pretrained])
     assert released != features({}, [])

@@ -1,4 +1,4 @@
-"""Metrics of folds and their mean, and the tables of predictions and neighbours."""
+"""Metrics of folds and their mean, and the tables of predictions and neighbors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from crisscross.evaluation.folds import Fold
 from crisscross.evaluation.results import Results, write_results
-from crisscross.evaluation.retrieval import Neighbours
+from crisscross.evaluation.retrieval import Neighbors
 from crisscross.run.run_dir import RunDirectory
 from tests.evaluation.support import manifest_of
 from tests.support import history, tiny_config
@@ -19,7 +19,7 @@ CLASSES = ["a", "b", "c"]
 
 
 def _fold(name: str, train: str, test: str) -> Fold:
-    """Return a fold of one clip a letter, which is its label."""
+    """Return a fold with one clip per letter; the letter is its label."""
     clips = [
         {"path": f"{split}{name}/{index}", "label": label, "split": split}
         for split, labels in (("train", train), ("test", test))
@@ -88,13 +88,13 @@ def test_classes_that_were_not_trained_on_are_never_hits() -> None:
     assert "".join(results.tables()["predictions.csv"]["predicted_v"]) == "ba"
 
 
-def _neighbours() -> Neighbours:
-    return Neighbours(np.array([[2, 0, 1], [1, 2, 0]]), np.array([[0.1234567, 0.2, 0.3], [0.0, 0.5, 0.6]]))
+def _neighbors() -> Neighbors:
+    return Neighbors(np.array([[2, 0, 1], [1, 2, 0]]), np.array([[0.1234567, 0.2, 0.3], [0.0, 0.5, 0.6]]))
 
 
 def test_neighbours_are_written_with_rank_and_distance() -> None:
     results = Results(CLASSES, num_folds=1)
-    results.add_neighbours(_fold("1", "abc", "cb"), "v", _neighbours(), {1: 1.0, 2: 1.0}, num_kept=2)
+    results.add_neighbors(_fold("1", "abc", "cb"), "v", _neighbors(), {1: 1.0, 2: 1.0}, num_kept=2)
     tables = results.tables()
     assert [*tables] == ["neighbours.csv"]  # nothing was predicted
     expected = [
@@ -110,8 +110,8 @@ def test_neighbours_are_written_with_rank_and_distance() -> None:
 
 def test_neighbours_without_folds_and_none_at_all() -> None:
     results = Results(CLASSES, num_folds=1)
-    results.add_neighbours(_fold("", "abc", "cb"), "v", _neighbours(), {1: 1.0}, num_kept=1)
-    results.add_neighbours(_fold("", "abc", "cb"), "a", _neighbours(), {1: 0.5}, num_kept=0)
+    results.add_neighbors(_fold("", "abc", "cb"), "v", _neighbors(), {1: 1.0}, num_kept=1)
+    results.add_neighbors(_fold("", "abc", "cb"), "a", _neighbors(), {1: 0.5}, num_kept=0)
     table = results.tables()["neighbours.csv"]
     assert "fold" not in table
     assert table["modality"].tolist() == ["v", "v"]
@@ -122,7 +122,7 @@ def test_what_is_written_is_the_result(tmp_path: Path) -> None:
     run = RunDirectory.create("downstream", tiny_config("downstream", tmp_path))
     results = Results(CLASSES, num_folds=1)
     results.add_scores(_fold("", "abc", "aab"), "a", _scores("abb"), {})
-    for _ in range(2):  # an earlier start may have come this far
+    for _ in range(2):  # an earlier, killed start may have written the same lines
         write_results(run, results)
     assert run.result["artifacts"] == ["predictions.csv"]
     assert run.result["metrics"] == results.metrics

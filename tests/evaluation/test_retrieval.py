@@ -1,4 +1,4 @@
-"""Nearest neighbours against two literal loops."""
+"""Nearest neighbors against two literal loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crisscross.evaluation import retrieval as module
+from crisscross.evaluation import retrieval
 from crisscross.evaluation.retrieval import recall_at, retrieve
 from tests.evaluation.support import clusters, protocol, rows_of
 
@@ -41,7 +41,7 @@ def test_neighbours_and_recalls_equal_two_loops(
     distance: str, normalise_segments: bool, centre: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = {"normalise_segments": normalise_segments, "centre": centre}
-    monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 5)
+    monkeypatch.setattr(retrieval, "QUERIES_PER_BLOCK", 5)
     settings = protocol("retrieval", distance=distance, ranks=(1, 3, 5), num_neighbours=4, **chosen)
     found = retrieve(rows_of(QUERIES, QUERY_LABELS), rows_of(GALLERY, GALLERY_LABELS), settings=settings)
     recalls = recall_at(found, QUERY_LABELS, GALLERY_LABELS, settings.ranks)
@@ -58,7 +58,7 @@ def test_neighbours_and_recalls_equal_two_loops(
     assert recalls == {rank: pytest.approx(count / len(queries)) for rank, count in hits.items()}
 
 
-def _found(queries: np.ndarray, gallery: np.ndarray, **changes: Any) -> module.Neighbours:
+def _found(queries: np.ndarray, gallery: np.ndarray, **changes: Any) -> retrieval.Neighbors:
     settings = protocol("retrieval", **changes)
     return retrieve(
         rows_of(queries, np.zeros(len(queries), int)), rows_of(gallery, np.zeros(len(gallery), int)), settings=settings

@@ -1,4 +1,4 @@
-"""What counts as a hit."""
+"""Top-k accuracy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_top_k() -> None:
     assert top_k(scores, labels, 2) == 1.0
     assert top_k(scores, labels, 5) == 1.0
     scores[0, 0] = -np.inf
-    assert top_k(scores, labels, 5) == pytest.approx(2 / 3)  # a class that was not trained on is never found
+    assert top_k(scores, labels, 5) == pytest.approx(2 / 3)  # a class without training clips is never a hit
 
 
 def test_top_k_equals_a_loop() -> None:

@@ -1,4 +1,4 @@
-"""The SVM protocol: on features whose answer is known, how C is chosen, and splits that are unfit."""
+"""The SVM protocol: features with a known answer, the choice of C, and unsuitable splits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from crisscross.evaluation import svm as module
+from crisscross.evaluation import svm
 from crisscross.evaluation.cache import JsonCache
 from crisscross.evaluation.scores import top_k
 from crisscross.evaluation.svm import SvmResult, evaluate_svm
 from crisscross.utils.files import read_json
-from crisscross.utils.signals import INTERRUPTION, Preempted
+from crisscross.utils.signals import SHUTDOWN, Preempted
 from tests.evaluation.support import clusters, protocol, rows_of
 
 GRID = (1e-3, 1e-2, 1e-1)
@@ -30,7 +30,7 @@ def _run(
     num_classes: int = 4,
     groups: np.ndarray | None = None,
     sources: np.ndarray | None = None,
-    memo: JsonCache | None = None,
+    cache: JsonCache | None = None,
     **changes: Any,
 ) -> SvmResult:
     return evaluate_svm(
@@ -41,35 +41,35 @@ def _run(
         seed=0,
         groups=groups,
         sources=sources,
-        memo=memo,
+        cache=cache,
     )
 
 
 @pytest.fixture
 def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[float, float]:
-    """Make every SVM with one C find this part of the validation clips, and no SVM be fitted."""
+    """Replace the fits: each C classifies a given fraction of the validation clips correctly."""
     chosen: dict[float, float] = {}
-    monkeypatch.setattr(module._Fitter, "path", lambda self, rows, grid: ((c, c) for c in sorted(grid)))
+    monkeypatch.setattr(svm._Fitter, "path", lambda self, rows, grid: ((c, c) for c in sorted(grid)))
 
     def scores(self: object, c: float, rows: Any) -> np.ndarray:
         hits = np.arange(len(rows.labels)) < chosen[c] * len(rows.labels) - 1e-9
         return np.eye(4)[np.where(hits, rows.labels, (rows.labels + 1) % 4)]
 
-    monkeypatch.setattr(module._Fitter, "scores", scores)
+    monkeypatch.setattr(svm._Fitter, "scores", scores)
     return chosen
 
 
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """Note the clips that every fit of a search learns from and validates on, and how many segments of each."""
+    """Record the training and validation clips of each fit of a search, and their number of segments."""
     seen = []
-    original = module._held_out_hits
+    original = svm._held_out_hits
 
-    def noted(fitter: Any, train: Any, fit: np.ndarray, held_out: np.ndarray, settings: Any) -> Any:
+    def recorded(fitter: Any, train: Any, fit: np.ndarray, held_out: np.ndarray, settings: Any) -> Any:
         seen.append((fit, held_out, settings.search_segments))
         return original(fitter, train, fit, held_out, settings)
 
-    monkeypatch.setattr(module, "_held_out_hits", noted)
+    monkeypatch.setattr(svm, "_held_out_hits", recorded)
     return seen
 
 
@@ -148,7 +148,7 @@ def test_clips_of_a_source_video_never_validate_each_other(searched: list) -> No
     sources = np.array([f"video {number}" for number in video])
     assert _run(train, labels, train[:4]).validation_top1 > 0.9
     searched.clear()
-    official = np.array(["test1", "test2"])[np.arange(60) % 2]  # which would tear videos apart
+    official = np.array(["test1", "test2"])[np.arange(60) % 2]  # would split videos
     found = _run(train, labels, train[:4], sources=sources, groups=official)
     assert found.validation_top1 < 0.6
     assert len(searched) == 3
@@ -195,7 +195,7 @@ def test_of_equally_good_values_the_smallest_is_taken(accuracies: dict[float, fl
 
 
 def test_equally_many_hits_are_equally_good_in_whatever_folds_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Folds of unlike sizes, as many hits in all: rounding must not tell them apart.
+    # Folds of different sizes with the same number of hits: ties must be exact.
     train, labels = clusters(40, spread=1.0)
     groups = np.array(["test1"] * 7 + ["test2"] * 11 + ["test3"] * 22)
     for first, second in (((1, 2, 11), (2, 3, 9)), ((5, 7, 14), (7, 9, 10)), ((3, 10, 3), (6, 5, 5))):
@@ -207,20 +207,20 @@ def test_equally_many_hits_are_equally_good_in_whatever_folds_they_were(monkeypa
             ) -> list[int]:
                 return list(next(hits))
 
-            monkeypatch.setattr(module, "_held_out_hits", found)
+            monkeypatch.setattr(svm, "_held_out_hits", found)
             assert _run(train, labels, train, c_grid=(1e-3, 1e-2), groups=groups).chosen_c == 1e-3
 
 
 def test_a_search_looks_at_some_segments_and_the_svm_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = clusters(40, spread=1.0)
     sizes = []
-    original = module.fit_svm
+    original = svm.fit_svm
 
-    def noted(rows: Any, **settings: Any) -> Any:
+    def recorded(rows: Any, **settings: Any) -> Any:
         sizes.append((len(rows.clips), rows.num_segments))
         return original(rows, **settings)
 
-    monkeypatch.setattr(module, "fit_svm", noted)
+    monkeypatch.setattr(svm, "fit_svm", recorded)
     found = _run(train, labels, train, c_grid=(1e-2, 1e-1), num_folds=2, search_segments=2)
     assert sizes == [(20, 2)] * 4 + [(40, 3)]
     assert found.scores.shape == (40, 4)
@@ -248,22 +248,22 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     train, labels = clusters(40, spread=2.0)
     whole = _run(train, labels, train)
     calls = []
-    original = module._held_out_hits
+    original = svm._held_out_hits
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:
-            monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGUSR2")
+            monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGUSR2")
         return original(*arguments)
 
-    monkeypatch.setattr(module, "_held_out_hits", counted)
-    memo = JsonCache(tmp_path / "features" / "svm.json")
+    monkeypatch.setattr(svm, "_held_out_hits", counted)
+    cache = JsonCache(tmp_path / "features" / "svm.json")
     with pytest.raises(Preempted, match="SIGUSR2"):
-        _run(train, labels, train, memo=memo)
-    assert len(read_json(memo.path)) == 1  # what was in the middle does not count
-    monkeypatch.setattr(INTERRUPTION, "signal_name", None)
-    found = _run(train, labels, train, memo=memo)
-    assert len(calls) == 4  # three folds, and the one that was broken off
+        _run(train, labels, train, cache=cache)
+    assert len(read_json(cache.path)) == 1  # the interrupted fold is not stored
+    monkeypatch.setattr(SHUTDOWN, "signal_name", None)
+    found = _run(train, labels, train, cache=cache)
+    assert len(calls) == 4  # three folds, and the interrupted one
     assert np.array_equal(found.scores, whole.scores)
     assert (found.chosen_c, found.validation_top1) == (whole.chosen_c, whole.validation_top1)
 
@@ -292,11 +292,11 @@ def test_classes_with_fewer_clips_than_folds_are_named(
 
 def test_unfit_splits_are_refused() -> None:
     train, labels = clusters(8, spread=0.1)
-    with pytest.raises(ValueError, match="an SVM needs clips of 2 classes to train on, got 1"):
+    with pytest.raises(ValueError, match="an SVM needs training clips of 2 classes, got 1"):
         _run(train, np.zeros_like(labels), train)
-    with pytest.raises(ValueError, match="C cannot be chosen by cross-validation with one training clip a class"):
+    with pytest.raises(ValueError, match="C cannot be chosen by cross-validation with one training clip per class"):
         _run(train[:4], labels[:4], train)
-    with pytest.raises(ValueError, match=r"with one source video a class: .* or more videos$"):
+    with pytest.raises(ValueError, match=r"with one source video per class: .* or more videos$"):
         _run(train, labels, train, sources=labels.astype(str))
     found = _run(train[:4], labels[:4], train, c_grid=(0.1,))
     assert (found.chosen_c, found.validation_top1) == (0.1, None)

@@ -1,4 +1,4 @@
-"""Stands in for launch/job: takes the run's lock, reports progress, and ends as it is told.
+"""Stands in for launch/job: takes the run's lock, writes progress, and ends as planned.
 
     python fake_job.py PLAN.json RUN_DIR
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from crisscross.run.run_dir import RunDirectory
 from launch.job.run import follow_parent
 
-told: list[int] = []
-signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+signals: list[int] = []
+signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
 
 
 def main(plan_path: str, run_path: str) -> int:
@@ -47,7 +47,7 @@ def main(plan_path: str, run_path: str) -> int:
                 rate_unit="clips/s",
                 eta_s=7.0,
             )
-            if told and end != "stubborn":
+            if signals and end != "stubborn":
                 run.write_progress(state="interrupted", step=3, total=9)
                 return 75
             time.sleep(0.02)

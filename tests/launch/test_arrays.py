@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.slurm.arrays import Array, ArrayTask, Planner, compressed
+from launch.slurm.arrays import Array, ArrayTask, Planner, compress_indices
 from launch.study.graph import Experiment, Graph
 from tests.launch.support import evaluation, pretraining
 
@@ -99,4 +99,4 @@ def test_a_thousand_experiments_are_a_handful_of_calls(tmp_path: Path) -> None:
     ("indices", "text"), [([], ""), ([3], "3"), ([0, 1, 2], "0-2"), ([0, 1, 3, 7, 8], "0-1,3,7-8")]
 )
 def test_indices_as_slurm_writes_them(indices: list[int], text: str) -> None:
-    assert compressed(indices) == text
+    assert compress_indices(indices) == text

@@ -1,4 +1,4 @@
-"""An environment that cannot run jobs is one line, told once, and no experiment of the study is marked as failed."""
+"""An environment that cannot run jobs is reported once, in one line, and marks no experiment as failed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ int cuGetProcAddress(const char *name, void **found, int version, unsigned long 
     return cuGetProcAddress_v2(name, found, version, flags, 0);
 }
 """
-"""Source of a libcuda.so.1 that answers like the driver 535, which knows CUDA 12.2."""
+"""Source of a libcuda.so.1 that answers like driver 535, which supports CUDA 12.2."""
 
 
 @pytest.mark.parametrize("end", ["unusable", "silent"])
@@ -131,9 +131,9 @@ def _clusters_python(tmp_path: Path, text: str) -> list[str]:
     return ["sh", str(script), "exec", "--nv", "image.sif", "python"]
 
 
-def _check(tmp_path: Path, cluster: ClusterSettings, said: list[str]) -> None:
+def _check(tmp_path: Path, cluster: ClusterSettings, printed: list[str]) -> None:
     item = pretraining(tmp_path)
-    check_imports(cluster, [item], code={"PYTHONPATH": "/code"}, runs_root=tmp_path, say=said.append)
+    check_imports(cluster, [item], code={"PYTHONPATH": "/code"}, runs_root=tmp_path, print_line=printed.append)
 
 
 def test_jobs_that_could_not_import_are_not_submitted(tmp_path: Path) -> None:
@@ -158,20 +158,24 @@ def test_what_has_passed_is_not_tried_again(tmp_path: Path) -> None:
 
 
 def test_what_a_login_node_cannot_try_is_a_warning(tmp_path: Path) -> None:
-    said: list[str] = []
-    _check(tmp_path, cluster_of().model_copy(update={"python": ["no-such-container", "exec", "image.sif"]}), said)
-    assert len(said) == 1
-    assert said[0].startswith("warning: what jobs import could not be tried on this machine (")
-    assert said[0].endswith("): no-such-container exec image.sif")
+    printed: list[str] = []
+    _check(tmp_path, cluster_of().model_copy(update={"python": ["no-such-container", "exec", "image.sif"]}), printed)
+    assert len(printed) == 1
+    assert printed[0].startswith("warning: what jobs import could not be tried on this machine (")
+    assert printed[0].endswith("): no-such-container exec image.sif")
 
 
 def test_the_real_check_passes_here(tmp_path: Path) -> None:
-    said: list[str] = []
+    printed: list[str] = []
     cluster = cluster_of("cluster.resources.pretrain.gpus_per_node=null")
     check_imports(
-        cluster, [pretraining(tmp_path)], code={"PYTHONPATH": str(REPOSITORY)}, runs_root=tmp_path, say=said.append
+        cluster,
+        [pretraining(tmp_path)],
+        code={"PYTHONPATH": str(REPOSITORY)},
+        runs_root=tmp_path,
+        print_line=printed.append,
     )
-    assert said == []
+    assert printed == []
     assert (tmp_path / "slurm" / "environment.json").is_file()
 
 

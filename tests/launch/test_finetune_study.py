@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from crisscross.data import catalog as catalogue
+from crisscross.data import catalog
 from crisscross.run.identity import family
 from crisscross.run.run_dir import RunDirectory
+from launch.job.make_run import make_run
 from launch.resources import num_processes
-from launch.run_single import _make_run
 from launch.slurm.arrays import Planner
 from launch.study.cluster import resource_kind
 from launch.study.graph import Experiment
@@ -150,7 +150,7 @@ def test_the_folds_of_a_fine_tuning_are_one_family_and_those_of_others_are_not()
 
 def test_a_fold_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(catalogue, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
+    monkeypatch.setattr(catalog, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
     plan = _plan(_folded())
     pretraining = next(iter(plan.graph))
     RunDirectory.create(pretraining.kind, pretraining.config).write_result({"steps": 1, "metrics": {}})
@@ -160,9 +160,7 @@ def test_a_fold_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, monkeypatc
             for weights in ([f"weights.run={pretraining.path}"], [])
         ]
     of_second_fold = [item for item in _finetunings(plan) if item.config["data"]["folds"] == [2]]
-    assert [_make_run("downstream", config).identity for config in configs] == [
-        item.identity for item in of_second_fold
-    ]
+    assert [make_run("downstream", config).identity for config in configs] == [item.identity for item in of_second_fold]
 
 
 def test_on_a_cluster_the_folds_are_arrays() -> None:
@@ -179,10 +177,10 @@ def test_on_a_cluster_the_folds_are_arrays() -> None:
 
 
 def test_batches_are_checked_by_fold_and_named_by_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "prepare", lambda data, progress: _prepare(data))
+    monkeypatch.setattr(catalog, "prepare", lambda data, progress: _prepare(data))
     checked = []
     monkeypatch.setattr(
-        catalogue,
+        catalog,
         "check_batch",
         lambda config, node: checked.append(
             (node, config["data"]["train_split"], config["training"]["draws_per_clip"])

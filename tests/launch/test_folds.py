@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from crisscross.utils.files import read_json
-from crisscross.utils.signals import INTERRUPTION
-from launch.run_single import require_one_job_a_fold, run_folds, run_in_process
+from crisscross.utils.signals import SHUTDOWN
+from launch.job.folds import require_one_job_a_fold, run_folds
+from launch.run_single import run_in_process
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, tiny_config
 
@@ -21,9 +22,9 @@ def _config(*folds: int, protocol: str = "finetune") -> dict[str, Any]:
 
 
 def _run(config: Mapping[str, Any], codes: Mapping[int, int] | None = None) -> tuple[int, list[list[int]], list[str]]:
-    """Run folds whose top-1 is a tenth of their number; return the exit code, the folds of each run, what was said."""
+    """Run folds whose top-1 is a tenth of their number; return exit code, folds of each run, printed lines."""
     ran: list[list[int]] = []
-    said: list[str] = []
+    printed: list[str] = []
 
     def run(part: dict[str, Any]) -> tuple[int, dict[str, float]]:
         (fold,) = part["data"]["folds"] if len(part["data"]["folds"]) == 1 else (0,)
@@ -32,13 +33,13 @@ def _run(config: Mapping[str, Any], codes: Mapping[int, int] | None = None) -> t
         metrics = {"eval/top1_v": fold / 10, f"eval/top1_v_fold{fold}": fold / 10, "loss/total": 1.0}
         return code, {} if code else metrics
 
-    return run_folds(config, run, say=said.append), ran, said
+    return run_folds(config, run, print_line=printed.append), ran, printed
 
 
 def test_each_fold_is_run_and_the_mean_is_of_all() -> None:
-    code, ran, said = _run(_config(1, 3, 5))
+    code, ran, printed = _run(_config(1, 3, 5))
     assert (code, ran) == (0, [[1], [3], [5]])
-    assert said == ["mean of folds 1, 3, 5:", "  eval/top1_v                  0.3 (0.1, 0.3, 0.5)"]
+    assert printed == ["mean of folds 1, 3, 5:", "  eval/top1_v                  0.3 (0.1, 0.3, 0.5)"]
 
 
 @pytest.mark.parametrize("config", [_config(2), _config(), _config(1, 2, protocol="svm")])
@@ -47,9 +48,9 @@ def test_what_is_one_experiment_stays_one(config: dict[str, Any]) -> None:
 
 
 def test_a_fold_that_fails_leaves_the_others_their_turn() -> None:
-    code, ran, said = _run(_config(1, 2, 3), {1: 75, 2: 1})
+    code, ran, printed = _run(_config(1, 2, 3), {1: 75, 2: 1})
     assert (code, ran) == (1, [[1], [2], [3]])
-    assert said == ["no mean: 1 of 3 folds are done: 3; the same command goes on"]
+    assert printed == ["no mean: 1 of 3 folds are done: 3; the same command goes on"]
 
 
 def test_a_wrong_setting_is_told_once() -> None:
@@ -57,12 +58,12 @@ def test_a_wrong_setting_is_told_once() -> None:
 
 
 def test_an_interruption_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(INTERRUPTION, "signal_name", "SIGINT")
+    monkeypatch.setattr(SHUTDOWN, "signal_name", "SIGINT")
     for codes in ({1: 75}, {}):  # in the middle, or as the first ended
-        code, ran, said = _run(_config(1, 2, 3), codes)
+        code, ran, printed = _run(_config(1, 2, 3), codes)
         assert (code, ran) == (75, [[1]])
         done = "0 of 3 folds are done" if codes else "1 of 3 folds are done: 1"
-        assert said == [f"no mean: {done}; the same command goes on"]
+        assert printed == [f"no mean: {done}; the same command goes on"]
 
 
 def test_on_slurm_each_fold_is_a_job() -> None:
@@ -79,7 +80,7 @@ def test_each_fold_and_the_mean_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(INTERRUPTION, "install", lambda: None)  # signals are the tests' own
+    monkeypatch.setattr(SHUTDOWN, "install", lambda: None)  # signals are the tests' own
     root = make_miniature("ucf101", tmp_path / "ucf101")
     chosen = ("downstream.training.epochs=1", "downstream.optim.groups.base.initial=0.01", "downstream.head.dropout=0")
     overrides = (*data_overrides("ucf101", root), *TINY_FINETUNING, *chosen, "data.folds=[1,3]")

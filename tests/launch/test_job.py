@@ -50,7 +50,7 @@ def test_exit_code_0_means_that_there_is_a_result(run: RunDirectory) -> None:
 
 def test_exit_code_75_means_interrupted(run: RunDirectory) -> None:
     assert _run_job(run, "return False").returncode == 75
-    assert _run_job(run, "return True").returncode == 75  # whoever claims success without a result has none
+    assert _run_job(run, "return True").returncode == 75  # without a result there is no success
 
 
 def test_a_failure_is_one_line_and_its_traceback_is_in_the_log(run: RunDirectory) -> None:

@@ -14,16 +14,16 @@ from launch.slurm import job_status as standing
 from launch.slurm.assignments import (
     Assignment,
     SbatchCall,
-    read_claim,
+    read_assignment,
+    release_assignment,
     slurm_folder,
-    submitting,
-    withdraw_claim,
-    write_claim,
+    submission_lock,
+    write_assignment,
 )
 from launch.slurm.commands import Queue, QueuedTask, read_ended, read_queue
 from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of
 from launch.study.graph import Graph
-from launch.study.record import claim_path, write_record
+from launch.study.record import assignment_path, write_record
 from tests.launch.support import evaluation, pretraining, runs_of
 
 
@@ -39,10 +39,10 @@ class World:
         slurm_folder(root).mkdir(parents=True)
         self.claims = {}
         for run, job_id in ((self.parent, "12"), (self.child, "13")):
-            batch = SbatchCall.create(root, kind="pretrain", runs={3: run.path}, dependency=None)
-            batch.note_job(job_id)
-            write_claim(claim_path(run.path), Assignment(batch, 3))
-            self.claims[run.path] = read_claim(claim_path(run.path), root)
+            call = SbatchCall.create(root, kind="pretrain", runs={3: run.path}, dependency=None)
+            call.record_job_id(job_id)
+            write_assignment(assignment_path(run.path), Assignment(call, 3))
+            self.claims[run.path] = read_assignment(assignment_path(run.path), root)
 
     def view(self, *tasks: QueuedTask, **ended: str) -> SlurmView:
         words = {(job.removeprefix("job"), 3): word for job, word in ended.items()}
@@ -114,29 +114,31 @@ def test_dependents_end_with_their_parent(world: World, parent_says: str, expect
     world.parent.write_progress(state=parent_says)
     view = world.view(**({"job13": "CANCELLED"} if accounting else {}))
     if parent_says == "cancelled":
-        write_claim(claim_path(world.parent.path), Assignment(world.claims[world.parent.path].batch, 3, cancelled=1.0))
+        write_assignment(
+            assignment_path(world.parent.path), Assignment(world.claims[world.parent.path].call, 3, cancelled=1.0)
+        )
         view = SlurmView(
             view.queue,
-            {**view.claims, world.parent.path: read_claim(claim_path(world.parent.path), world.root)},
+            {**view.claims, world.parent.path: read_assignment(assignment_path(world.parent.path), world.root)},
             view.ended,
         )
     assert world.of_child(view).state == expected
 
 
 def test_a_claim_without_a_job_is_being_submitted_for_a_while(world: World) -> None:
-    batch = world.claims[world.parent.path].batch
-    (batch.folder / "job.json").unlink()
+    call = world.claims[world.parent.path].call
+    (call.folder / "job.json").unlink()
     assert world.of_parent(world.view()).why == "is being submitted"
-    write_json(batch.folder / "batch.json", {**batch.about, "created": 0})
+    write_json(call.folder / "batch.json", {**call.about, "created": 0})
     assert world.of_parent(world.view()).state == "cancelled"
 
 
 def test_a_job_is_recognised_by_its_script(world: World) -> None:
-    batch = world.claims[world.parent.path].batch
-    (batch.folder / "job.json").unlink()
-    task = QueuedTask("99", 3, "RUNNING", "None", "n1", "N/A", str(batch.script))
+    call = world.claims[world.parent.path].call
+    (call.folder / "job.json").unlink()
+    task = QueuedTask("99", 3, "RUNNING", "None", "n1", "N/A", str(call.script))
     assert world.of_parent(world.view(task)).job == "99_3"
-    assert batch.job_id == "99"
+    assert call.job_id == "99"
 
 
 def test_settling_writes_what_jobs_could_not_say(world: World) -> None:
@@ -180,29 +182,29 @@ def test_squeue_and_sacct_are_understood(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls[2][3:5] == ("--user", "ada,bob")
 
 
-def test_a_claim_is_withdrawn_only_by_its_batch(world: World) -> None:
-    path = claim_path(world.parent.path)
-    withdraw_claim(path, world.claims[world.child.path].batch)
+def test_only_its_own_sbatch_call_releases_an_assignment(world: World) -> None:
+    path = assignment_path(world.parent.path)
+    release_assignment(path, world.claims[world.child.path].call)
     assert path.exists()
-    withdraw_claim(path, world.claims[world.parent.path].batch)
-    assert read_claim(path, world.root) is None
+    release_assignment(path, world.claims[world.parent.path].call)
+    assert read_assignment(path, world.root) is None
 
 
-def test_a_batch_knows_its_run_directories(world: World) -> None:
-    batch = world.claims[world.parent.path].batch
-    assert batch.run_path(3) == world.parent.path
+def test_an_sbatch_call_finds_its_run_directories(world: World) -> None:
+    call = world.claims[world.parent.path].call
+    assert call.run_path(3) == world.parent.path
     with pytest.raises(FileNotFoundError, match="no experiment with index 4"):
-        batch.run_path(4)
-    assert RunDirectory.open(batch.run_path(3)).identity == world.parent.identity
+        call.run_path(4)
+    assert RunDirectory.open(call.run_path(3)).identity == world.parent.identity
 
 
 def test_submitting_is_exclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launch.slurm.assignments.LOCK_TIMEOUT_S", 0.1)
     said: list[str] = []
     with (
-        submitting(tmp_path, say=said.append),
+        submission_lock(tmp_path, print_line=said.append),
         pytest.raises(OSError, match="another launch has been submitting"),
-        submitting(tmp_path, say=said.append),
+        submission_lock(tmp_path, print_line=said.append),
     ):
         pass
     assert said == ["another launch is submitting: waiting for it"]

@@ -1,4 +1,4 @@
-"""What becomes of a job whose ranks have ended without a result."""
+"""A job whose ranks have ended without a result: requeued, failed or left as it is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
-from launch.job import requeue as revive
-from launch.job import slurm as inside_slurm
+from launch.job import requeue, slurm
 from launch.job.slurm import SlurmJobInfo
-from launch.slurm.assignments import Assignment, SbatchCall, slurm_folder, write_claim
-from launch.study.record import claim_path
+from launch.slurm.assignments import Assignment, SbatchCall, slurm_folder, write_assignment
+from launch.study.record import assignment_path
 from tests.launch.support import config_of
 
 RUNNING = SlurmJobInfo(True, True, False)
@@ -23,20 +22,20 @@ SILENT = SlurmJobInfo(False, False, False)
 
 
 class Here:
-    """An array task whose srun has ended, and a Slurm that does what it is asked for."""
+    """An array task whose srun has ended, and a Slurm that obeys."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run = RunDirectory.create("pretrain", config_of(root))
         write_json(self.run.path / "launches.json", [{"slurm_job": "12_3"}])
         slurm_folder(root).mkdir()
-        self.batch = SbatchCall.create(root, kind="pretrain", runs={3: self.run.path}, dependency=None)
-        write_claim(claim_path(self.run.path), Assignment(self.batch, 3))
+        self.call = SbatchCall.create(root, kind="pretrain", runs={3: self.run.path}, dependency=None)
+        write_assignment(assignment_path(self.run.path), Assignment(self.call, 3))
         self.job, self.requeues, self.waits, self.refuses = RUNNING, 0, 0, False
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-        monkeypatch.setattr(inside_slurm, "query_job", lambda: self.job)
-        monkeypatch.setattr(inside_slurm, "_requeue", self._requeue)
-        monkeypatch.setattr(inside_slurm.time, "sleep", self._wait)
+        monkeypatch.setattr(slurm, "query_job", lambda: self.job)
+        monkeypatch.setattr(slurm, "_requeue", self._requeue)
+        monkeypatch.setattr(slurm.time, "sleep", self._wait)
 
     def _requeue(self) -> bool:
         self.requeues += not self.refuses
@@ -47,7 +46,7 @@ class Here:
 
     def ended(self, code: int, **progress: Any) -> int:
         self.run.write_progress(**progress)
-        return revive.main([str(self.batch.folder), str(code)])
+        return requeue.main([str(self.call.folder), str(code)])
 
     @property
     def state(self) -> str:
@@ -128,7 +127,7 @@ def test_killed_again_and_again_at_the_same_place_it_has_failed(here: Here) -> N
 def test_a_failure_stays_a_failure(here: Here) -> None:
     assert here.ended(137, state="failed", error="clip 7 is damaged") == 137  # other ranks were killed after it
     assert (here.requeues, here.state) == (0, "failed")
-    assert here.ended(1, state="queued") == 1  # it could not even say so
+    assert here.ended(1, state="queued") == 1  # it wrote no failure
     assert here.requeues == 0
 
 
@@ -139,7 +138,7 @@ def test_with_a_result_nothing_else_matters(here: Here) -> None:
 
 
 def test_what_was_given_to_another_job_is_left_alone(here: Here) -> None:
-    claim_path(here.run.path).unlink()
+    assignment_path(here.run.path).unlink()
     assert here.ended(75, state="interrupted", signal="SIGUSR2") == 75
     assert here.requeues == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 
 from crisscross.config.base import parse
-from launch.slurm import commands as sbatch
+from launch.slurm import commands
 from launch.slurm.commands import SlurmError, check, clean_environment, slurm, submit
-from launch.slurm.script import script_text
+from launch.slurm.script import ScriptExecutor, script_text
 from launch.study.cluster import ClusterSettings
 from launch.study.overrides import compose_config, hydra_configs
 
 GOLDEN = Path(__file__).with_name("golden")
+ROOT = Path(__file__).parents[2]
 
 
 def cluster_of(*overrides: str, launcher: str = "slurm") -> ClusterSettings:
@@ -87,6 +89,24 @@ def test_a_switch_that_is_off_is_left_out() -> None:
     assert "requeue" not in _script(cluster_of("cluster.additional_parameters.requeue=false"), "cpu")
 
 
+def test_scripts_are_rendered_where_there_is_no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "#SBATCH --mem=1536MB" in _script(cluster_of("cluster.resources.cpu.mem_gb=1.5"), "cpu")
+
+
+def test_submitit_refuses_a_parameter_that_it_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Unavailable parameter\(s\): \['partitoin'\]"):
+        ScriptExecutor(tmp_path).script("true", is_array=False, partitoin="gpu")
+
+
+def test_no_private_name_of_submitit_is_imported() -> None:
+    for path in (path for package in ("crisscross", "launch", "analysis") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("submitit"):
+                names = [*node.module.split("."), *(alias.name for alias in node.names)]
+                assert not [name for name in names if name.startswith("_")], path
+
+
 def _fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, text: str) -> None:
     path = tmp_path / program
     path.write_text(f"#!/bin/sh\n{text}\n")
@@ -125,7 +145,7 @@ def test_no_slurm_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_controller_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake(tmp_path, monkeypatch, "squeue", "exec sleep 10")
-    monkeypatch.setattr(sbatch, "SLURM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(commands, "SLURM_TIMEOUT_S", 0.1)
     with pytest.raises(SlurmError, match="squeue did not answer within 0 s: try again"):
         slurm("squeue")
 

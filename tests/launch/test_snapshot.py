@@ -16,7 +16,7 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils import git as code_version
 from crisscross.utils.files import read_json
 from crisscross.utils.git import CODE, CODE_ROOT, git_state
-from launch.slurm import snapshot as module
+from launch.slurm import snapshot as snapshot_module
 from launch.slurm.snapshot import Snapshot, snapshot_environment, take_snapshot
 from tests.launch.support import config_of
 
@@ -24,7 +24,7 @@ SAY = """
 import subprocess, sys
 from crisscross import WORD
 print(WORD, flush=True)
-if len(sys.argv) == 1:  # a child, as the courier is one
+if len(sys.argv) == 1:  # a child, such as the sync process
     subprocess.run([sys.executable, "-m", "crisscross.say", "child"], check=True)
 """
 
@@ -130,7 +130,7 @@ def test_a_job_keeps_the_diff_of_its_code(checkout: Path, tmp_path: Path, monkey
     kept = run.path / "code.diff"
 
     def start(root: Path) -> bytes | None:
-        experiment._note_changes(run, root)
+        experiment._record_changes(run, root)
         code_version._git_state.cache_clear()
         return kept.read_bytes() if kept.is_file() else None
 
@@ -223,12 +223,12 @@ def test_the_diff_on_the_commit_gives_the_snapshot(checkout: Path, tmp_path: Pat
 def test_the_same_code_is_one_copy(checkout: Path, tmp_path: Path) -> None:
     write(checkout / "launch" / "new.py", "")
     first = take_snapshot(tmp_path / "runs", source=checkout)
-    stands = (first.path / "snapshot.json").stat()
+    before = (first.path / "snapshot.json").stat()
     assert take_snapshot(tmp_path / "runs", source=checkout) == first
     git(checkout, "add", "-A")
     git(checkout, "commit", "-qm", "what was there already")
     assert take_snapshot(tmp_path / "runs", source=checkout) == first  # its commit and diff still give this code
-    assert (first.path / "snapshot.json").stat() == stands
+    assert (first.path / "snapshot.json").stat() == before
     assert [path for path in first.path.parent.iterdir() if path.name != ".lock"] == [first.path]
 
 
@@ -272,16 +272,16 @@ def test_processes_at_the_same_time_share_one_copy(checkout: Path, tmp_path: Pat
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=300) for process in processes]
-    (path,) = {out.strip() for out, _ in told}
+    outputs = [process.communicate(timeout=300) for process in processes]
+    (path,) = {out.strip() for out, _ in outputs}
     assert [process.returncode for process in processes] == [0] * 4
-    assert {err for _, err in told} == {""}
+    assert {err for _, err in outputs} == {""}
     assert content(Path(path)) == content(checkout)
     assert sorted(each.name for each in Path(path).parent.iterdir()) == [".lock", Path(path).name]
 
 
 def test_a_file_saved_meanwhile_is_taken_with_its_diff(checkout: Path, tmp_path: Path, monkeypatch) -> None:
-    origin, edits = module._origin, ["# once\n"]
+    origin, edits = snapshot_module._origin, ["# once\n"]
 
     def edit_after(source: Path):
         found = origin(source)
@@ -289,7 +289,7 @@ def test_a_file_saved_meanwhile_is_taken_with_its_diff(checkout: Path, tmp_path:
             write(source / "crisscross" / "say.py", edits.pop())
         return found
 
-    monkeypatch.setattr(module, "_origin", edit_after)
+    monkeypatch.setattr(snapshot_module, "_origin", edit_after)
     snapshot = take_snapshot(tmp_path / "runs", source=checkout)
     assert (snapshot.path / "crisscross" / "say.py").read_text() == "# once\n"
     assert b"+# once" in (snapshot.path / "code.diff").read_bytes()
@@ -299,31 +299,27 @@ def test_a_file_saved_meanwhile_is_taken_with_its_diff(checkout: Path, tmp_path:
         take_snapshot(tmp_path / "runs", source=checkout)
 
 
-def test_links_are_followed_inside_the_code(checkout: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_file_of_the_code_is_copied_as_a_file(checkout: Path, tmp_path: Path) -> None:
     (checkout / "launch" / "settings.yaml").symlink_to("../experiments/conf/pretrain.yaml")
-    (checkout / "analysis" / "conf").symlink_to("../experiments/conf")
+    (checkout / "launch" / "again.yaml").symlink_to("settings.yaml")
     snapshot = take_snapshot(tmp_path / "runs", source=checkout)
-    for name in ("launch/settings.yaml", "analysis/conf/pretrain.yaml"):
-        path = snapshot.path / name
+    for name in ("settings.yaml", "again.yaml"):
+        path = snapshot.path / "launch" / name
         assert path.read_text() == "seed: 0\n"
-        assert not any(each.is_symlink() for each in (path, path.parent))
+        assert not path.is_symlink()
 
 
 @pytest.mark.parametrize(
-    ("target", "problem"),
-    [
-        ("nowhere.py", "leads nowhere"),
-        ("../../outside.py", "leads out of the code"),
-        ("../.env", "leads to what git ignores"),
-        ("../launch", "leads to further links"),
-    ],
+    "target", ["nowhere.py", "../../outside.py", "../.env", "../launch", "../experiments/conf", "../README.md"]
 )
-def test_a_link_that_cannot_be_followed_is_named(target: str, problem: str, checkout: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["checkout", "folder"])
+def test_any_other_link_is_refused(kind: str, target: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(kind)
     write(tmp_path / "outside.py", "")
-    write(checkout / ".env", "TOKEN=1\n")
-    (checkout / "launch" / "link.py").symlink_to(target)
-    with pytest.raises(ValueError, match=rf"launch/link\.py is a link that {problem}.*: put a file in its place"):
-        take_snapshot(tmp_path / "runs", source=checkout)
+    write(source / ".env", "TOKEN=1\n")
+    (source / "launch" / "link.py").symlink_to(target)
+    with pytest.raises(ValueError, match=r"launch/link\.py is a link to .*, which is no file of the code: put a file"):
+        take_snapshot(tmp_path / "runs", source=source)
     assert not (tmp_path / "runs").exists()
 
 
@@ -335,13 +331,12 @@ def test_without_a_checkout_the_folder_is_walked(place: str, folder: Path, tmp_p
         git(tmp_path, "commit", "-qm", "around", "--allow-empty")
     write(folder / "crisscross" / "__pycache__" / "say.pyc", "")
     write(folder / "crisscross" / ".env", "TOKEN=1\n")
-    (folder / "analysis" / "conf").symlink_to("../experiments/conf")
+    (folder / "analysis" / "conf.yaml").symlink_to("../experiments/conf/pretrain.yaml")
     os.mkfifo(folder / "launch" / "pipe")
     snapshot = take_snapshot(tmp_path / "runs", source=folder)
     assert (snapshot.commit, snapshot.dirty) == (None, False)
     assert not (snapshot.path / "code.diff").exists()
-    wanted = {name for name in content(folder) if not name.endswith(".env")} | {"analysis/conf/pretrain.yaml"}
-    assert content(snapshot.path).keys() == wanted
+    assert content(snapshot.path).keys() == content(folder).keys() - {"crisscross/.env"}
     assert git_state(folder) == {}
     assert git_state(snapshot.path) == {"snapshot": snapshot.digest}
 
@@ -355,12 +350,10 @@ def test_before_the_first_commit_there_is_none(folder: Path, tmp_path: Path) -> 
 
 def test_a_checkout_that_git_cannot_read_is_not_walked(checkout: Path, tmp_path: Path, monkeypatch) -> None:
     shutil.rmtree(checkout / ".git" / "refs")
-    with pytest.raises(
-        ValueError, match=r"git says 'fatal: .*: without git nobody knows which files are to be left out"
-    ):
+    with pytest.raises(ValueError, match=r"git reports 'fatal: .*: without git the files to leave out are unknown"):
         take_snapshot(tmp_path / "runs", source=checkout)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"git could not be asked .*: without git nobody knows"):
+    with pytest.raises(ValueError, match=r"git could not be called .*: without git the files"):
         take_snapshot(tmp_path / "runs", source=checkout)
 
 
@@ -374,7 +367,7 @@ def test_what_is_no_code_is_refused(checkout: Path, tmp_path: Path, monkeypatch)
     with pytest.raises(ValueError, match=r"crisscross/nested is a git repository of its own.*: move it elsewhere"):
         take_snapshot(tmp_path / "runs", source=checkout)
     shutil.rmtree(nested)
-    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(snapshot_module, "MAX_BYTES", 2**20)
     write(checkout / "analysis" / "clip.mp4", bytes(2 * 2**20))
     with pytest.raises(ValueError, match=r"more than 1 MiB of code, .*clip.mp4 alone has 2: data belongs elsewhere"):
         take_snapshot(tmp_path / "runs", source=checkout)
@@ -390,10 +383,17 @@ def test_a_failed_write_leaves_nothing(checkout: Path, tmp_path: Path, monkeypat
     def fail(path: Path, value: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_json", fail)
+    monkeypatch.setattr(snapshot_module, "write_json", fail)
     with pytest.raises(OSError, match=r"\(No space left on device\): choose a folder you can write, with space left"):
         take_snapshot(tmp_path / "runs", source=checkout)
-    assert list((tmp_path / "runs" / "code").iterdir()) == []
+    assert [path.name for path in (tmp_path / "runs" / "code").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_launch_left_is_removed(checkout: Path, tmp_path: Path) -> None:
+    first = take_snapshot(tmp_path / "runs", source=checkout)
+    first.path.rename(first.path.with_name(f".{first.digest}.part"))
+    assert take_snapshot(tmp_path / "runs", source=checkout) == first
+    assert sorted(path.name for path in first.path.parent.iterdir()) == [".lock", first.digest]
 
 
 def test_a_path_that_ends_early_in_the_environment_is_refused(checkout: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from crisscross.run.state import read_state
-from crisscross.tracking.client import store_key
+from crisscross.tracking.address import store_key
 from crisscross.tracking.metadata import mlflow_status
 from crisscross.tracking.sync_state import SyncState
 from launch.study import overrides as overrides_module

@@ -1,4 +1,4 @@
-"""What the tests of several methods need: tiny networks, and views for them."""
+"""Tiny networks, views and runs for the tests of the methods."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TINY = ModelSettings(
 
 
 def random_views(
-    clip_ids: Sequence[int], *, seed: int = 0, num_views: int = 1, key: int = 0, side_px: int = 16
+    clip_ids: Sequence[int], *, seed: int = 0, num_views: int = 1, draw_seed: int = 0, side_px: int = 16
 ) -> Views:
-    """Return views of these clips, drawn from the seed."""
+    """Return random views of these clips."""
     generator, num = torch.Generator().manual_seed(seed), len(clip_ids)
     return Views(
         video=torch.randn(num_views, num, 3, 4, side_px, side_px, generator=generator),
@@ -31,11 +31,11 @@ def random_views(
         clip_ids=torch.tensor([*clip_ids]),
         labels=torch.zeros(num, dtype=torch.long),
         epoch=0,
-        key=key,
+        seed=draw_seed,
     )
 
 
 def tiny_run(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    """Return the run directory of a tiny pretraining below ``folder/name``; all of a folder share their clips."""
+    """Return the run directory of a tiny pretraining in ``folder/name``; runs of a folder share clips."""
     config = tiny_config("pretrain", folder, *overrides)
     return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})

@@ -1,4 +1,4 @@
-"""AVID: its loss against a literal rewriting, its negatives, its memory, Z, and what a stopped run finds again."""
+"""AVID: the loss against a literal implementation, negatives, memory, Z, and resuming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import settings_of
 from crisscross.config.views import AudioTransformSettings
 from crisscross.data.catalog import check_batch
-from crisscross.methods.avid import Method, draw_negatives, nce_loss, update_memory_
+from crisscross.methods.avid import AVID, draw_negatives, nce_loss, update_memory_
 from crisscross.methods.base import DatasetInfo, Views, build_method
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
@@ -38,7 +38,7 @@ NUM_CLIPS = 12
 REPOSITORY = Path(__file__).parents[2]
 
 
-def _build(num_clips: int = NUM_CLIPS, **changed: object) -> Method:
+def _build(num_clips: int = NUM_CLIPS, **changed: object) -> AVID:
     return build_method({**OPTIONS, **changed}, TINY, DatasetInfo(num_clips=num_clips, num_classes=3), seed=0)
 
 
@@ -46,7 +46,7 @@ def _views(*clip_ids: int, seed: int = 0) -> Views:
     return random_views(clip_ids, seed=seed)
 
 
-def _state(method: Method) -> dict[str, torch.Tensor]:
+def _state(method: AVID) -> dict[str, torch.Tensor]:
     return {name: method.get_buffer(name).clone() for name in method.replicated_buffers}
 
 
@@ -56,7 +56,7 @@ def _state(method: Method) -> dict[str, torch.Tensor]:
 def _literal_loss(
     queries: torch.Tensor, memory: torch.Tensor, clip_ids: list[int], negative_ids: list[list[int]], partition: float
 ) -> float:
-    """The equation, one clip and one negative at a time, in double precision."""
+    """Return the equation, one clip and one negative at a time, in double precision."""
     total = 0.0
     for query, clip, others in zip(queries.double().tolist(), clip_ids, negative_ids, strict=True):
 
@@ -117,8 +117,8 @@ def test_large_scores_and_autocast_leave_it_in_single_precision() -> None:
     assert torch.isfinite(nce_loss(scores[:, 0], scores, torch.tensor(1e21)))
     assert torch.isfinite(nce_loss(scores[:, 1], scores, torch.tensor(1e-21)))
     method = _build()
-    # Pictures of 16 px end in maps of single points, for which convolutions in bfloat16 on CPUs (PyTorch 2.11) give now
-    # and then gradients of weights that are not finite, whatever the loss.
+    # Frames of 16 px give maps of single points, for which bfloat16 convolutions on CPUs (PyTorch 2.11) sometimes give
+    # non-finite gradients of weights, whatever the loss.
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = method(random_views((0, 1, 2), side_px=32))
     assert loss.dtype == torch.float32
@@ -163,7 +163,7 @@ def test_the_memory_moves_as_a_loop_over_the_clips_would_move_it() -> None:
     assert torch.equal(memory[[2, 4]], before[[2, 4]])
     order = torch.tensor([3, 1, 6, 0, 5, 2, 4])
     again = update_memory_(before.clone(), clip_ids[order], embeddings[order], momentum=0.75)
-    torch.testing.assert_close(again, memory, atol=1e-6, rtol=0)  # no draw is the last
+    torch.testing.assert_close(again, memory, atol=1e-6, rtol=0)  # the order of the draws does not matter
 
 
 def test_the_memory_stands_still_until_the_step_is_done_and_takes_all_its_passes() -> None:
@@ -180,10 +180,10 @@ def test_the_memory_stands_still_until_the_step_is_done_and_takes_all_its_passes
         assert torch.equal(method.get_buffer(f"{modality}_memory"), expected)
         torch.testing.assert_close(expected.norm(dim=1), torch.ones(NUM_CLIPS))
     method(_views(7, 8))
-    method.after_step()  # what was seen in the step before is forgotten
+    method.after_step()  # the embeddings of the previous step are cleared
     assert torch.equal(method.video_memory[[1, 2, 4]], start["video_memory"][[1, 2, 4]])
     method.eval()(_views(0, 5))
-    assert method._seen == []  # looking leaves no trace
+    assert method._seen == []  # eval mode stores no embeddings
 
 
 def test_it_starts_as_unit_vectors_that_the_seed_makes() -> None:
@@ -212,13 +212,13 @@ def test_z_is_frozen_after_the_first_batch_and_goes_with_the_state() -> None:
     fresh.load_state_dict(method.state_dict())
     fresh(_views(5, 6))
     assert torch.equal(fresh.partition, first)
-    fresh.load_state_dict(_build().state_dict())  # one that does not know Z yet
+    fresh.load_state_dict(_build().state_dict())  # its Z is not computed yet
     fresh(_views(5, 6))
     assert fresh.partition > 0
     assert not torch.equal(fresh.partition, first)
 
 
-# Through the loop.
+# In the training loop.
 
 
 SMALL = ("method.num_negatives=5", "method.head_dims=[16,16,8]", "training.epochs=2")
@@ -269,7 +269,7 @@ with join_world("cpu") as world:
     wrapped = data_parallel(method, world, uses_all_parameters=True, replicated_buffers=method.replicated_buffers)
     for step in range(2):
         torch.manual_seed(10 * step + world.rank)
-        clips = [[0, 1], [2, 1]][world.rank]  # both have clip 1
+        clips = [[0, 1], [2, 1]][world.rank]  # clip 1 is on both
         loss, _ = wrapped(_views(*clips, seed=world.rank))
         loss.backward()
         method.after_step()
@@ -311,20 +311,20 @@ def test_what_its_authors_used_is_one_word() -> None:
         assert fair[node] == crisscross[node]
 
 
-# What is refused.
+# Errors.
 
 
 def test_fewer_clips_than_negatives_are_refused_before_and_in_the_job(folder: Path) -> None:
     line = (
-        r"method.num_negatives=12 are more than the 11 other clips that a clip has among 12: set"
-        r" method.num_negatives=11 or lower, or give it more clips"
+        r"method.num_negatives=12 is more than the 11 other clips that a clip has among 12: set"
+        r" method.num_negatives=11 or lower, or add clips"
     )
     with pytest.raises(ValueError, match=line):
         check_batch(tiny_config("pretrain", folder, "method=avid", "method.num_negatives=12"))
     with pytest.raises(ValueError, match=line):
         _build(num_negatives=12)
     assert _build(num_negatives=11).num_negatives == 11
-    with pytest.raises(ValueError, match="tells clips from each other, there is 1: give it more clips"):
+    with pytest.raises(ValueError, match="compares clips with each other, got 1 clip: add clips"):
         _build(num_clips=1)
 
 

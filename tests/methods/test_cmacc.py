@@ -1,4 +1,4 @@
-"""CM-ACC against literal rewritings: the loss, the choice of negatives, the momentum encoders, what is kept."""
+"""CM-ACC against literal implementations: loss, choice of negatives, momentum encoders, state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import settings_of
 from crisscross.methods.base import DatasetInfo, Views, build_method
-from crisscross.methods.cmacc import NO_CLIP, KeyQueue, Method, contrast, gradient_embeddings, kmeans_seeds
+from crisscross.methods.cmacc import CMACC, NO_CLIP, KeyQueue, contrast, gradient_embeddings, kmeans_seeds
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from crisscross.utils.distributed import DistributedContext, data_parallel
@@ -38,12 +38,12 @@ OVERRIDES = (*OVERRIDES, "method.dictionary_size=6")
 OTHER = {"video": "audio", "audio": "video"}
 
 
-def _build() -> Method:
+def _build() -> CMACC:
     return build_method(OPTIONS, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=0)
 
 
 def _views(step: int, clips: list[int]) -> Views:
-    return random_views(clips, seed=step, key=100 + step)
+    return random_views(clips, seed=step, draw_seed=100 + step)
 
 
 def _unit(rows: int, *, seed: int, dim: int = 5) -> torch.Tensor:
@@ -60,7 +60,7 @@ def _contents(queue: KeyQueue) -> list[tuple[list[float], int]]:
 def _literal_loss(
     queries: list[list[float]], clips: list[int], keys: list[list[float]], others: list[tuple[list[float], int]]
 ) -> float:
-    """InfoNCE, a query and a key at a time; keys of a query's own clip are skipped, its positive is not."""
+    """Return InfoNCE, one query and key at a time; other keys of a query's own clip are skipped."""
     total = 0.0
     for place, (query, clip) in enumerate(zip(queries, clips, strict=True)):
         terms = {}
@@ -73,7 +73,7 @@ def _literal_loss(
 
 
 def _literal_seeds(points: list[list[float]], num_seeds: int, generator: torch.Generator) -> list[int]:
-    """K-means++ by brute force: all distances anew for each seed, the winner of each race by comparison."""
+    """Return k-means++ seeds by brute force: all distances for each seed, each race by comparison."""
     picked: list[int] = []
     for _ in range(num_seeds):
         waits = torch.empty(len(points), dtype=torch.float64).exponential_(generator=generator).tolist()
@@ -94,7 +94,7 @@ def _literal_choice(
     pool: list[tuple[list[float], int]],
     generator: torch.Generator,
 ) -> list[int]:
-    """Steps 1 to 3 with the gradient from autograd."""
+    """Return the result of steps 1 to 3 with autograd's gradient."""
     pool_keys = torch.tensor([key for key, _ in pool], dtype=torch.float64, requires_grad=True)
     loss = torch.zeros((), dtype=torch.float64)
     for place, clip in enumerate(clips):
@@ -106,8 +106,8 @@ def _literal_choice(
     return _literal_seeds(gradient.tolist(), min(len(clips), len(pool)), generator)
 
 
-def _embeddings(method: Method, views: Views) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return queries and keys of a batch, in evaluation mode: by running statistics, which a pass leaves alone."""
+def _embeddings(method: CMACC, views: Views) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return queries and keys of a batch in eval mode, which does not change running statistics."""
     queries, keys = {}, {}
     for name, inputs in (("video", views.video[0]), ("audio", views.audio[0])):
         backbone, head = method.get_submodule(f"{name}_backbone"), method.get_submodule(f"{name}_head")
@@ -174,7 +174,7 @@ def test_loss_and_choice_equal_the_literal_rewriting() -> None:
     method = _build().eval()
     pools: dict[str, Any] = {name: [] for name in OTHER}
     dictionaries: dict[str, Any] = {name: [] for name in OTHER}
-    # Clip 3 comes twice in one batch; clips come again while old keys of theirs are in pool and dictionary.
+    # Clip 3 is twice in one batch; clips recur while their older keys are in pool and dictionary.
     for step, clips in enumerate(([0, 1, 2, 3], [4, 5, 3, 3], [0, 6, 7, 1], [2, 4, 8, 0], [3, 1, 9, 5])):
         views = _views(step, clips)
         queries, keys = _embeddings(method, views)
@@ -197,7 +197,7 @@ def test_loss_and_choice_equal_the_literal_rewriting() -> None:
     assert dictionaries["audio"] != dictionaries["video"]
 
 
-def test_momentum_encoders_follow_normalisation_buffers_included() -> None:
+def test_momentum_encoders_follow_normalization_buffers_included() -> None:
     method = _build().train()
     pairs = []
     for name in OTHER:
@@ -212,7 +212,7 @@ def test_momentum_encoders_follow_normalisation_buffers_included() -> None:
     before = [{key: value.clone() for key, value in follower.state_dict().items()} for _, follower in pairs]
     method(_views(0, [0, 1, 2, 3]))[0].backward()
     for (_, follower), state in zip(pairs, before, strict=True):
-        assert_same_state(dict(follower.state_dict()), state)  # a forward pass moves no running statistics
+        assert_same_state(dict(follower.state_dict()), state)  # a forward pass changes no running statistics
     with torch.no_grad():
         for parameter in method.parameter_groups()["base"]:
             parameter += 0.1
@@ -231,7 +231,7 @@ def test_momentum_encoders_follow_normalisation_buffers_included() -> None:
     assert all(kinds.values())
 
 
-def test_momentum_encoders_learn_nothing_and_normalise_by_the_batch() -> None:
+def test_momentum_encoders_learn_nothing_and_normalize_by_the_batch() -> None:
     method = _build().train()
     trained = {id(parameter) for parameter in method.parameter_groups()["base"]}
     inside = [parameter for name in OTHER for parameter in method.get_submodule(f"{name}_momentum").parameters()]
@@ -241,13 +241,13 @@ def test_momentum_encoders_learn_nothing_and_normalise_by_the_batch() -> None:
     method(views)[0].backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in inside)
     assert all(parameter.grad is not None for parameter in method.parameter_groups()["base"])
-    queries, keys = _embeddings(method, views)  # in training mode, where both have the same weights at the start
+    queries, keys = _embeddings(method, views)  # in training mode; both have the same weights at the start
     for name in OTHER:
         assert torch.equal(queries[name], keys[name])
         assert torch.equal(method.get_submodule(f"pool_{name}").held()[0], keys[name])
-    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # as on several GPUs
-    assert synchronised.state_dict().keys() == _build().state_dict().keys()
-    norms = [part for part in synchronised.video_momentum.modules() if isinstance(part, nn.SyncBatchNorm)]
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # as on several GPUs
+    assert synchronized.state_dict().keys() == _build().state_dict().keys()
+    norms = [part for part in synchronized.video_momentum.modules() if isinstance(part, nn.SyncBatchNorm)]
     assert norms
     assert not any(part.track_running_stats for part in norms)
 
@@ -261,7 +261,7 @@ def test_the_loss_is_in_single_precision_under_autocast() -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
-    """One of two processes: steps on its half of each batch. In evaluation mode halves are normalised as wholes."""
+    """Run one of two processes on its half of each batch, in eval mode (no batch statistics)."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     method = _build().eval()
@@ -272,7 +272,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def _three_steps(method: Method, network: nn.Module, batches: list[list[int]], rank: int | None) -> list[float]:
+def _three_steps(method: CMACC, network: nn.Module, batches: list[list[int]], rank: int | None) -> list[float]:
     optimizer, losses = torch.optim.SGD(method.parameter_groups()["base"], lr=0.01), []
     for step, clips in enumerate(batches):
         whole = _views(step, [4 * step + place for place in range(4)])
@@ -283,7 +283,7 @@ def _three_steps(method: Method, network: nn.Module, batches: list[list[int]], r
             clip_ids=torch.tensor(clips),
             labels=whole.labels[share],
             epoch=0,
-            key=whole.key,
+            seed=whole.seed,
         )
         optimizer.zero_grad()
         loss, _ = network(views)

@@ -1,4 +1,4 @@
-"""The CrissCross loss against a literal rewriting of its equations, its switches, and its size."""
+"""CrissCross: the loss against a literal implementation, its weights, and its size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from crisscross.config.experiment import ModelSettings
 from crisscross.config.method import method_names
 from crisscross.methods.base import DatasetInfo, Views, build_method
-from crisscross.methods.crisscross import FAMILIES, embedding_std, pair_loss
-from crisscross.models.backbones import untrained_backbones
+from crisscross.methods.crisscross import LOSS_GROUP, embedding_std, pair_loss
+from crisscross.models.backbones import random_init_backbones
 from tests.methods.support import TINY
 
 PAPER = ModelSettings(
@@ -41,7 +41,7 @@ def _build(**weights: float):
 
 
 def _literal_d(p: torch.Tensor, z: torch.Tensor) -> float:
-    """D(p, z), one clip and one dimension at a time."""
+    """Return D(p, z), one clip and one dimension at a time."""
     total = 0.0
     for row_p, row_z in zip(p.tolist(), z.tolist(), strict=True):
         dot = sum(a * b for a, b in zip(row_p, row_z, strict=True))
@@ -100,7 +100,7 @@ def test_without_async_divides_by_four() -> None:
 def test_every_family_switches_off(off: str) -> None:
     method = _build(**{f"{off}_weight": 0.0})
     _, metrics = method(_views())
-    on = {f"loss/{pair}" for pair, family in FAMILIES.items() if family != off}
+    on = {f"loss/{pair}" for pair, group in LOSS_GROUP.items() if group != off}
     assert {name for name in metrics if name.startswith("loss/")} == on
 
 
@@ -160,6 +160,6 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_initial_backbones_are_the_untrained_floor() -> None:
-    method, floor = _build(), untrained_backbones(TINY, seed=0)
+    method, floor = _build(), random_init_backbones(TINY, seed=0)
     for name, tensor in floor.state_dict().items():
         assert torch.equal(tensor, method.state_dict()[name])

@@ -1,4 +1,4 @@
-"""Supervised pretraining: its loss, silent clips, resuming, and what is refused before anything runs."""
+"""Supervised pretraining: loss, clips without audio, resuming, and errors at launch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings, ModelSettings, PretrainSettings
 from crisscross.evaluation.backbones import backbones_of
 from crisscross.methods.base import DatasetInfo, Views, build_method
-from crisscross.models.backbones import untrained_backbones
+from crisscross.models.backbones import random_init_backbones
 from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from launch.run_single import _make_run
+from launch.job.make_run import make_run
 from launch.study.overrides import compose_config, hydra_configs
 from launch.study.plan import make_plan
 from tests.data.miniatures import data_overrides, make_miniature
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def silent(folder: Path) -> list[str]:
-    """Clips that have no sound."""
+    """Return overrides of clips without audio."""
     make_miniature("hmdb51", folder / "hmdb51")
     one_split = ("data.folds=[]", "data.train_split=train1", "data.test_split=test1")
     return [*data_overrides("hmdb51", folder / "hmdb51"), *one_split]
@@ -84,7 +84,7 @@ def test_the_loss_is_the_cross_entropy() -> None:
 
 def test_it_starts_from_the_untrained_floor_and_has_no_audio_network() -> None:
     method = build_method(SUPERVISED, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=7)
-    floor = untrained_backbones(TINY, seed=7).video_backbone.state_dict()
+    floor = random_init_backbones(TINY, seed=7).video_backbone.state_dict()
     assert_same_state(dict(method.video_backbone.state_dict()), dict(floor))
     assert {name for name, _ in method.named_children()} == {"video_backbone", "head"}
 
@@ -114,13 +114,13 @@ def test_two_processes_train_together(folder: Path, silent: list[str]) -> None:
 
 
 def test_an_evaluation_that_wants_sound_is_refused(folder: Path, silent: list[str], pretrained: RunDirectory) -> None:
-    """Typed as one run, before anything is prepared or made; and in a job whose run directory is there."""
+    """An error at launch, before anything is written, and in a job of an existing run."""
     typed = [*TINY_OVERRIDES, f"data.root={folder / 'demo'}", f"runs_root={folder / 'refused'}"]
     typed.append(f"weights.run={pretrained.path}")
     with hydra_configs():
         config = compose_config("downstream", typed)
     with pytest.raises(ValueError, match=rf"^weights.run={pretrained.label} {ONLY_VIDEO}"):
-        _make_run("downstream", config)
+        make_run("downstream", config)
     assert not (folder / "refused").exists()
     assert not (folder / "demo").exists()
     wants_sound = tiny_config("downstream", folder, *silent, "downstream.modalities=[v,a]")
@@ -188,7 +188,7 @@ def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
         "data.require=[video]",
     ]
     typed += ["method=supervised", "relaxation=none", "training.global_batch_size=2", "downstream.modalities=[v]"]
-    message = r"^method=supervised learns labels, the clips have 1 class: give labelled ones .*: method=crisscross$"
+    message = r"^method=supervised learns labels, the clips have 1 class: use labeled clips .*: method=crisscross$"
     with pytest.raises(ValueError, match=message):
         make_plan("relaxation", [*typed, f"runs_root={tmp_path / 'runs'}"])
     with pytest.raises(ValueError, match=message):
@@ -196,7 +196,7 @@ def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
 
 
 def test_the_authors_rates_are_torchvisions() -> None:
-    """A thousandth at first, the whole at epoch 10, a tenth less at 20, 30 and 40; at 64 devices of 24 clips."""
+    """0.001 of the rate at first, all at epoch 10, divided by 10 at 20, 30 and 40; 64 devices x 24 clips."""
     config = _compose("method=supervised_authors", "scale=paper", "data=kinetics400", "data.root=.")
     settings = parse(PretrainSettings, config)
     assert (settings.training.epochs, settings.training.global_batch_size) == (45, 64 * 24)
@@ -211,10 +211,10 @@ def test_the_authors_rates_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("scale", ["demo", "paper"])
-def test_it_shares_everything_but_the_optimiser_with_the_others(scale: str) -> None:
+def test_it_shares_everything_but_the_optimizer_with_the_others(scale: str) -> None:
     ours, others = _compose("method=supervised", f"scale={scale}"), _compose(f"scale={scale}")
     for node in ("model", "views", "training", "data"):
         assert ours[node] == others[node]
     parse(PretrainSettings, ours)
     typed = _compose("method=supervised", f"scale={scale}", f"optim={scale}")
-    assert typed["optim"] == others["optim"]  # what is typed wins
+    assert typed["optim"] == others["optim"]  # the command line has precedence

@@ -1,4 +1,4 @@
-"""XDC's loss against a literal rewriting, where its targets come from, what is drawn, and what clustering does."""
+"""XDC: the loss against a literal implementation, targets, draws, and clustering."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from crisscross.config.method import settings_of
 from crisscross.methods.base import DatasetInfo, Views, build_method
@@ -34,15 +35,15 @@ def _views(clip_ids: list[int]) -> Views:
 
 
 def _found(v: np.ndarray, a: np.ndarray):
-    """Stand in for a look at all clips."""
+    """Replace the feature extraction over the training set."""
     return lambda networks: {"v": lambda: v, "a": lambda: a}
 
 
 def _groups(sizes: list[int], *, dim: int = 6, seed: int = 0) -> np.ndarray:
-    """Features in well separated groups, one after the other, far from zero."""
+    """Return features in well separated groups, in order, far from zero."""
     rng = np.random.default_rng(seed)
-    centres = 5.0 * rng.standard_normal((len(sizes), dim))
-    rows = np.repeat(centres, sizes, axis=0) + 0.01 * rng.standard_normal((sum(sizes), dim))
+    centers = 5.0 * rng.standard_normal((len(sizes), dim))
+    rows = np.repeat(centers, sizes, axis=0) + 0.01 * rng.standard_normal((sum(sizes), dim))
     return (rows + 100.0).astype(np.float32)
 
 
@@ -53,7 +54,7 @@ def _same_partition(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _literal_cross_entropy(features: torch.Tensor, head: torch.nn.Linear, targets: list[int]) -> float:
-    """One clip, one class, one dimension at a time, in double precision."""
+    """Return the loss one clip, class and dimension at a time, in double precision."""
     total = 0.0
     for row, target in zip(features.tolist(), targets, strict=True):
         logits = []
@@ -135,11 +136,11 @@ def test_whitening_decorrelates_and_leaves_out_what_hardly_varies() -> None:
     assert rows.shape == (500, 4)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
-    # Before normalising each column has variance 1 and none goes with another: so have unit rows, all directions alike.
+    # Before normalization the columns are uncorrelated with variance 1; unit rows are, up to one common scale, too.
     np.testing.assert_allclose(rows.T @ rows / 500, np.eye(4) / 4, atol=0.05)
-    # An independent way there: the inverse covariance gives the same angles between clips.
-    centred = mixed - mixed.mean(axis=0)
-    products = centred @ np.linalg.pinv(np.cov(mixed.T), rcond=1e-6) @ centred.T
+    # Independent reference: the inverse covariance gives the same angles between clips.
+    centered = mixed - mixed.mean(axis=0)
+    products = centered @ np.linalg.pinv(np.cov(mixed.T), rcond=1e-6) @ centered.T
     lengths = np.sqrt(np.diag(products))
     np.testing.assert_allclose(rows @ rows.T, products / np.outer(lengths, lengths), atol=2e-3)
     assert whitened(mixed.astype(np.float32), 2).shape == (500, 2)
@@ -172,8 +173,6 @@ def test_no_cluster_is_empty_where_there_are_enough_clips() -> None:
 
 
 def test_clusters_do_not_depend_on_the_number_of_threads() -> None:
-    from threadpoolctl import threadpool_limits
-
     features = np.random.default_rng(1).standard_normal((3000, 32)).astype(np.float32)
     found = []
     for threads in (1, 2):
@@ -186,12 +185,12 @@ def test_clusters_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_draws_are_uniform_over_clusters_that_are_not_empty() -> None:
-    clusters = np.array([0] * 10 + [3] * 2 + [7] * 5)  # of eight, say
+    clusters = np.array([0] * 10 + [3] * 2 + [7] * 5)  # of eight clusters
     clips = balanced_draws(clusters, 20, np.random.default_rng(0))
     by_cluster = np.bincount(clusters[clips], minlength=8)
     assert sorted(by_cluster[[0, 3, 7]].tolist()) == [6, 7, 7]
     assert by_cluster.sum() == 20
-    # Within a cluster nobody is drawn a second time before everybody has been.
+    # No clip is drawn again before all clips of its cluster are drawn.
     times = np.bincount(clips, minlength=17)
     for cluster in (0, 3, 7):
         of_cluster = times[clusters == cluster]
@@ -204,7 +203,7 @@ def test_half_of_an_epoch_is_balanced_by_each_modality() -> None:
     method.video_clusters.copy_(torch.from_numpy(rare_sight))
     method.audio_clusters.copy_(torch.from_numpy(rare_sound))
     clips = method.epoch_indices(4000, seed=1)
-    # 1/2 from its own half, and in the other half as often as among the clips.
+    # 1/2 from its own half, and in the other half its share of the clips.
     assert (rare_sight[clips] == 1).mean() == pytest.approx(0.5 * 0.5 + 0.5 * 0.1, abs=0.01)
     assert (rare_sound[clips] == 2).mean() == pytest.approx(0.5 * 0.5 + 0.5 * 0.1, abs=0.01)
     np.testing.assert_array_equal(clips, method.epoch_indices(4000, seed=1))

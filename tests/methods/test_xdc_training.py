@@ -11,7 +11,7 @@ import torch
 from crisscross.data.catalog import check_batch
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.training import trainer as loop
+from crisscross.training.trainer import Trainer
 from crisscross.utils.files import read_json
 from tests.methods.support import tiny_run
 from tests.support import assert_same_state, final_state, history, tiny_config
@@ -90,7 +90,7 @@ def test_what_was_seen_with_other_weights_does_not_count(folder: Path, undisturb
 
 def test_a_fresh_head_has_no_momentum(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, remembered = _make(folder, "momentum", "method.recluster_every_epochs=2"), []
-    original = loop.Trainer._one_step
+    original = Trainer._one_step
 
     def watched(self, batches):
         known = self.optimizer.state
@@ -99,7 +99,7 @@ def test_a_fresh_head_has_no_momentum(folder: Path, monkeypatch: pytest.MonkeyPa
         )
         return original(self, batches)
 
-    monkeypatch.setattr(loop.Trainer, "_one_step", watched)
+    monkeypatch.setattr(Trainer, "_one_step", watched)
     assert run_experiment(run)
     before_clustering = {0: (False, False), 6: (False, True)}  # not before epoch 1: it keeps heads and momentum
     assert remembered == [before_clustering.get(step, (True, True)) for step in range(9)]

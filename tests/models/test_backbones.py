@@ -1,4 +1,4 @@
-"""The backbones and heads: parameter counts of the paper, shapes, names, and independent rewritings."""
+"""Backbones and heads: the paper's parameter counts, shapes, names, and independent implementations."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_state_dict_keys_are_the_released_ones() -> None:
 
 
 def reference_video(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Depth 10 written out from section 1 of PAPER.md, in evaluation mode, from the state dict alone."""
+    """Compute depth 10 from section 1 of PAPER.md and the state dict alone, in eval mode."""
 
     def bn(x: torch.Tensor, name: str) -> torch.Tensor:
         shape = (1, -1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Initial weights depend on the seed and the name, and on nothing else."""
+"""Initial weights depend only on the seed and the name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.heads import predictor, projector
-from crisscross.models.init import initialise
+from crisscross.models.init import initialize
 from crisscross.models.r2plus1d import VideoBackbone
 
 
@@ -21,7 +21,7 @@ def small_model(*, with_predictor: bool = False) -> nn.ModuleDict:
         "projector": projector(32, hidden_dim=16),
     }
     if with_predictor:
-        # First, so that it would shift a shared stream.
+        # First, so that it would shift a shared random stream.
         parts = {"predictor": predictor(16, hidden_dim=8), **parts}
     return nn.ModuleDict(parts)
 
@@ -29,10 +29,10 @@ def small_model(*, with_predictor: bool = False) -> nn.ModuleDict:
 def test_same_seed_same_weights_whatever_the_global_state() -> None:
     torch.manual_seed(1)
     first = small_model()
-    initialise(first, seed_key=7)
+    initialize(first, seed_key=7)
     torch.manual_seed(2)
     second = small_model()
-    initialise(second, seed_key=7)
+    initialize(second, seed_key=7)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
@@ -40,24 +40,24 @@ def test_same_seed_same_weights_whatever_the_global_state() -> None:
 def test_global_random_state_is_left_alone() -> None:
     model = small_model()
     before = torch.get_rng_state()
-    initialise(model, seed_key=7)
+    initialize(model, seed_key=7)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_another_head_does_not_change_the_backbone() -> None:
     alone, joined = small_model(), small_model(with_predictor=True)
-    initialise(alone, seed_key=7)
-    initialise(joined, seed_key=7)
+    initialize(alone, seed_key=7)
+    initialize(joined, seed_key=7)
     for name, value in alone.state_dict().items():
         assert torch.equal(value, joined.state_dict()[name]), name
 
 
 def test_seed_and_name_both_matter() -> None:
     model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
-    initialise(model, seed_key=0)
+    initialize(model, seed_key=0)
     assert not torch.equal(model["a"].weight, model["b"].weight)
     before = model["a"].weight.clone()
-    initialise(model, seed_key=1)
+    initialize(model, seed_key=1)
     assert not torch.equal(before, model["a"].weight)
 
 
@@ -71,7 +71,7 @@ def test_distributions() -> None:
     )
     nn.init.uniform_(model["bn"].weight)
     model["bn"].running_mean.fill_(3.0)
-    initialise(model, seed_key=3)
+    initialize(model, seed_key=3)
     weight = model["conv"].weight
     expected_std = math.sqrt(2 / (64 * 9))  # fan-out counts output channels and kernel, not the stride
     assert weight.std().item() == pytest.approx(expected_std, rel=0.02)
@@ -87,14 +87,14 @@ def test_distributions() -> None:
 
 def test_precision_does_not_change_the_draws() -> None:
     single, double = nn.Linear(4, 4), nn.Linear(4, 4).double()
-    initialise(single, seed_key=0)
-    initialise(double, seed_key=0)
+    initialize(single, seed_key=0)
+    initialize(double, seed_key=0)
     assert torch.equal(single.weight.double(), double.weight)
 
 
 def test_gradients_still_flow() -> None:
     model = nn.Linear(4, 4)
-    initialise(model, seed_key=0)
+    initialize(model, seed_key=0)
     model(torch.ones(1, 4)).sum().backward()
     assert model.weight.requires_grad
     assert model.weight.grad is not None
@@ -103,4 +103,4 @@ def test_gradients_still_flow() -> None:
 def test_a_module_without_a_rule_is_named() -> None:
     model = nn.ModuleDict({"text": nn.Embedding(3, 4)})
     with pytest.raises(ValueError, match=r"parameter text\.weight of a Embedding: expected a convolution"):
-        initialise(model, seed_key=0)
+        initialize(model, seed_key=0)

@@ -1,4 +1,4 @@
-"""torchvision's networks as backbones: what they compute, their files, and a whole experiment with one."""
+"""torchvision's networks as backbones: outputs, files, and a whole experiment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = ("r2plus1d_18", "r3d_18")
 
 @pytest.fixture(scope="module", params=NAMES)
 def network(request: pytest.FixtureRequest) -> nn.Module:
-    """One of torchvision's own, as it publishes its checkpoints, its statistics no longer the initial ones."""
+    """Return one of torchvision's networks with running statistics that are not the initial ones."""
     torch.manual_seed(0)
     built = getattr(torchvision_video, request.param)()
     built.train()(torch.randn(2, 3, 4, 16, 16))
@@ -47,7 +47,7 @@ def _millions(module: nn.Module) -> float:
 
 
 def test_the_numbers_of_table_5() -> None:
-    """Those of torchvision's networks count a layer of 400 classes, the paper's own counts none."""
+    """The counts of torchvision include a layer of 400 classes, the paper's own does not."""
     with torch.device("meta"):
         assert _millions(VideoBackbone()) == 15.4
         for name, in_table, without in (("r2plus1d_18", 31.5, 31.3), ("r3d_18", 33.4, 33.2)):
@@ -72,9 +72,9 @@ def test_it_computes_what_torchvisions_computes(network: nn.Module, loaded: Torc
         torch.testing.assert_close(network.fc(features), network(frames))
         assert features.shape == (2, loaded.feature_dim)
         last = loaded.feature_map(frames)
-        torch.testing.assert_close(feature_of(loaded, "max", normalise="none")(frames), last.amax(dim=(2, 3, 4)))
+        torch.testing.assert_close(feature_of(loaded, "max", normalize="none")(frames), last.amax(dim=(2, 3, 4)))
         third = network.layer3(network.layer2(network.layer1(network.stem(frames))))
-        found = feature_of(loaded, "conv4x", normalise="none")(frames)
+        found = feature_of(loaded, "conv4x", normalize="none")(frames)
         torch.testing.assert_close(found, third.mean(dim=(2, 3, 4)))
 
 
@@ -136,7 +136,7 @@ def test_settings(video: dict[str, object], message: str) -> None:
 
 @pytest.mark.slow
 def test_pretraining_evaluation_and_fine_tuning(tmp_path: Path) -> None:
-    """At its full size: a step of pretraining, features of the stages, a step of fine-tuning, its test."""
+    """At full size: a step of pretraining, features of the stages, a step of fine-tuning, its test."""
     wide = ("model=r3d18", "model.audio.layers=[1,1,1,1]")
     few = ("data.toy.num_classes=2", "data.toy.train_clips_per_class=2", "data.toy.test_clips_per_class=2")
     once = ("training.epochs=1", "optim.groups.base.warmup_epochs=0")

@@ -1,4 +1,4 @@
-"""Released weights: a round trip, and a clear line for every wrong file."""
+"""Weights files: a round trip, and one line for every invalid file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from crisscross.models import weights_io as released
+from crisscross.models import weights_io
 from crisscross.models.audio_resnet import AudioBackbone
 from crisscross.models.r2plus1d import VideoBackbone
 from crisscross.models.weights_io import export_backbone, load_audio_backbone, load_video_backbone
 
 
 class Exploit:
-    """A pickle that makes a folder when it is loaded by an unguarded reader."""
+    """A pickle that creates a folder if it is loaded without ``weights_only``."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -36,7 +36,7 @@ def save(content: object, path: Path) -> Path:
 
 
 def moved(backbone: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """A backbone whose running statistics are no longer the initial ones."""
+    """Return a backbone with running statistics that are not the initial ones."""
     torch.manual_seed(0)
     backbone.train()(torch.randn(shape))
     return backbone.eval()
@@ -98,7 +98,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
         file.write(b"half a file")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(released.torch, "save", torn)
+    monkeypatch.setattr(weights_io.torch, "save", torn)
     with pytest.raises(OSError, match="No space left"):
         export_backbone(AudioBackbone(4), path)
     assert path.read_bytes() == before
@@ -114,7 +114,7 @@ def test_one_prefix_on_every_key_is_tolerated(tmp_path: Path, prefix: str) -> No
 
 
 def test_old_and_ordered_files_load(tmp_path: Path) -> None:
-    """Written by an early PyTorch: no batch counters, no zip archive."""
+    """A file of an early PyTorch: no batch counters, no zip archive."""
     state = collections.OrderedDict(
         (name, value) for name, value in VideoBackbone(10, 2).state_dict().items() if "tracked" not in name
     )
@@ -143,7 +143,7 @@ def test_code_in_the_file_is_refused_and_not_run(tmp_path: Path) -> None:
     path = save({"conv1.0.weight": Exploit(target)}, tmp_path / "bad.pt")
     message = line(load_video_backbone, path)
     assert "refused, it holds more than tensors (posix.mkdir)" in message
-    assert "weights_only" not in message  # PyTorch's text would advise to switch the guard off
+    assert "weights_only" not in message  # PyTorch's text advises to disable it
     assert not target.exists()
 
 
@@ -175,7 +175,7 @@ def test_a_failing_disk_is_not_called_a_damaged_file(tmp_path: Path, monkeypatch
     def failing(*args: object, **settings: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(released.torch, "load", failing)
+    monkeypatch.setattr(weights_io.torch, "load", failing)
     with pytest.raises(OSError, match="Input/output error"):
         load_audio_backbone(tmp_path / "audio.pt")
 
@@ -218,7 +218,7 @@ def test_wrong_shapes(tmp_path: Path) -> None:
     for stem in (torch.ones(2, 3, 7, 7), torch.ones(0, 3, 3, 7, 7), torch.tensor(1.0)):
         message = line(load_video_backbone, save({**state, "conv1.0.weight": stem}, path))
         assert "conv1.0.weight has shape" in message
-    # A stem that claims a huge network must be refused before anything of that size is made.
+    # A stem of a huge network is an error before anything of that size is allocated.
     wide = {**state, "conv1.0.weight": torch.ones(1).expand(100_000, 3, 3, 7, 7)}
     assert "has shape" in line(load_video_backbone, save(wide, path))
 
@@ -241,7 +241,7 @@ def test_export_takes_backbones_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_damage_escapes_as_another_error(tmp_path: Path, zipped: bool) -> None:
-    """Wherever a byte is wrong, the answer is a backbone or one line, never a traceback of another kind."""
+    """Wherever a byte is wrong, the result is a backbone or a one-line ValueError."""
     path = tmp_path / "audio.pt"
     torch.save(AudioBackbone(1).state_dict(), path, _use_new_zipfile_serialization=zipped)
     good = path.read_bytes()
@@ -251,5 +251,5 @@ def test_no_damage_escapes_as_another_error(tmp_path: Path, zipped: bool) -> Non
         line(load_audio_backbone, path)
     for place in generator.integers(2, min(len(good), 4000), 150):
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x55]) + good[place + 1 :])
-        with contextlib.suppress(ValueError):  # a byte inside a tensor may go unnoticed
+        with contextlib.suppress(ValueError):  # a wrong byte in a tensor may not be detected
             load_audio_backbone(path)

@@ -1,4 +1,4 @@
-"""LARC against a scalar rewriting of its definition, inside Adam and SGD, and under GradScaler."""
+"""LARC against a scalar implementation, inside Adam and SGD, and under GradScaler."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crisscross.optim.larc import LARC, rescale_gradients
+from crisscross.optim.larc import register_larc, rescale_gradients
 from tests.support import needs_cuda
 
 
 def literal_larc(
     weights: list[float], gradients: list[float], *, lr: float, decay: float, trust: float, eps: float
 ) -> list[float]:
-    """The definition, number by number: independent of tensors."""
+    """Return the gradients of the definition, number by number, without tensors."""
     weight_norm = math.sqrt(sum(weight**2 for weight in weights))
     gradient_norm = math.sqrt(sum(gradient**2 for gradient in gradients))
     if weight_norm == 0 or gradient_norm == 0:
@@ -28,7 +28,7 @@ def literal_larc(
 
 
 def parameters_and_gradients(seed: int = 0) -> list[nn.Parameter]:
-    """Tensors of several shapes, some clipped and some not, one of zeros, one with a zero gradient."""
+    """Return tensors of several shapes: clipped, not clipped, all zero, with zero gradient."""
     generator = torch.Generator().manual_seed(seed)
     parameters = []
     for shape, weight_scale, gradient_scale in (
@@ -77,7 +77,7 @@ def test_clipping_happens_and_does_not_always() -> None:
 def literal_adam(
     weights: list[float], gradient_steps: list[list[float]], *, lr: float, decay: float, eps: float
 ) -> list[float]:
-    """LARC inside Adam over several steps, number by number."""
+    """Return the weights after several steps of LARC inside Adam, number by number."""
     weights = list(weights)
     first, second = [0.0] * len(weights), [0.0] * len(weights)
     for step, gradients in enumerate(gradient_steps, start=1):
@@ -94,7 +94,7 @@ def literal_adam(
 def test_steps_inside_adam_equal_the_definition(foreach: bool) -> None:
     steps = [parameters_and_gradients(seed) for seed in range(5)]
     parameters = [nn.Parameter(parameter.detach().clone()) for parameter in steps[0]]
-    optimizer = LARC(torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-2, foreach=foreach))
+    optimizer = register_larc(torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-2, foreach=foreach))
     for step in steps:
         for parameter, source in zip(parameters, step, strict=True):
             parameter.grad = source.grad.clone()
@@ -112,34 +112,71 @@ def test_steps_inside_adam_equal_the_definition(foreach: bool) -> None:
 
 def test_weight_decay_is_hidden_only_during_the_step() -> None:
     seen = []
-
-    class Watching(torch.optim.SGD):
-        def step(self, closure=None):
-            seen.append([group["weight_decay"] for group in self.param_groups])
-            return super().step(closure)
-
     parameters = parameters_and_gradients()
-    inner = Watching([{"params": parameters[:2]}, {"params": parameters[2:], "larc": False}], lr=0.1, weight_decay=0.01)
-    LARC(inner).step()
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "larc": False}]
+    optimizer = register_larc(torch.optim.SGD(groups, lr=0.1, weight_decay=0.01))
+
+    def watch(watched: torch.optim.Optimizer, *arguments: object) -> None:
+        seen.append([group["weight_decay"] for group in watched.param_groups])
+
+    optimizer.register_step_pre_hook(watch)
+    optimizer.step()
     assert seen == [[0.0, 0.01]]
-    assert [group["weight_decay"] for group in inner.param_groups] == [0.01, 0.01]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.01]
 
 
 def test_weight_decay_comes_back_after_a_failure() -> None:
-    class Failing(torch.optim.SGD):
-        def step(self, closure=None):
-            raise RuntimeError("device lost")
+    parameters = parameters_and_gradients()
+    optimizer = register_larc(torch.optim.SGD(parameters, lr=0.1, weight_decay=0.01))
 
-    inner = Failing(parameters_and_gradients(), lr=0.1, weight_decay=0.01)
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("device lost")
+
+    failing = optimizer.register_step_pre_hook(fail)
     with pytest.raises(RuntimeError, match="device lost"):
-        LARC(inner).step()
-    assert inner.param_groups[0]["weight_decay"] == 0.01
+        optimizer.step()
+    failing.remove()
+    again = parameters_and_gradients(1)
+    expected = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    for i, source in enumerate(again):
+        parameters[i].grad, expected[i].grad = source.grad.clone(), source.grad.clone()
+    optimizer.step()
+    register_larc(torch.optim.SGD(expected, lr=0.1, weight_decay=0.01)).step()
+    for a, b in zip(parameters, expected, strict=True):
+        assert torch.equal(a, b)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.01
 
 
-def test_a_group_without_larc_is_the_wrapped_optimisers() -> None:
+def test_the_state_dict_is_that_of_the_optimizer_without_larc() -> None:
+    states = []
+    for larc in (False, True):
+        optimizer = torch.optim.Adam(parameters_and_gradients(), lr=1e-9, weight_decay=0.01)
+        if larc:
+            assert register_larc(optimizer) is optimizer
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    assert [list(state) for state in states[0]["state"].values()] == [list(s) for s in states[1]["state"].values()]
+
+
+def test_a_learning_rate_scheduler_keeps_the_hooks() -> None:
+    """PyTorch's schedulers replace ``optimizer.step``."""
+    results = []
+    for scheduled in (False, True):
+        parameters = parameters_and_gradients()
+        optimizer = register_larc(torch.optim.SGD(parameters, lr=0.1, weight_decay=0.01))
+        if scheduled:
+            torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        optimizer.step()
+        results.append(parameters)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_group_without_larc_is_left_to_the_optimizer() -> None:
     ours, plain = parameters_and_gradients(), parameters_and_gradients()
     groups = [{"params": ours, "larc": False}]
-    LARC(torch.optim.Adam(groups, lr=0.1, weight_decay=0.5)).step()
+    register_larc(torch.optim.Adam(groups, lr=0.1, weight_decay=0.5)).step()
     torch.optim.Adam(plain, lr=0.1, weight_decay=0.5).step()
     for a, b in zip(ours, plain, strict=True):
         assert torch.equal(a, b)
@@ -148,10 +185,10 @@ def test_a_group_without_larc_is_the_wrapped_optimisers() -> None:
 def test_parameters_without_gradient_stay() -> None:
     parameter, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     parameter.grad = torch.ones(2)
-    LARC(torch.optim.Adam([parameter, frozen], lr=0.1, weight_decay=0.5)).step()
+    register_larc(torch.optim.Adam([parameter, frozen], lr=0.1, weight_decay=0.5)).step()
     assert torch.equal(frozen, torch.ones(2))
     assert not torch.equal(parameter, torch.ones(2))
-    LARC(torch.optim.Adam([frozen], lr=0.1)).step()
+    register_larc(torch.optim.Adam([frozen], lr=0.1)).step()
 
 
 def small_problem() -> tuple[nn.Module, torch.Tensor]:
@@ -159,11 +196,11 @@ def small_problem() -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(16, 6)
 
 
-def make(model: nn.Module) -> LARC:
-    return LARC(torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-3))
+def make(model: nn.Module) -> torch.optim.Optimizer:
+    return register_larc(torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=1e-3))
 
 
-def advance(model: nn.Module, optimizer: LARC, x: torch.Tensor, *, steps: int) -> None:
+def advance(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, *, steps: int) -> None:
     for _ in range(steps):
         optimizer.zero_grad()
         model(x).square().mean().backward()
@@ -218,7 +255,7 @@ def test_closure_gives_the_loss() -> None:
 
 
 def test_grad_scaler_gives_the_same_steps() -> None:
-    """Scaled by a power of two, the gradients and so the weights are the same bits."""
+    """With a power of two as scale, gradients and weights are bit-identical."""
     plain, x = small_problem()
     scaled = copy.deepcopy(plain)
     advance(plain, make(plain), x, steps=4)
@@ -254,7 +291,7 @@ def test_grad_scaler_unscales_once_and_skips_overflows() -> None:
 
 
 class NoReadBack(TorchDispatchMode):
-    """Fails when a tensor's value is asked for on the host."""
+    """A mode that fails if a tensor's value is read on the host."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
@@ -282,7 +319,7 @@ def test_no_synchronisation_on_a_gpu() -> None:
 
 
 def test_a_constant_factor_cancels_under_adam() -> None:
-    """The docstring's claim: Adam does not see a gradient's scale, only its changes and its eps."""
+    """Adam is invariant to a gradient's scale, except for its changes and eps."""
     moves = []
     for scale in (1.0, 1e-2, 1e-9):
         parameter = nn.Parameter(torch.ones(8, dtype=torch.float64))
@@ -293,7 +330,7 @@ def test_a_constant_factor_cancels_under_adam() -> None:
             optimizer.step()
         moves.append(parameter.detach() - 1)
     assert (moves[0] - moves[1]).norm() < 1e-4 * moves[0].norm()
-    assert moves[2].norm() < 0.2 * moves[0].norm()  # eps rules here
+    assert moves[2].norm() < 0.2 * moves[0].norm()  # eps dominates here
 
 
 @pytest.mark.parametrize(
@@ -302,4 +339,4 @@ def test_a_constant_factor_cancels_under_adam() -> None:
 )
 def test_impossible_settings_are_explained(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LARC(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), **settings)
+        register_larc(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), **settings)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: exact endpoints, shapes, and clear refusals."""
+"""Learning-rate schedules: exact endpoints, shapes, and errors."""
 
 from __future__ import annotations
 

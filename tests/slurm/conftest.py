@@ -1,4 +1,4 @@
-"""A real Slurm for tests: one private cluster a pytest worker, started when a test first asks for it."""
+"""A real Slurm for tests: one private cluster a pytest worker, started for the first test that needs it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LOCKS = Path("/tmp/crisscross-slurm")  # host-wide on purpose: ports, munged and
 FIRST_PORT, PORTS_PER_BLOCK, NUM_BLOCKS = 21000, 20, 50  # below Linux's ephemeral ports, which start at 32768
 MARK = "CRISSCROSS_SLURM_TEST"  # environment variable by which a daemon and what it started are found again
 # For ``python -c``: runs its arguments as an init does, inheriting (36 is PR_SET_CHILD_SUBREAPER) and reaping orphans.
-# slurmstepd leaves its slurmd by forking twice and overwrites its environment: nothing else would tell whose it is.
+# slurmstepd leaves its slurmd by forking twice and overwrites its environment: nothing else identifies its owner.
 SUBREAPER = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(36, 1)
@@ -110,7 +110,7 @@ MARIADB_OPTIONS = (  # nothing outlives the test, so nothing is synced and every
 
 
 class ClusterError(RuntimeError):
-    """The test cluster did not do what it was asked for in time."""
+    """The test cluster did not react in time."""
 
 
 @dataclass
@@ -209,7 +209,7 @@ def marked_processes(mark: str) -> Iterator[psutil.Process]:
 
 
 def kill_marked(mark: str, timeout_s: float = 300.0) -> None:
-    """SIGKILL the marked daemons with all their descendants, and wait until they are gone.
+    """SIGKILL the marked daemons with all their descendants, and wait until they have ended.
 
     Jobs are descendants too, because slurmd runs under :data:`SUBREAPER`.
     """

@@ -115,7 +115,7 @@ class Study:
     def wait_until(
         self, reached: Callable[[], bool], *, what: str, timeout_s: float = TIMEOUT_S, poll_s: float = 0.3
     ) -> None:
-        """Wait, and tell all there is to know where it takes too long."""
+        """Wait for a condition; fail with the cluster's and the runs' state if it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not reached():
             if time.monotonic() > deadline:
@@ -123,7 +123,7 @@ class Study:
             time.sleep(poll_s)
 
     def wait_until_at_step(self, run: RunDirectory, step: int, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Wait until a run says that it has done so many steps."""
+        """Wait until a run has done so many steps."""
         self.wait_until(
             lambda: (run.progress or {}).get("state") == "running" and (run.progress.get("step") or 0) >= step,
             what=f"{run.label} at step {step}",
@@ -159,7 +159,7 @@ class Study:
 
 
 def assert_same_results(one: Study, other: Study) -> None:
-    """Compare two studies: every result, every final state, every history; and that each step stands once."""
+    """Compare the results, final states and histories of two studies; check that no step occurs twice."""
     left, right = one.runs(), other.runs()
     assert left.keys() == right.keys()
     for label, run in left.items():
@@ -187,11 +187,11 @@ def assert_told_once(study: Study, *, uri: str | None = None) -> None:
     assert {run.identity for run in runs.values()} == found.keys()
     client = MlflowClient(tracking_uri=uri)
     for run in runs.values():
-        told = found[run.identity]
-        assert told["status"] == "FINISHED"
+        logged = found[run.identity]
+        assert logged["status"] == "FINISHED"
         expected = full_history(run) or [(0, run.result["metrics"])]  # an evaluation's numbers have no history
         for name in ("loss/total", "eval/top1_av"):
-            points = sorted((point.step, point.value) for point in client.get_metric_history(told["run_id"], name))
+            points = sorted((point.step, point.value) for point in client.get_metric_history(logged["run_id"], name))
             assert points == [(step, values[name]) for step, values in expected if name in values]
 
 
@@ -224,7 +224,7 @@ def steps_done_again(run: RunDirectory, before: Pace) -> int:
 
 
 def lost_steps(run: RunDirectory) -> list[int]:
-    """Return for every resumption how many steps had to be done again, as the run's log tells it."""
+    """Return for every resumption the number of repeated steps, from the run's log."""
     stopped, lost = 0, []
     for line in run.log_path.read_text().splitlines():
         if found := re.search(r"stopped after step (\d+)", line):
@@ -244,7 +244,7 @@ def stop(run: RunDirectory) -> psutil.Process:
 
 
 def stop_until_told(study: Study, run: RunDirectory) -> None:
-    """Stop a run and let it go on once Slurm has sent it a signal; some of Slurm's signals do that by themselves."""
+    """Continue a stopped run after Slurm has sent it a signal; some signals of Slurm continue it themselves."""
     with contextlib.suppress(psutil.NoSuchProcess):  # it has left between two questions
         process = stop(run)
         study.wait_until(

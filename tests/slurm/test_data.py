@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from crisscross.config.data import DataSettings
 from crisscross.data.catalog import open_manifest
 from crisscross.data.manifest import Manifest, read_manifest
 from crisscross.data.prepare.__main__ import main as prepare
-from crisscross.data.shards import verify
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
 from tests.data.miniatures import data_overrides, make_miniature
@@ -41,9 +41,9 @@ def _manifest(root: Path, manifests: str = f"{NAME}-manifests") -> Manifest:
     return read_manifest(directory)
 
 
-def _as_array(cluster: SlurmCluster, root: Path, *more: str) -> list[str]:
+def _as_array(cluster: SlurmCluster, root: Path) -> list[str]:
     """Run a preparing as the README does, in three tasks; return the last line that each printed."""
-    command = [sys.executable, "-m", "crisscross.data.prepare", *_asked(root, "--share", "slurm", *more)]
+    command = [sys.executable, "-m", "crisscross.data.prepare", *_asked(root, "--share", "slurm")]
     job = cluster.submit(" ".join(command), "--array=1-3", "--cpus-per-task=1", f"--chdir={REPOSITORY}")
     outputs = [cluster.home / "log" / f"job-{job}-{task}.out" for task in (1, 2, 3)]
     states = cluster.wait_for_states(job, "COMPLETED", "FAILED", timeout_s=600)
@@ -59,22 +59,20 @@ def test_an_array_prepares_a_dataset(root: Path, idle_slurm: SlurmCluster, capsy
     shared = _manifest(root)
     assert prepare(_asked(root, manifests="undivided")) == 0
     alone = _manifest(root, "undivided")
-    assert shared.fingerprint == alone.fingerprint
+    assert shared.data_hash == alone.data_hash
     pd.testing.assert_frame_equal(shared.clips, alone.clips)
     pd.testing.assert_frame_equal(shared.rejected, alone.rejected)
-    _as_array(idle_slurm, root, "--shards", "--shard-mb", "0.05")
-    assert verify(root / "shards", progress=False) == []
-    packed = {path.name: path.read_bytes() for path in (root / "shards").glob("*.tar")}
-    assert len(packed) >= 3
-    assert prepare(_asked(root, "--shards", str(root.parent / "undivided shards"), "--shard-mb", "0.05")) == 0
-    assert {path.name: path.read_bytes() for path in (root.parent / "undivided shards").glob("*.tar")} == packed
 
 
 def test_jobs_read_clips_from_the_disk_that_slurm_gives_them(
     tmp_path: Path, root: Path, idle_slurm: SlurmCluster
 ) -> None:
     """What a site's prolog does is done by ``cluster.setup`` here: a folder for each job, in $SLURM_TMPDIR."""
-    assert prepare(_asked(root, "--shards", str(tmp_path / "shards"), "--shard-mb", "0.05")) == 0
+    assert prepare(_asked(root)) == 0
+    (tmp_path / "shards").mkdir()
+    for number, folder in enumerate(path for path in sorted(root.iterdir()) if path.is_dir()):
+        command = ["tar", "-C", str(root), "-cf", str(tmp_path / "shards" / f"{number}.tar"), folder.name]
+        subprocess.run(command, check=True)
     disk = tmp_path / "disk"
     prolog = f"cluster.setup=['export SLURM_TMPDIR={disk}/$SLURM_JOB_ID','mkdir -p $SLURM_TMPDIR']"
     staging = ("data.stage=auto", f"data.shards={tmp_path}/shards", prolog)
@@ -94,13 +92,13 @@ def test_jobs_read_clips_from_the_disk_that_slurm_gives_them(
         assert run.result is not None, study.explain()
         num_clips = sum(len(manifest.split(name)) for name in splits)
         where = f"clips are read from {disk}/"
-        (told,) = (line for line in run.log_path.read_text().splitlines() if where in line)
-        assert f", where {num_clips} (" in told
+        (line,) = (text for text in run.log_path.read_text().splitlines() if where in text)
+        assert f", where {num_clips} (" in line
         _assert_the_same_without_staging(run, tmp_path)
 
 
 def _overwrite(path: Path, content: bytes) -> None:
-    """Give a file another content of the same size, and leave its time: it still is what the manifest says."""
+    """Give a file another content of the same size, and keep its time: size and time still match the manifest."""
     found = path.stat()
     path.write_bytes(content)
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))

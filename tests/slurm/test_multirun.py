@@ -1,4 +1,4 @@
-"""The same cluster files serve ``--multirun``; its jobs survive in the same way."""
+"""The same cluster files serve ``--multirun``; its jobs resume in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tracking server is away for a while in the middle of a run: training goes on, no step is lost or told twice."""
+"""The tracking server is down in the middle of a run: training continues, no step is lost or logged twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import search_runs
 from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
@@ -20,7 +20,7 @@ from tests.support import full_history
 pytestmark = pytest.mark.slow
 
 OUTAGE_S = 45.0  # MLflow's own client gives up on a server, or holds training up, for 30 s
-PAUSE_S = 3.0  # a few steps now and then are enough to see that training goes on
+PAUSE_S = 3.0  # a few steps now and then are enough to see that training continues
 ONE = ("relaxation=[none]", "study.floor=false", "study.downstream=[]", "execution.checkpoint_minutes=0.05")
 
 
@@ -34,26 +34,28 @@ def test_the_server_is_away_for_longer_than_a_client_waits(tmp_path: Path, idle_
         assert study.launch().returncode == 0
         run = study.run("pretrain/crisscross-none")
         _stop_when_durable_beyond(study, run, 0)
-        study.wait_until(lambda: len(_told(run, server)) > 0, what="first steps in MLflow")
-        before = _told(run, server)
+        study.wait_until(lambda: len(_logged(run, server)) > 0, what="first steps in MLflow")
+        before = _logged(run, server)
         server.stop()
         _trains_on(study, run, seconds=OUTAGE_S)
         server.start(workers=2)
         back_at = run.progress["step"]
         _stop_when_durable_beyond(study, run, back_at)
-        study.wait_until(lambda: max(_told(run, server)) > back_at, what="MLflow knows the outage's steps")
-        told = _told(run, server)
-        assert told == {step: metrics["loss/total"] for step, metrics in full_history(run) if step <= max(told)}
+        study.wait_until(lambda: max(_logged(run, server)) > back_at, what="MLflow has the outage's steps")
+        logged = _logged(run, server)
+        assert logged == {step: metrics["loss/total"] for step, metrics in full_history(run) if step <= max(logged)}
         assert max(before) < back_at
-        print(f"known before: {max(before)} steps; done when the server came back: {back_at}; now known: {max(told)}")
+        print(
+            f"logged before: {max(before)} steps; done when the server came back: {back_at}; now logged: {max(logged)}"
+        )
     finally:
-        study.script("launch/cancel.py")  # scancel lets a stopped process go on
+        study.script("launch/cancel.py")  # scancel continues a stopped process
         study.wait_until_idle()
         server.stop()
 
 
 def _trains_on(study: Study, run: RunDirectory, *, seconds: float) -> None:
-    """Let a stopped run go on for a moment again and again: it must come further each time."""
+    """Continue a stopped run for a moment again and again: it must make progress each time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         step = run.progress["step"]
@@ -65,7 +67,7 @@ def _trains_on(study: Study, run: RunDirectory, *, seconds: float) -> None:
 
 
 def _stop_when_durable_beyond(study: Study, run: RunDirectory, step: int) -> None:
-    """Let a run go on until a checkpoint covers more steps than these, which are then due in MLflow."""
+    """Continue a run until a checkpoint covers more steps than these, which MLflow then lacks."""
     if step:
         stop(run).resume()
     study.wait_until(
@@ -74,8 +76,8 @@ def _stop_when_durable_beyond(study: Study, run: RunDirectory, step: int) -> Non
     stop(run)
 
 
-def _told(run: RunDirectory, server: Server) -> dict[int, float]:
-    """Return what the server knows of the loss, by step; no step may stand twice."""
+def _logged(run: RunDirectory, server: Server) -> dict[int, float]:
+    """Return the loss on the server, by step; no step may occur twice."""
     try:
         known = search_runs("", uri=server.uri, experiment="crisscross")
     except TrackingError:  # not even an experiment yet

@@ -126,7 +126,7 @@ def test_node_down_and_back(tmp_path: Path, idle_slurm: SlurmCluster, undisturbe
 
 
 def test_walltime_reached(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed: Study) -> None:
-    # Told 50 s before the end of a minute, and up to half a minute later than that.
+    # Signaled 50 s before the end of a minute, or up to half a minute later.
     limits = ("cluster.resources.pretrain.timeout_min=1", "cluster.signal_seconds=50")
     study, run = _launched(tmp_path, idle_slurm, *limits)
     stop_until_told(study, run)

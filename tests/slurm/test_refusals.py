@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 SMALL = ("relaxation=[none,mild]", "study.floor=false")
 
 CONTAINER = """#!/bin/bash
-# Stands in for `apptainer exec --nv IMAGE COMMAND`: notes how it is called and runs the command.
+# Stands in for `apptainer exec --nv IMAGE COMMAND`: records its arguments and runs the command.
 echo "${@:3}" >> "$0.calls"
 [ "$1 $2 $3" = "exec --nv my image.sif" ] && exec "${@:4}"
 """
@@ -98,7 +98,7 @@ def _fill(disk: Path, file: Path, left: int) -> None:
 
 @pytest.mark.parametrize("left", [0, 200_000], ids=["from the first word", "while checkpointing"])
 def test_a_quota_hit(tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Callable[[str], Path], left: int) -> None:
-    """The job says so, fails, takes its evaluation along; with more space the same command goes on."""
+    """The job reports it and fails, its evaluation too; with more space the same command resumes."""
     disk = small_disk("24m")
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", f"runs_root={disk}/runs"), idle_slurm)
     study.launch(HELD, "training.epochs=45")

@@ -1,4 +1,4 @@
-"""Studies that are launched together on Slurm end in one report, whoever is the last."""
+"""Studies that are launched together on Slurm end in one report, in any order."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.tracking.client import Store
 from crisscross.tracking.query import search_runs
+from crisscross.tracking.store import open_store
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.study import Study
 
@@ -44,12 +44,12 @@ def test_two_studies_have_one_report_and_launching_again_restores_what_is_missin
     page.unlink()
     figure.unlink()
     place = {"uri": f"sqlite:///{study.folder / 'mlflow.db'}", "experiment": "crisscross"}
-    told = search_runs("tags.kind = 'downstream'", **place)
-    Store(**place).client.delete_run(told[0]["run_id"])
+    found = search_runs("tags.kind = 'downstream'", **place)
+    open_store(**place).client.delete_run(found[0]["run_id"])
     printed = launch()  # everything is done: there is no job that would make them
     assert "Figure 5: figures/" in printed
     assert page.is_file()
     assert figure.is_file()
     assert {run["run_id"] for run in search_runs("tags.kind = 'downstream'", **place)} == {
-        run["run_id"] for run in told
+        run["run_id"] for run in found
     }

@@ -35,7 +35,7 @@ def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
     again = study.launch()
     assert "5 experiments are queued or running already" in again.stdout
     assert "submitted 0 experiments in 0 sbatch call(s)" in again.stdout
-    assert len(_batches(study)) == 4
+    assert len(_calls(study)) == 4
     status = study.script("launch/status.py").stdout
     assert "on Slurm: 5 queued; table: job" in status
     study.release()
@@ -49,7 +49,7 @@ def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
     assert "| untrained (floor) |" in last.stdout
 
 
-def _batches(study: Study) -> list[SbatchCall]:
+def _calls(study: Study) -> list[SbatchCall]:
     return [SbatchCall(path.parent) for path in (study.folder / "runs" / "slurm").glob("*/batch.json")]
 
 
@@ -78,19 +78,19 @@ def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluste
 def test_a_crash_between_sbatch_and_bookkeeping_is_healed(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false"), idle_slurm)
     study.launch(HELD)
-    batches = {read_json(batch.folder / "batch.json")["kind"]: batch for batch in _batches(study)}
-    known = batches["pretrain"].job_id
-    for batch in batches.values():
-        (batch.folder / "job.json").unlink()  # as if the launcher had died after sbatch
+    calls = {read_json(call.folder / "batch.json")["kind"]: call for call in _calls(study)}
+    known = calls["pretrain"].job_id
+    for call in calls.values():
+        (call.folder / "job.json").unlink()  # as if the launcher had died after sbatch
     again = study.launch()
     assert "2 experiments are queued or running already" in again.stdout
     assert "submitted 0 experiments in 0 sbatch call(s)" in again.stdout
-    assert batches["pretrain"].job_id == known
+    assert calls["pretrain"].job_id == known
     idle_slurm.cancel_everything()
-    # As if it had died before sbatch: claims without jobs are given to new ones.
-    for batch in batches.values():
-        (batch.folder / "job.json").unlink()
-        write_json(batch.folder / "batch.json", {**batch.about, "created": 0})
+    # As if it had died before sbatch: experiments without jobs are assigned to new ones.
+    for call in calls.values():
+        (call.folder / "job.json").unlink()
+        write_json(call.folder / "batch.json", {**call.about, "created": 0})
     third = study.launch(HELD)
     assert "submitted 2 experiments in 3 sbatch call(s)" in third.stdout
     idle_slurm.cancel_everything()
@@ -120,7 +120,7 @@ def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) ->
 
 
 def _states(study: Study) -> dict[str, str]:
-    """Return what status says of each experiment: state and progress."""
+    """Return the state and progress of each experiment that status prints."""
     lines = study.script("launch/status.py").stdout.splitlines()
     head = next(line for line in lines if line.startswith("experiment "))
     begin, end = head.index("state"), head.index("restarts")
@@ -207,8 +207,8 @@ def test_a_cluster_without_accounting(tmp_path: Path, monkeypatch: pytest.Monkey
             monkeypatch.setenv(name, value)
         study = Study(tmp_path, ("relaxation=[none,mild]", "study.floor=false"), cluster)
         study.launch(HELD)
-        gone = study.run("pretrain/crisscross-none")
-        cluster.must("scancel", study.jobs_of(gone))
+        cancelled = study.run("pretrain/crisscross-none")
+        cluster.must("scancel", study.jobs_of(cancelled))
         kept = study.run("pretrain/crisscross-mild")
         study.release()
         study.wait_until_idle()

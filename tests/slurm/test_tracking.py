@@ -90,7 +90,7 @@ class Chaos:
             getattr(self, name)()
 
     def kill_a_process(self) -> None:
-        """Kill any process of any job: a rank, a loader worker, a courier."""
+        """Kill any process of any job: a rank, a loader worker, a sync process."""
         folder = str(self.study.folder)
         found = [
             process.pid

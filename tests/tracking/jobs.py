@@ -6,12 +6,15 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import absolute
+from crisscross.tracking.address import absolute
 from crisscross.tracking.query import search_runs
-from crisscross.tracking.sync import Delivery, deliver
+from crisscross.tracking.store import open_store
+from crisscross.tracking.sync import sync_run
+from crisscross.tracking.sync_state import SyncState
 from crisscross.utils.files import read_json, write_json
 
 EXPERIMENT = "crisscross"
@@ -86,8 +89,20 @@ class Job:
         self.run.write_result({"steps": self.step, "metrics": {}, **result})
 
 
-def send(run: RunDirectory, uri: str) -> Delivery:
-    return deliver(run, uri=uri, experiment=EXPERIMENT)
+class Sync(NamedTuple):
+    """What one sync of a run did."""
+
+    run_id: str
+    points_sent: int
+    finished: bool
+
+
+def send(run: RunDirectory, uri: str) -> Sync:
+    store = open_store(uri, EXPERIMENT)
+    with store.exclusively():
+        points_sent = sync_run(run, store)
+    sent = SyncState(run, store.key).sent
+    return Sync(sent.run_id, points_sent, bool(sent.finished_as))
 
 
 def client(uri: str):

@@ -15,13 +15,14 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking import client as mlflow_store
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import search_runs
-from crisscross.tracking.sync import Delivery, deliver_all, pending
+from crisscross.tracking.sync import sync_runs, unsynced_reason
 from crisscross.utils.files import read_json, write_json
 from tests.tracking.jobs import (
     EXPERIMENT,
     Job,
+    Sync,
     all_runs,
     assert_history_once,
     client,
@@ -34,7 +35,7 @@ from tests.tracking.jobs import (
 def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mlflow.db"
-    code = "from crisscross.tracking.client import *; import_client(); make_tables(Path('mlflow.db').resolve())"
+    code = "from crisscross.tracking.client import *; create_tables(Path('mlflow.db').resolve())"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as making:
         while not list(tmp_path.glob(".mlflow.db.*.part")):
@@ -49,7 +50,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
 
 def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
-    assert send(run, uri) == Delivery(send(run, uri).run_id, 0, False)
+    assert send(run, uri) == Sync(send(run, uri).run_id, 0, False)
     assert all_runs(uri, run)[0]["status"] == "SCHEDULED"
 
     job = Job(run)
@@ -64,18 +65,18 @@ def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     found = all_runs(uri, run)[0]
     assert found["status"] == "RUNNING"
     assert found["tags"]["crisscross.progress"] == "40 %"
-    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
 
     job.train(1)
-    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
     job.finish()
-    assert "bytes of its history" in pending(run, uri=uri, experiment=EXPERIMENT)
+    assert "bytes of its history" in unsynced_reason(run, uri=uri, experiment=EXPERIMENT)
     delivery = send(run, uri)
     assert (delivery.points_sent, delivery.finished) == (3 * 3, True)
-    assert send(run, uri) == Delivery(delivery.run_id, 0, True)
+    assert send(run, uri) == Sync(delivery.run_id, 0, True)
     assert_history_once(run, uri)
     assert all_runs(uri, run)[0]["status"] == "FINISHED"
-    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
 
 
 def test_points_keep_the_time_of_the_journal(uri, tmp_path):
@@ -206,7 +207,6 @@ def test_result_metrics_that_the_history_lacks_are_sent_once(uri, tmp_path):
 
 
 def test_processes_at_once_make_one_run_in_a_store_that_was_not_there(tmp_path, capfd):
-    mlflow_store.import_client()
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     job.train(150, names=13)
@@ -229,8 +229,8 @@ def test_a_store_that_was_deleted_is_filled_again(uri, tmp_path, monkeypatch):
     child.write_result({"metrics": {"eval/top1_v": 0.5}})
     send(parent, uri), send(child, uri)
     (tmp_path / "mlflow.db").unlink()
-    assert pending(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
-    assert deliver_all([child, parent], uri=uri, experiment=EXPERIMENT) == []
+    assert unsynced_reason(parent, uri=uri, experiment=EXPERIMENT) == "it is not in MLflow yet"
+    assert sync_runs([child, parent], uri, EXPERIMENT).failures == {}
     assert_history_once(parent, uri)
     (found,) = all_runs(uri, child)
     assert found["tags"]["mlflow.parentRunId"] == all_runs(uri, parent)[0]["run_id"]
@@ -250,13 +250,13 @@ def test_a_run_deleted_in_the_browser_is_restored_with_its_history(uri, tmp_path
 def test_one_damaged_run_directory_does_not_hold_up_the_others(uri, tmp_path):
     damaged, sound = pretraining(tmp_path / "runs"), pretraining(tmp_path / "runs", seed=1)
     (damaged.path / "durable.json").write_text("{")
-    (failure,) = deliver_all([damaged, sound], uri=uri, experiment=EXPERIMENT)
-    assert failure.run == damaged
-    assert "is not JSON" in failure.reason
+    report = sync_runs([damaged, sound], uri, EXPERIMENT)
+    assert [*report.failures] == [damaged.path]
+    assert "is not JSON" in report.reason
     assert len(all_runs(uri, sound)) == 1
     gone = RunDirectory(tmp_path / "runs" / "gone")
-    (failure,) = deliver_all([gone], uri=uri, experiment=EXPERIMENT)
-    assert "is no run directory" in failure.reason
+    report = sync_runs([gone], uri, EXPERIMENT)
+    assert "is no run directory" in report.reason
 
 
 @pytest.mark.parametrize(
@@ -281,5 +281,5 @@ def test_reading_makes_nothing(tmp_path, uri):
 
 
 def test_importing_is_light():
-    code = "import sys, crisscross.tracking; assert not {'mlflow', 'torch', 'pandas'} & sys.modules.keys()"
+    code = "import sys, crisscross.tracking.sync_process; assert not {'mlflow', 'torch', 'pandas'} & sys.modules.keys()"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ import platform
 import time
 
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import store_key
+from crisscross.tracking.address import store_key
 from crisscross.tracking.query import experiment_tags
-from crisscross.tracking.sync import pending, set_latest_tag
+from crisscross.tracking.sync import set_latest_tag, unsynced_reason
 from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.files import read_json, write_json
 from tests.tracking.jobs import (
@@ -136,9 +136,9 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
 def test_the_last_word_waits_for_no_grace(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
-    with SyncProcess([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as courier:
+    with SyncProcess([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as process:
         pass
-    assert courier.close(1) == []
+    assert process.close(1) == []
     assert all_runs(uri, run)[0]["tags"]["crisscross.state"] == "interrupted"
 
 
@@ -190,10 +190,10 @@ def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
     send(run, uri)
     another = {"relaxation.89abcdef": {**STUDY["relaxation.0123abcd"], "fingerprint": "89abcdef", "launched": 13.0}}
     RunDirectory.create("pretrain", run.config, studies=another)
-    waits = "MLflow does not know yet of which studies it is part"
-    assert pending(run, uri=uri, experiment=EXPERIMENT) == waits
+    waits = "its studies are not in MLflow yet"
+    assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == waits
     send(run, uri)
-    assert pending(run, uri=uri, experiment=EXPERIMENT) == ""
+    assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
     assert all_runs(uri, run)[0]["tags"]["study.relaxation.89abcdef"] == '{"relaxation":"mild"}'
     set_latest_tag("relaxation", "89abcdef", uri=uri, experiment=EXPERIMENT)
     tags = experiment_tags(uri=uri, experiment=EXPERIMENT)

@@ -12,12 +12,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import crisscross.training.checkpoint as checkpoint_module
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.training import features
-from crisscross.training import trainer as loop
-from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, INTERRUPTION
+from crisscross.training import checkpoint, features
+from crisscross.training.trainer import Trainer
+from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -84,7 +83,7 @@ def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
 def _main(path: str, strike: str, at_step: int, variables: dict[str, str]) -> None:
     os.setsid()  # a group of its own, so that a strike at the group is not at the tests
     os.environ.update(variables)
-    INTERRUPTION.install()
+    SHUTDOWN.install()
     if strike:
         {**STRIKES, **STRIKES_IN_THE_TEST, **STRIKES_IN_THE_LOOK}[strike](at_step)
     done = run_experiment(RunDirectory.open(path))
@@ -96,7 +95,7 @@ def _kill() -> None:
 
 
 def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
-    original = loop.Trainer._one_pass
+    original = Trainer._one_pass
 
     def struck(self, *arguments):
         result = original(self, *arguments)
@@ -104,7 +103,7 @@ def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
             act()
         return result
 
-    loop.Trainer._one_pass = struck
+    Trainer._one_pass = struck
 
 
 def _in_the_middle_of_a_step(at_step: int) -> None:
@@ -112,7 +111,7 @@ def _in_the_middle_of_a_step(at_step: int) -> None:
 
 
 def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
-    original = checkpoint_module._HashingFile.write
+    original = checkpoint._HashingFile.write
 
     def struck(self, data):
         original(self, bytes(data)[: len(data) // 2])
@@ -122,45 +121,45 @@ def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
 
     def only_at(self, step, state, metrics_bytes):
         if step >= at_step:
-            checkpoint_module._HashingFile.write = struck
+            checkpoint._HashingFile.write = struck
         write(self, step, state, metrics_bytes)
 
-    write = checkpoint_module.CheckpointWriter._write
-    checkpoint_module.CheckpointWriter._write = only_at
+    write = checkpoint.CheckpointWriter._write
+    checkpoint.CheckpointWriter._write = only_at
 
 
 def _between_checkpoint_and_its_hash(at_step: int) -> None:
-    original = checkpoint_module.write_json
+    original = checkpoint.write_json
 
     def struck(path: Path, value: object) -> None:
         if path.parent.name == "checkpoints" and value["step"] >= at_step:
             _kill()
         original(path, value)
 
-    checkpoint_module.write_json = struck
+    checkpoint.write_json = struck
 
 
 def _before_durable_is_told(at_step: int) -> None:
-    original = checkpoint_module.write_json
+    original = checkpoint.write_json
 
     def struck(path: Path, value: object) -> None:
         if path.name == "durable.json" and value["history_step"] >= at_step:
             _kill()
         original(path, value)
 
-    checkpoint_module.write_json = struck
+    checkpoint.write_json = struck
 
 
 def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
-    original = loop.Trainer._save
+    original = Trainer._save
 
     def struck(self):
         if self.step >= at_step:
-            self.books.journal.sync()
+            self.checkpoints.metrics_log.sync()
             _kill()
         original(self)
 
-    loop.Trainer._save = struck
+    Trainer._save = struck
 
 
 def _in_the_dense_test(act: Callable[[], None], at_step: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified when read, the one before used when the newest is damaged."""
+"""Checkpoints: atomic writes, verified reads, and fallback to an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path
     )
     message, rest = done.stdout.strip().splitlines()
     assert message.startswith(f"cannot write a checkpoint to {tmp_path / 'checkpoints'}: ")
-    assert "those before it are intact" in message
+    assert "earlier ones are intact" in message
     assert "File too large" in message
     assert rest == "1 []"
 
@@ -193,7 +193,7 @@ def test_what_nobody_foresaw_is_told_by_its_kind(tmp_path: Path, monkeypatch: py
 def test_too_little_space_is_an_error_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "step-000000003.pt").write_bytes(bytes(1000))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=4_000_000_000))
-    require_space(tmp_path, 4_000_001_000)  # what is there already needs no room
+    require_space(tmp_path, 4_000_001_000)  # existing checkpoints count as room
     with pytest.raises(OSError, match=r"may take 5\.0 GB more, the disk has 4\.0 GB left: free some space"):
         require_space(tmp_path, 5_000_000_000)
     run = RunDirectory.create("pretrain", tiny_config("pretrain", tmp_path))

@@ -1,4 +1,4 @@
-"""How busy the machine is, as MLflow's page of system metrics shows it."""
+"""System metrics have the names of MLflow's page of system metrics."""
 
 from __future__ import annotations
 

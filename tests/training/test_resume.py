@@ -1,4 +1,4 @@
-"""The promise: kill a run anywhere, as often as you like; weights and history end as if it had been left alone."""
+"""A run that is killed anywhere, any number of times, ends with the weights and history of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _make(folder: Path, name: str, *overrides: str) -> RunDirectory:
-    # A checkpoint at the end of each epoch: a kill loses up to three steps, which must be done again.
+    # A checkpoint at the end of each epoch: a kill loses up to three steps, which are repeated.
     config = tiny_config("pretrain", folder, "training.keep_epochs=[1,2]", *overrides)
     return RunDirectory.create("pretrain", {**config, "runs_root": str(folder / name)})
 
@@ -90,7 +90,7 @@ def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Pat
     newest.write_bytes(content)
     before = run.metrics_path.read_text()
     assert in_process(run) == 0
-    assert run.metrics_path.read_text().startswith(before)  # what MLflow may have been told already stays word for word
+    assert run.metrics_path.read_text().startswith(before)  # lines that MLflow may already have do not change
     _assert_equal(run, undisturbed)
 
 
@@ -98,7 +98,7 @@ def test_a_corrupt_checkpoint_and_a_second_kill_write_no_step_twice(folder: Path
     run = _make(folder, "corrupt twice")
     assert in_process(run, "SIGTERM", at_step=7) == 75
     (run.checkpoints / "step-000000008.pt").write_bytes(b"torn")
-    assert in_process(run, "SIGTERM", at_step=6) == 75  # back behind step 8, and stopped before it is there again
+    assert in_process(run, "SIGTERM", at_step=6) == 75  # resumes before step 8, stops before it again
     assert in_process(run) == 0
     _assert_equal(run, undisturbed)
 

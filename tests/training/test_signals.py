@@ -1,4 +1,4 @@
-"""Signals set a flag; only an impatient second Ctrl-C does more."""
+"""Signals set a flag; a second Ctrl-C raises KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from crisscross.utils import signals as interruption
+from crisscross.utils import signals
 from crisscross.utils.signals import ShutdownSignal
 
 
@@ -21,7 +21,7 @@ def test_signals_set_the_flag() -> None:
 def test_a_sigint_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     flag = ShutdownSignal()
     now = 100.0
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: now)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
     flag._handle(signal.SIGINT, None)
     now = 100.5
     flag._handle(signal.SIGINT, None)

@@ -1,4 +1,4 @@
-"""The loop beyond resuming: precision, accumulation, devices, sizes, and what it says when something is wrong."""
+"""The training loop: precision, gradient accumulation, devices, sizes, and error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from crisscross.data.catalog import prepare
 from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
 from crisscross.run_experiment import run as run_experiment
-from crisscross.training import trainer as loop
+from crisscross.training.trainer import NonFiniteLossError, Trainer
 from tests.support import assert_same_state, final_state, history, tiny_config
 from tests.training.driver import in_ranks
 
@@ -48,7 +48,7 @@ def test_every_step_logs_what_the_paper_names(folder: Path) -> None:
 
 
 def test_short_clips_show_in_the_metrics(folder: Path) -> None:
-    # Two segments of 2 s side by side do not fit into 2.5 s.
+    # Two consecutive segments of 2 s do not fit into 2.5 s.
     run = _make(folder, "relaxation=medium", "views.audio.seconds=2.0", "training.epochs=2")
     assert run_experiment(run)
     assert {metrics["data/fallback_fraction"] for _, metrics in history(run)} == {1.0}
@@ -79,14 +79,14 @@ def test_no_epochs_leave_the_initial_weights(folder: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _make(folder, runs="broken")
-    original = loop.Trainer._one_pass
+    original = Trainer._one_pass
 
     def broken(self, batch, index, passes):
         metrics = original(self, batch, index, passes)
         return {**metrics, "loss/total": torch.tensor(math.nan)} if self.step == 4 else metrics
 
-    monkeypatch.setattr(loop.Trainer, "_one_pass", broken)
-    with pytest.raises(loop.NonFiniteLossError, match=r"the loss is nan at step 4 \(of 9\).*Clips of this step: .*mp4"):
+    monkeypatch.setattr(Trainer, "_one_pass", broken)
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 4 \(of 9\).*Clips of this step: .*mp4"):
         run_experiment(run)
     assert run.progress["state"] == "failed"
     assert "step 4" in run.progress["error"]

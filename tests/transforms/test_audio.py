@@ -1,4 +1,4 @@
-"""Audio transforms: against librosa, torch and NumPy on single clips, and what must not matter."""
+"""Audio transforms against librosa, torch and NumPy on single clips, and their invariances."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 import torchvision.transforms.v2.functional as F
 from torchvision.transforms import InterpolationMode
 
-from crisscross.transforms import resample as resample_module
+from crisscross.transforms import resample
 from crisscross.transforms.audio import (
     AudioTransformSettings,
     apply_audio,
     augment_audio,
-    draw_audio,
-    evaluate_audio,
+    eval_transform_audio,
     log_spectrogram,
     mask_out_,
     resize_crop,
+    sample_audio_params,
     time_warp,
 )
 from crisscross.utils.rng import sample_keys
@@ -47,7 +47,7 @@ LINEAR = AudioTransformSettings(
 
 
 def waves(num_clips: int = 10, seconds: float = 2.0) -> torch.Tensor:
-    """Chirps of changing loudness over faint noise."""
+    """Return chirps of varying loudness with faint noise."""
     generator = torch.Generator().manual_seed(0)
     time_s = torch.arange(round(16000 * seconds)) / 16000
     pitch = 100 + 2000 * torch.rand(num_clips, 1, generator=generator)
@@ -74,7 +74,7 @@ def power_spectrum(wave: np.ndarray, n_fft: int, hop_samples: int) -> np.ndarray
 
 
 def expected_log_mel(wave: np.ndarray, settings: AudioTransformSettings) -> np.ndarray:
-    from librosa.filters import mel as librosa_mel  # a second of every worker's start
+    from librosa.filters import mel as librosa_mel  # here: it adds a second to every worker's start
 
     bands = librosa_mel(
         sr=settings.sample_rate_hz,
@@ -121,7 +121,7 @@ def test_linear_bins_equal_a_plain_fourier_transform():
 
 
 def test_linear_bins_are_augmented_like_mel_bands():
-    draws = draw_audio(keys_of(2000), 201, LINEAR)
+    draws = sample_audio_params(keys_of(2000), 201, LINEAR)
     assert draws.canvas == (257, 301)
     assert draws.frequency_masks.sum(2).max() == 257
     result = augment_audio(waves(4, 3.0)[:, :48000], keys_of(4), LINEAR)
@@ -138,15 +138,15 @@ def test_silence_is_finite_and_constant():
 
 def test_evaluation_is_the_plain_spectrogram():
     wave = waves(3)
-    assert torch.equal(evaluate_audio(wave, WARPED), log_spectrogram(wave, WARPED))
+    assert torch.equal(eval_transform_audio(wave, WARPED), log_spectrogram(wave, WARPED))
 
 
-# What each augmentation does.
+# The augmentations.
 
 
 def test_volume_scales_the_wave():
     settings = dataclasses.replace(OFF, volume_min=0.8, volume_max=1.2)
-    wave, draws = waves(6), draw_audio(keys_of(6), 201, settings)
+    wave, draws = waves(6), sample_audio_params(keys_of(6), 201, settings)
     expected = log_spectrogram(wave * torch.from_numpy(draws.volume).float()[:, None], settings)
     assert torch.equal(augment_audio(wave, keys_of(6), settings), expected)
 
@@ -171,7 +171,7 @@ def test_resize_crop_equals_pasting_on_a_canvas_cropping_and_resizing():
     for clip, box, result in zip(canvas, boxes.tolist(), got, strict=True):
         expected = F.resized_crop(clip, *box, [80, 201], interpolation=InterpolationMode.BICUBIC, antialias=True)
         torch.testing.assert_close(result, expected, atol=2e-4, rtol=0)
-    torch.testing.assert_close(got[5], x[5], atol=0, rtol=0)  # the spectrogram's own place
+    torch.testing.assert_close(got[5], x[5], atol=0, rtol=0)  # the box of the spectrogram itself
 
 
 def test_resize_crop_on_a_canvas_larger_in_frequency_too():
@@ -186,8 +186,8 @@ def test_time_warp_equals_resizing_both_sides():
     x = spectrograms(5)
     warps = np.array([[100, 100], [20, 39], [181, 162], [77, 60], [90, 109]])
     got = time_warp(x, warps)
-    for clip, (centre, moved), result in zip(x, warps.tolist(), got, strict=True):
-        sides = (clip[..., :centre], moved), (clip[..., centre:], 201 - moved)
+    for clip, (center, moved), result in zip(x, warps.tolist(), got, strict=True):
+        sides = (clip[..., :center], moved), (clip[..., center:], 201 - moved)
         expected = torch.cat(
             [F.resize(side, [80, width], InterpolationMode.BICUBIC, antialias=True) for side, width in sides], -1
         )
@@ -195,11 +195,11 @@ def test_time_warp_equals_resizing_both_sides():
     torch.testing.assert_close(got[0], x[0], atol=1e-6, rtol=0)
 
 
-# What is drawn.
+# The parameters.
 
 
 def test_draws_have_the_papers_ranges():
-    draws = draw_audio(keys_of(20000), 201, WARPED)
+    draws = sample_audio_params(keys_of(20000), 201, WARPED)
     np.testing.assert_allclose([draws.volume.min(), draws.volume.max()], [0.8, 1.2], atol=1e-3)
     for masks, longest, length in ((draws.frequency_masks, 9, 80), (draws.time_masks, 19, 201)):
         assert masks.shape == (20000, 2, 2)
@@ -214,10 +214,10 @@ def test_draws_have_the_papers_ranges():
     assert top.min() == left.min() == 0
     assert (top + height).max() == 80
     assert (left + width).max() == 301
-    centre, moved = draws.warps.T
-    assert (centre.min(), centre.max()) == (20, 181)
+    center, moved = draws.warps.T
+    assert (center.min(), center.max()) == (20, 181)
     assert (moved.min(), moved.max()) == (1, 200)
-    assert np.abs(moved - centre).max() == 19
+    assert np.abs(moved - center).max() == 19
 
 
 def test_a_clip_shorter_than_masks_and_window_still_works():
@@ -254,14 +254,14 @@ def test_each_augmentation_alone_changes_clips_by_key(on):
 
 def test_everything_off_is_the_evaluation():
     wave = waves(4)
-    assert torch.equal(augment_audio(wave, keys_of(4), OFF), evaluate_audio(wave, OFF))
+    assert torch.equal(augment_audio(wave, keys_of(4), OFF), eval_transform_audio(wave, OFF))
     no_size = dataclasses.replace(
         OFF, num_frequency_masks=2, num_time_masks=2, frequency_mask_max_bins=0, time_mask_max_frames=0
     )
-    assert torch.equal(augment_audio(wave, keys_of(4), no_size), evaluate_audio(wave, OFF))
+    assert torch.equal(augment_audio(wave, keys_of(4), no_size), eval_transform_audio(wave, OFF))
 
 
-# What must not matter.
+# Invariances.
 
 
 def test_neither_order_nor_batch_size_nor_composition_matters():
@@ -271,7 +271,7 @@ def test_neither_order_nor_batch_size_nor_composition_matters():
     assert torch.equal(augment_audio(wave[order], keys[order], WARPED), whole[order])
     for size in (1, 2, 5, 7):
         assert torch.equal(augment_audio(wave[:size], keys[:size], WARPED), whole[:size])
-        assert torch.equal(evaluate_audio(wave[:size], PAPER), evaluate_audio(wave, PAPER)[:size])
+        assert torch.equal(eval_transform_audio(wave[:size], PAPER), eval_transform_audio(wave, PAPER)[:size])
     others, other_keys = torch.flip(wave, [0]), keys[::-1].copy()
     others[3], other_keys[3] = wave[3], keys[3]
     assert torch.equal(augment_audio(others, other_keys, WARPED)[3], whole[3])
@@ -281,7 +281,7 @@ def test_how_a_batch_is_split_for_the_cache_does_not_matter(monkeypatch):
     wave, keys = waves(9), keys_of(9)
     whole = augment_audio(wave, keys, WARPED)
     for num_bytes in (1, 2_000_000, 2**40):
-        monkeypatch.setattr(resample_module, "_CPU_PART_BYTES", num_bytes)
+        monkeypatch.setattr(resample, "_CPU_PART_BYTES", num_bytes)
         assert torch.equal(augment_audio(wave, keys, WARPED), whole)
 
 
@@ -292,7 +292,7 @@ def test_the_input_is_left_alone_and_autocast_does_not_reach_in():
     assert torch.equal(wave, before)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(augment_audio(wave, keys_of(4), WARPED), expected)
-    draws = draw_audio(keys_of(4), 201, WARPED)
+    draws = sample_audio_params(keys_of(4), 201, WARPED)
     assert torch.equal(apply_audio(wave, draws, WARPED), expected)
 
 
@@ -305,7 +305,7 @@ def test_tables_made_in_inference_mode_serve_training_too():
     assert torch.isfinite(wave.grad).all()
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_wrong_arguments_are_refused():
         log_spectrogram(torch.zeros(2, 1, 100), PAPER)
     with pytest.raises(ValueError, match=r"wave got torch.int16 \(2, 100\)"):
         log_spectrogram(torch.zeros(2, 100, dtype=torch.int16), PAPER)
-    with pytest.raises(ValueError, match=r"keys got shape \(3,\) for waves \(2, 32000\); expected one key a wave"):
+    with pytest.raises(ValueError, match=r"keys got shape \(3,\) for waves \(2, 32000\); expected one key per wave"):
         augment_audio(waves(2), keys_of(3), PAPER)
 
 
@@ -347,5 +347,5 @@ def test_cuda_equals_cpu_and_ignores_the_batch():
     got = augment_audio(wave.cuda(), keys, WARPED)
     assert got.is_cuda
     torch.testing.assert_close(got.cpu(), augment_audio(wave, keys, WARPED), atol=1e-3, rtol=0)
-    # The library may pick another product kernel for another batch size.
+    # The kernel of a matrix product may depend on the batch size.
     torch.testing.assert_close(augment_audio(wave[:3].cuda(), keys[:3], WARPED), got[:3], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Where the numbers come from by which spectrograms are normalised."""
+"""The constants of the spectrograms' normalization, on real clips."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_the_spectrograms_of_real_clips_have_about_mean_0_and_deviation_1(views:
         seen.append(log_spectrogram(torch.from_numpy(waves), settings))
     values = torch.cat(seen)
     assert len(values) == 140
-    assert values.mean().abs() < 0.1  # the paper's numbers are those of other clips
+    assert values.mean().abs() < 0.1  # the paper's constants are of other clips
     assert (values.std() - 1).abs() < 0.1

@@ -1,4 +1,4 @@
-"""What each operation on pictures does, against torchvision on single clips."""
+"""Operations on frames against torchvision on single clips."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from crisscross.transforms.color import (
 )
 
 
-def colours(num_clips: int = 5) -> torch.Tensor:
-    """Float clips (B, 3, T, H, W) with gray, black, white and saturated pixels among others."""
+def colors(num_clips: int = 5) -> torch.Tensor:
+    """Return float clips (B, 3, T, H, W), some with gray, black, white and saturated pixels."""
     x = torch.rand(num_clips, 3, 4, 24, 26, generator=torch.Generator().manual_seed(2))
     x[0] = (x[0] * 2).round() / 2
     x[1, :, :, :6] = x[1, :1, :, :6]
@@ -35,7 +35,7 @@ def frames_first(clip: torch.Tensor) -> torch.Tensor:
     return clip.transpose(0, 1)
 
 
-# What each operation does, against torchvision on single clips.
+# Each operation against torchvision on single clips.
 
 
 @pytest.mark.parametrize(
@@ -48,22 +48,22 @@ def frames_first(clip: torch.Tensor) -> torch.Tensor:
         (adjust_hue_, F.adjust_hue, [0.31, 0.2, -0.07, -0.33, 0.4]),
     ],
 )
-def test_colour_operations_equal_torchvision(operation, reference, factors):
-    x = colours()
+def test_color_operations_equal_torchvision(operation, reference, factors):
+    x = colors()
     expected = [reference(frames_first(clip), factor) for clip, factor in zip(x, factors, strict=True)]
     got = operation(x.clone(), column(factors))
     torch.testing.assert_close(got, torch.stack(expected).transpose(1, 2), atol=5e-6, rtol=0)
 
 
 def test_grayscale_equals_torchvision():
-    x = colours()
+    x = colors()
     expected = F.rgb_to_grayscale(x.transpose(1, 2), num_output_channels=3).transpose(1, 2)
     torch.testing.assert_close(to_grayscale_(x.clone()), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [1, 5, 11])
 def test_blur_equals_torchvision(kernel):
-    x, sigmas = colours(), np.array([0.1, 0.5, 1.0, 1.7, 2.0])
+    x, sigmas = colors(), np.array([0.1, 0.5, 1.0, 1.7, 2.0])
     got = gaussian_blur(x, sigmas, kernel)
     for clip, sigma, result in zip(x, sigmas, got, strict=True):
         expected = F.gaussian_blur(frames_first(clip), [kernel, kernel], [sigma, sigma])

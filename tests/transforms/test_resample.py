@@ -1,4 +1,4 @@
-"""Resampling by per-clip matrices, against torchvision's and torch's own on single clips."""
+"""Resampling by per-clip matrices against torchvision and torch on single clips."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_constant_stays_constant_in_any_box(name):
 
 
 def test_a_box_between_pixels_reads_between_pixels():
-    ramp = torch.arange(50.0).expand(1, 1, 40, 50)  # pixel i, whose centre is i + 0.5, holds i
+    ramp = torch.arange(50.0).expand(1, 1, 40, 50)  # pixel i, whose center is i + 0.5, holds i
     got = resample(ramp, torch.tensor([[10.25, 10.25, 16, 16]]), (16, 16))[0, 0, 8]
     torch.testing.assert_close(got[1:-1], 10.25 + torch.arange(1.0, 15), atol=1e-4, rtol=0)
 
@@ -81,7 +81,7 @@ def test_parts_cover_the_batch_whatever_its_size():
 
 
 def test_errors_name_the_remedy():
-    with pytest.raises(ValueError, match=r"expected \(B, N, H, W\) and \(B, 4\): pass one box a clip"):
+    with pytest.raises(ValueError, match=r"expected \(B, N, H, W\) and \(B, 4\): pass one box per clip"):
         resample(planes(), BOXES[:2], (8, 8))
     with pytest.raises(ValueError, match="filter got 'lanczos'; expected one of bilinear, bicubic"):
         resample(planes(), BOXES, (8, 8), filter="lanczos")

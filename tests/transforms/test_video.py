@@ -1,4 +1,4 @@
-"""Video transforms: what is drawn, what is carried out (against torchvision), and what must not matter."""
+"""Video transforms: parameters, operations (against torchvision), and invariances."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as F
 
-from crisscross.transforms import resample as resample_module
+from crisscross.transforms import resample
 from crisscross.transforms.video import (
     VideoTransformSettings,
     apply_video,
     augment_video,
-    centre_boxes,
-    draw_video,
-    evaluate_video,
+    center_boxes,
+    eval_transform_video,
+    sample_video_params,
 )
 from crisscross.utils.rng import sample_keys, uniforms
 from tests.support import needs_cuda
@@ -41,7 +41,7 @@ OFF = VideoTransformSettings(
 
 
 def batch(num_clips: int = 12, height: int = 56, width: int = 72, num_frames: int = 4):
-    """Smooth random clips, their aspects and keys."""
+    """Return smooth random clips, their aspect ratios and keys."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(num_clips * num_frames, 3, 9, 11, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
@@ -52,7 +52,7 @@ def batch(num_clips: int = 12, height: int = 56, width: int = 72, num_frames: in
 
 
 def reference_clip(video, draws, clip, settings):
-    """One clip through torchvision's functions, with what was drawn for it."""
+    """Augment one clip by torchvision's functions with its sampled parameters."""
     height, width = video.shape[2:4]
     x = video[clip].permute(0, 3, 1, 2).float() / 255
     box = (draws.boxes[clip] * [height, width, height, width]).round().astype(int).tolist()
@@ -73,7 +73,7 @@ def reference_clip(video, draws, clip, settings):
 
 def test_the_whole_chain_equals_torchvision_clip_by_clip():
     video, aspect, keys = batch(24)
-    draws = draw_video(aspect, keys, SMALL)
+    draws = sample_video_params(aspect, keys, SMALL)
     pixels = np.array([56, 72, 56, 72])
     whole = np.maximum(np.floor(draws.boxes * pixels), [0, 0, 1, 1])  # torchvision crops whole pixels only
     draws = dataclasses.replace(draws, boxes=whole / pixels)
@@ -90,23 +90,23 @@ def test_evaluation_equals_resize_and_centre_crop(height, width):
     """A crop of 56 of a short side of 64: torchvision resizes nothing and crops on whole pixels."""
     video = batch(2, height, width)[0]
     settings = VideoTransformSettings(crop_px=56)
-    got = evaluate_video(video, torch.full((2,), width / height), settings)
+    got = eval_transform_video(video, torch.full((2,), width / height), settings)
     x = v2.Compose([v2.Resize(64, antialias=True), v2.CenterCrop(56)])(video.permute(0, 1, 4, 2, 3).float() / 255)
     expected = F.normalize(x, settings.mean, settings.std).transpose(1, 2)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
 
 
 def test_evaluation_undoes_the_canvas():
-    """The same scene squeezed to a square canvas gives about the same crop as on a canvas of its own shape."""
+    """A scene squeezed to a square canvas gives about the same crop as on its original canvas."""
     ramp = torch.linspace(0, 255, 128).expand(64, 128)
     scene = torch.stack([ramp, ramp.flip(1), ramp], -1)
     wide = scene.round().to(torch.uint8).expand(1, 2, 64, 128, 3).contiguous()
     square = F.resize(wide.permute(0, 1, 4, 2, 3), [64, 64], antialias=True).permute(0, 1, 3, 4, 2)
-    results = [evaluate_video(video, torch.tensor([2.0]), SMALL) for video in (wide, square)]
+    results = [eval_transform_video(video, torch.tensor([2.0]), SMALL) for video in (wide, square)]
     torch.testing.assert_close(results[0], results[1], atol=0.05, rtol=0)
 
 
-# What must not matter: the batch around a clip.
+# Invariance: the rest of the batch.
 
 
 def test_neither_order_nor_batch_size_nor_composition_matters():
@@ -123,14 +123,16 @@ def test_neither_order_nor_batch_size_nor_composition_matters():
     other_keys[4], other_aspect = keys[4], aspect.flip(0).clone()
     other_aspect[4] = aspect[4]
     assert torch.equal(augment_video(others, other_aspect, other_keys, SMALL)[4], whole[4])
-    assert torch.equal(evaluate_video(video[:5], aspect[:5], SMALL), evaluate_video(video, aspect, SMALL)[:5])
+    assert torch.equal(
+        eval_transform_video(video[:5], aspect[:5], SMALL), eval_transform_video(video, aspect, SMALL)[:5]
+    )
 
 
 def test_how_a_batch_is_split_for_the_cache_does_not_matter(monkeypatch):
     video, aspect, keys = batch(9)
     whole = augment_video(video, aspect, keys, SMALL)
     for num_bytes in (1, 500_000, 2**40):
-        monkeypatch.setattr(resample_module, "_CPU_PART_BYTES", num_bytes)
+        monkeypatch.setattr(resample, "_CPU_PART_BYTES", num_bytes)
         assert torch.equal(augment_video(video, aspect, keys, SMALL), whole)
 
 
@@ -138,7 +140,7 @@ def test_every_frame_of_a_clip_is_treated_alike():
     video, aspect, keys = batch(16)
     still = video[:, :1].expand(-1, 6, -1, -1, -1).contiguous()
     result = augment_video(still, aspect, keys, SMALL)
-    # A matrix product may round its last rows otherwise than its first ones: hence no bit equality here.
+    # A matrix product may round its last rows differently from its first ones: hence no bit equality here.
     torch.testing.assert_close(result, result[:, :, :1].expand_as(result), atol=1e-5, rtol=0)
 
 
@@ -176,12 +178,12 @@ def test_each_augmentation_alone_changes_clips_by_key_and_frames_alike(on):
 def test_everything_off_is_the_evaluation():
     video, aspect, keys = batch()
     result = augment_video(video, aspect, keys, OFF)
-    expected = evaluate_video(video, aspect, OFF)
-    inner = (..., slice(2, -2), slice(2, -2))  # the evaluation's filter looks past the box's edge
+    expected = eval_transform_video(video, aspect, OFF)
+    inner = (..., slice(2, -2), slice(2, -2))  # the evaluation's filter reads pixels outside the box
     torch.testing.assert_close(result[inner], expected[inner], atol=1e-5, rtol=0)
 
 
-def test_result_is_normalised_float_and_the_input_is_left_alone():
+def test_result_is_normalized_float_and_the_input_is_left_alone():
     video, aspect, keys = batch()
     before = video.clone()
     result = augment_video(video, aspect, keys, SMALL)
@@ -190,7 +192,7 @@ def test_result_is_normalised_float_and_the_input_is_left_alone():
     assert result.is_contiguous()
     assert torch.isfinite(result).all()
     assert torch.equal(video, before)
-    white = evaluate_video(torch.full_like(video, 255), aspect, SMALL)[0, :, 0, 0, 0]
+    white = eval_transform_video(torch.full_like(video, 255), aspect, SMALL)[0, :, 0, 0, 0]
     torch.testing.assert_close(white, (1 - torch.tensor(SMALL.mean)) / torch.tensor(SMALL.std))
 
 
@@ -201,11 +203,11 @@ def test_a_callers_autocast_does_not_reach_in():
         assert torch.equal(augment_video(video, aspect, keys, SMALL), expected)
 
 
-# What is drawn.
+# The parameters.
 
 
 def reference_box(aspect, draw, settings):
-    """RandomResizedCrop.make_params of torchvision as a loop, on a frame of height 1, without rounding."""
+    """Return torchvision's RandomResizedCrop.make_params on a frame of height 1, without rounding."""
     for area_draw, ratio_draw, top_draw, left_draw in draw.reshape(-1, 4):
         area = aspect * (settings.crop_area_min + area_draw * (settings.crop_area_max - settings.crop_area_min))
         low, high = math.log(settings.crop_aspect_min), math.log(settings.crop_aspect_max)
@@ -226,7 +228,7 @@ def test_boxes_are_the_first_try_that_fits_else_the_central_crop():
     aspect = np.tile([0.3, 0.5, 0.75, 1.0, 4 / 3, 16 / 9, 3.5, 12.0], 100)
     keys = sample_keys(1, "video/view1", 0, np.arange(800))
     for settings in (VideoTransformSettings(), VideoTransformSettings(crop_area_min=0.9, crop_tries=2)):
-        boxes = draw_video(aspect, keys, settings).boxes
+        boxes = sample_video_params(aspect, keys, settings).boxes
         draw = uniforms(keys, "video/crop", 4 * settings.crop_tries)
         expected = [reference_box(aspect[b], draw[b], settings) for b in range(800)]
         np.testing.assert_allclose(boxes, expected, atol=1e-12)
@@ -245,7 +247,7 @@ def test_boxes_are_distributed_as_torchvisions(aspect):
     theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
     theirs = theirs / [height, width, height, width]
     keys = sample_keys(0, "video/view0", 0, np.arange(num))
-    ours = draw_video(np.full(num, aspect), keys, VideoTransformSettings()).boxes
+    ours = sample_video_params(np.full(num, aspect), keys, VideoTransformSettings()).boxes
     quantiles = np.linspace(0.05, 0.95, 10)
     for column_of in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2]):
         difference = np.quantile(column_of(ours), quantiles) - np.quantile(column_of(theirs), quantiles)
@@ -254,7 +256,7 @@ def test_boxes_are_distributed_as_torchvisions(aspect):
 
 def test_draws_have_the_papers_probabilities_and_ranges():
     keys = sample_keys(0, "video/view0", 0, np.arange(20000))
-    draws = draw_video(np.full(20000, 4 / 3), keys, VideoTransformSettings())
+    draws = sample_video_params(np.full(20000, 4 / 3), keys, VideoTransformSettings())
     for values, expected in ((draws.flip, 0.5), (draws.grayscale, 0.2), (draws.blur, 0.5)):
         assert abs(values.mean() - expected) < 0.02
     assert draws.blur_sigmas_px.min() >= 0.1
@@ -273,24 +275,24 @@ def test_draws_have_the_papers_probabilities_and_ranges():
     assert np.abs(np.corrcoef(switches) - np.eye(3)).max() < 0.03
 
 
-def test_jitter_off_for_a_clip_or_a_colour_leaves_it_out():
+def test_jitter_off_for_a_clip_or_a_color_leaves_it_out():
     video, aspect, keys = batch()
     none = dataclasses.replace(SMALL, jitter_probability=0.0)
-    assert (draw_video(aspect, keys, none).jitter_order == 4).all()
-    no_hue = draw_video(aspect, keys, dataclasses.replace(SMALL, jitter_hue=0.0))
+    assert (sample_video_params(aspect, keys, none).jitter_order == 4).all()
+    no_hue = sample_video_params(aspect, keys, dataclasses.replace(SMALL, jitter_hue=0.0))
     assert (no_hue.jitter_order == 4).sum() == 12
     assert not (no_hue.jitter_order == 3).any()
     assert torch.isfinite(apply_video(video, no_hue, SMALL)).all()
 
 
 def test_centre_box_is_square_in_the_source():
-    boxes = centre_boxes(np.array([0.5, 1.0, 2.0]), VideoTransformSettings())
+    boxes = center_boxes(np.array([0.5, 1.0, 2.0]), VideoTransformSettings())
     np.testing.assert_allclose(boxes[:, 2] / (boxes[:, 3] * [0.5, 1.0, 2.0]), 1)
     np.testing.assert_allclose(boxes[:, 2], [0.4375, 0.875, 0.875])
     np.testing.assert_allclose(boxes[:, :2] + boxes[:, 2:] / 2, 0.5)
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -316,10 +318,10 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"video got torch.float32 .*expected torch.uint8 \(3, T, H, W, 3\)"):
         augment_video(video.float(), aspect, keys, SMALL)
     with pytest.raises(ValueError, match=r"expected torch.uint8 \(2, T, H, W, 3\)"):
-        evaluate_video(video, aspect[:2], SMALL)
-    with pytest.raises(ValueError, match=r"keys got shape \(2,\); expected \(3,\): pass one key a clip"):
+        eval_transform_video(video, aspect[:2], SMALL)
+    with pytest.raises(ValueError, match=r"keys got shape \(2,\); expected \(3,\): pass one key per clip"):
         augment_video(video, aspect, keys[:2], SMALL)
-    with pytest.raises(ValueError, match=r"aspect got .*expected one positive width/height a clip"):
+    with pytest.raises(ValueError, match=r"aspect got .*expected one positive width/height per clip"):
         augment_video(video, aspect * 0, keys, SMALL)
 
 
@@ -335,7 +337,7 @@ def test_cuda_equals_cpu_and_ignores_the_batch():
     assert got.is_cuda
     torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=0)
     some = augment_video(video[:5].cuda(), aspect[:5], keys[:5], SMALL)
-    # The library may pick another product kernel for another batch size.
+    # The kernel of a matrix product may depend on the batch size.
     torch.testing.assert_close(some, got[:5], atol=1e-4, rtol=0)
-    plain = evaluate_video(video.cuda(), aspect, SMALL)
-    torch.testing.assert_close(plain.cpu(), evaluate_video(video, aspect, SMALL), atol=1e-4, rtol=0)
+    plain = eval_transform_video(video.cuda(), aspect, SMALL)
+    torch.testing.assert_close(plain.cpu(), eval_transform_video(video, aspect, SMALL), atol=1e-4, rtol=0)

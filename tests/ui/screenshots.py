@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from crisscross.tracking.client import DEFAULT_EXPERIMENT
+from crisscross.tracking.address import DEFAULT_EXPERIMENT
 from crisscross.tracking.query import experiment_id_of
 from crisscross.tracking.ui import VIEWS
 from tests.ui import pages

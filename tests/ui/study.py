@@ -8,8 +8,8 @@ from pathlib import Path
 
 from crisscross.run.metrics_log import MetricsLog
 from crisscross.run.run_dir import RunDirectory
-from crisscross.tracking.client import DEFAULT_EXPERIMENT
-from crisscross.tracking.sync import deliver_all
+from crisscross.tracking.address import DEFAULT_EXPERIMENT
+from crisscross.tracking.sync import sync_runs
 from launch.study.plan import create_runs, make_plan
 
 EXPERIMENT = DEFAULT_EXPERIMENT
@@ -19,7 +19,7 @@ NUM_STEPS = 12
 
 
 class FinishedStudy:
-    """Run directories of five relaxations, two seeds each, and what MLflow has been told of them.
+    """Run directories of five relaxations, two seeds each, and their runs in MLflow.
 
     Attributes:
         runs: the run directories, parents first.
@@ -64,8 +64,8 @@ class FinishedStudy:
         self.top1[run.label] = top1
 
     def deliver(self, uri: str) -> None:
-        """Tell MLflow all of it, as a launch does."""
-        assert deliver_all(self.runs, uri=uri, experiment=EXPERIMENT) == []
+        """Sync all runs to MLflow, as a launch does."""
+        assert sync_runs(self.runs, uri, EXPERIMENT).failures == {}
 
 
 def _number_of(name: str) -> float:

@@ -1,7 +1,7 @@
-"""The datasets that the paper uses, in the layouts in which they are distributed: another way to list clips.
+"""The paper's datasets in the layouts in which they are distributed.
 
-What is known of each before its files are looked at is in crisscross/config/datasets.py; a reader turns the official
-lists and the files that are there into rows for the manifest. Nothing is downloaded, and only the lists are opened.
+A reader turns the official lists and the files under the root into rows for the manifest. It downloads nothing, and
+opens only the lists. Title, layout, folds and splits of each dataset are in ``crisscross/config/datasets.py``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ READERS: dict[str, Callable[[DatasetFolder], list[ListedClip]]] = {
     "esc50": esc50.read,
     "dcase2013": dcase2013.read,
 }
-"""By dataset: what lists its clips."""
+"""The reader of each dataset."""
 
 SOURCE_OF: dict[str, Callable[[str], str | None]] = {"ucf101": ucf101.source_of, "hmdb51": hmdb51.source_of}
-"""From a clip's path to the name of the video that it was cut from, or None where the name does not tell. For datasets
-whose clips have something in common that their folds do not keep together."""
+"""Functions from a clip's path to the video it was cut from, or None for any other name.
+
+For datasets with several clips of one video, which may not be divided between training and validation."""
 
 
 def list_official(name: str, root: Path, annotations: Path | None, *, allow_missing: bool) -> list[ListedClip]:
@@ -36,12 +37,12 @@ def list_official(name: str, root: Path, annotations: Path | None, *, allow_miss
     Args:
         name: a key of ``DATASETS``.
         root: the folder of its clips.
-        annotations: the folder, or the one file, of its official lists; None means that they are under the root.
-        allow_missing: whether clips that the lists name may be missing, however many; they are listed as missing.
+        annotations: the folder, or the single file, of its official lists; None means under the root.
+        allow_missing: whether any number of the listed clips may be missing; they are listed with that problem.
 
     Raises:
-        FileNotFoundError: an official list is missing.
-        ValueError: a list cannot be read, names what it should not, or too much of it is missing.
+        FileNotFoundError: if an official list is missing.
+        ValueError: if a list cannot be read, has an unknown class, or too many of its clips are missing.
     """
     known = DATASETS[name]
     if annotations is not None and not annotations.exists():
@@ -49,8 +50,8 @@ def list_official(name: str, root: Path, annotations: Path | None, *, allow_miss
             f"data.annotations={annotations}: no such file or folder: give where {known.lists} of {name} are"
         )
     classes = read_classes(name) if known.has_class_list else frozenset()
-    place = DatasetFolder(name, root, annotations, known.lists, known.layout, classes)
-    listed = READERS[name](place)
+    dataset = DatasetFolder(name, root, annotations, known.lists, known.layout, classes)
+    listed = READERS[name](dataset)
     if not allow_missing:
-        check_complete(place, listed)
+        check_complete(dataset, listed)
     return listed

@@ -1,7 +1,7 @@
 """AudioSet: files named by YouTube id, with the segment CSVs and ``class_labels_indices.csv``.
 
-A clip has several labels; the manifest holds the display name of the first, which serves pretraining, where labels
-are not used. Both training lists count as ``train``, whichever of them are there.
+A clip has several labels; the manifest holds the display name of the first, as pretraining uses no labels. Both
+training lists count as ``train``; one of them suffices.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ SIDES = {
 USUAL = (".", "metadata", "annotations", "csv", "..")
 
 
-def read(place: DatasetFolder) -> list[ListedClip]:
+def read(dataset: DatasetFolder) -> list[ListedClip]:
     """List the clips of AudioSet.
 
     Raises:
-        FileNotFoundError: the segment CSVs or the class labels are missing.
-        ValueError: a line cannot be read, or its label is none of AudioSet's.
+        FileNotFoundError: if the segment CSVs or the class labels are missing.
+        ValueError: if a line cannot be read, or its label is not one of AudioSet.
     """
     patterns = "|".join(side.pattern for side in SIDES.values())
-    paths = {path.name: path for path in place.find_lists(f"{patterns}|{re.escape(LABELS)}", USUAL)}
+    paths = {path.name: path for path in dataset.find_lists(f"{patterns}|{re.escape(LABELS)}", USUAL)}
     folders = {path.parent for path in paths.values()}
     if LABELS not in paths:
-        raise place.lacks(LABELS, folders)
+        raise dataset.lacks(LABELS, folders)
     names = dict(cells for _, cells in table(paths[LABELS], ("mid", "display_name")))
-    wanted, starts_s = [], {}
+    expected, starts_s = [], {}
     for split, pattern in SIDES.items():
         segments = [path for name, path in paths.items() if pattern.fullmatch(name)]
         if not segments:
-            raise place.lacks(f"{'balanced_train' if split == 'train' else split}_segments.csv", folders)
+            raise dataset.lacks(f"{'balanced_train' if split == 'train' else split}_segments.csv", folders)
         for path in segments:
             for where, key, start_s, end_s, mids in _segments(path):
                 if mids[0] not in names:
                     raise ValueError(f"{where}: the label {mids[0]!r} is not in {LABELS}: give the original lists")
                 starts_s[key] = start_s
                 file = f"{path.stem}/{key}_{start_s:06.0f}_{end_s:06.0f}.mp4"
-                wanted.append(ExpectedClip(key, file, names[mids[0]], split))
-    listed = match(wanted, place.files(), video_id)
+                expected.append(ExpectedClip(key, file, names[mids[0]], split))
+    listed = match(expected, dataset.files(), video_id)
     return [row if row.problem else replace(row, problem=wrong_part(row.path, starts_s)) for row in listed]
 
 

@@ -11,20 +11,21 @@ USUAL = ("meta", ".", "../meta")
 COLUMNS = ("filename", "fold", "category")
 
 
-def read(place: DatasetFolder) -> list[ListedClip]:
-    """List the clips of ESC-50: fold k's clips are the test of fold k and train of the others.
+def read(dataset: DatasetFolder) -> list[ListedClip]:
+    """List the clips of ESC-50.
 
-    The suffix need not be that of the CSV, so that a re-encoded copy (FLAC) can be used.
+    Those of fold k are test in fold k and train in the others. Suffixes may differ from the CSV's, so a re-encoded copy
+    (FLAC) works too.
 
     Raises:
-        FileNotFoundError: ``esc50.csv`` is missing.
-        ValueError: it names no class of ESC-50, or a fold that there is not.
+        FileNotFoundError: if ``esc50.csv`` is missing.
+        ValueError: if it has an unknown class or fold.
     """
-    wanted = []
-    for where, (name, fold, label) in table(place.find_lists(r"esc50\.csv", USUAL, single=True)[0], COLUMNS):
-        place.check_label(label, where)
+    expected = []
+    for where, (name, fold, label) in table(dataset.find_lists(r"esc50\.csv", USUAL, single=True)[0], COLUMNS):
+        dataset.check_label(label, where)
         if fold not in map(str, FOLDS):
             raise ValueError(f"{where}: fold {fold!r}: expected 1 to 5; give the original list")
         names = [f"{'test' if str(other) == fold else 'train'}{other}" for other in FOLDS]
-        wanted.append(ExpectedClip(stem(name), f"audio/{name}", label, "+".join(names)))
-    return match(wanted, place.files(), stem)
+        expected.append(ExpectedClip(stem(name), f"audio/{name}", label, "+".join(names)))
+    return match(expected, dataset.files(), stem)

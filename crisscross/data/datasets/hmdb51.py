@@ -1,6 +1,6 @@
-"""HMDB51: ``<class>/<name>.avi``, with a list ``<class>_test_splitN.txt`` a class and fold.
+"""HMDB51: ``<class>/<name>.avi``, with one list ``<class>_test_splitN.txt`` per class and fold.
 
-A line is a file name and 1 (train), 2 (test) or 0 (in neither side of this fold). A name is
+A line is a file name and 1 (train), 2 (test) or 0 (unused in this fold). A name is
 ``<video>_<class>_<visible parts>_<camera motion>_np<people>_<view>_<quality>_<number>``.
 """
 
@@ -29,33 +29,37 @@ USUAL = (
 
 
 def source_of(file: str) -> str | None:
-    """Return which video, and which class, a clip was cut from: ``<video>_<class>``; None for any other name.
+    """Return the video and class of a clip, ``<video>_<class>``.
 
-    The official folds keep the clips of a video on one side, class by class (true of all three; clips of a film may be
-    on both sides in different classes).
+    Return None for any other name.
+
+    In all three official folds, the clips of one video and class are on one side. Clips of one film in different
+    classes may be on both.
     """
     found = SOURCE.match(file)
     return found[1] if found else None
 
 
-def read(place: DatasetFolder) -> list[ListedClip]:
-    """List the clips of HMDB51. Those that no fold uses are listed with that as their problem.
+def read(dataset: DatasetFolder) -> list[ListedClip]:
+    """List the clips of HMDB51.
+
+    A clip that no fold uses has a problem.
 
     Raises:
-        FileNotFoundError: a class lacks a list.
-        ValueError: a list or a class folder names no class of HMDB51, or a line cannot be read.
+        FileNotFoundError: if a class lacks a list.
+        ValueError: if a list or folder is named after an unknown class, or a line cannot be read.
     """
-    found = {path.name: path for path in place.find_lists(LIST, USUAL)}
-    files = place.files()
-    labels = [place.check_label(name.rpartition("_test_split")[0], str(path)) for name, path in found.items()]
-    place.check_folders(files, labels)
-    wanted = []
-    for label in sorted({*labels, *filter(None, map(place.class_of, files))}):  # whose lists may be missing
+    found = {path.name: path for path in dataset.find_lists(LIST, USUAL)}
+    files = dataset.files()
+    labels = [dataset.check_label(name.rpartition("_test_split")[0], str(path)) for name, path in found.items()]
+    dataset.check_folders(files, labels)
+    expected = []
+    for label in sorted({*labels, *filter(None, map(dataset.class_of, files))}):  # also classes without a list
         splits: dict[str, list[str]] = defaultdict(list)
         for fold in FOLDS:
             name = f"{label}_test_split{fold}.txt"
             if name not in found:
-                raise place.lacks(name, {path.parent for path in found.values()})
+                raise dataset.lacks(name, {path.parent for path in found.values()})
             for where, line in lines(found[name]):
                 file, _, code = line.rpartition(" ")
                 if code not in SIDES:
@@ -67,5 +71,5 @@ def read(place: DatasetFolder) -> list[ListedClip]:
         for file, names in splits.items():
             path = f"{label}/{file}"
             problem = "" if names else "used by no fold"
-            wanted.append(ExpectedClip(folder_and_stem(path), path, label, "+".join(names), problem))
-    return match(wanted, files, folder_and_stem)
+            expected.append(ExpectedClip(folder_and_stem(path), path, label, "+".join(names), problem))
+    return match(expected, files, folder_and_stem)

@@ -19,34 +19,34 @@ USUAL = ("annotations", ".", "kinetics400", "lists", "..", "../annotations")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
-def read(place: DatasetFolder) -> list[ListedClip]:
-    """List the clips of the place's classes, the validation set as split ``val``.
+def read(dataset: DatasetFolder) -> list[ListedClip]:
+    """List the clips of the dataset's classes, the validation set as split ``val``.
 
-    For Kinetics-Sound, files of other classes of Kinetics400 are left alone: they are no part of it.
+    For Kinetics-Sound, files of the other classes of Kinetics400 are ignored.
 
     Raises:
-        FileNotFoundError: one of the two lists is missing.
-        ValueError: a list names no class of Kinetics400, or a class folder is misspelt.
+        FileNotFoundError: if one of the two lists is missing.
+        ValueError: if a list has an unknown class, or a class folder is misspelt.
     """
-    everything = replace(place, dataset="kinetics400", classes=read_classes("kinetics400"))
-    rows = list(_rows(everything))
-    wanted = [clip for clip, _ in rows if clip.label in place.classes]
-    others = {clip.key for clip, _ in rows if clip.label not in place.classes}
-    files = place.files()
-    everything.check_folders(files, {clip.label for clip in wanted})
-    listed = match(wanted, files, video_id, ignore=others)
+    kinetics400 = replace(dataset, name="kinetics400", classes=read_classes("kinetics400"))
+    rows = list(_rows(kinetics400))
+    expected = [clip for clip, _ in rows if clip.label in dataset.classes]
+    others = {clip.key for clip, _ in rows if clip.label not in dataset.classes}
+    files = dataset.files()
+    kinetics400.check_folders(files, {clip.label for clip in expected})
+    listed = match(expected, files, video_id, ignore=others)
     starts_s = {clip.key: start_s for clip, start_s in rows}
-    return [_checked(row, everything, starts_s) for row in listed if not _of_another(row, place, everything)]
+    return [_checked(row, kinetics400, starts_s) for row in listed if not _of_another(row, dataset, kinetics400)]
 
 
-def _rows(place: DatasetFolder) -> Iterator[tuple[ExpectedClip, float]]:
-    paths = place.find_lists("|".join(SIDES.values()), USUAL)
+def _rows(dataset: DatasetFolder) -> Iterator[tuple[ExpectedClip, float]]:
+    paths = dataset.find_lists("|".join(SIDES.values()), USUAL)
     for split, pattern in SIDES.items():
         named = [path for path in paths if re.fullmatch(pattern, path.name)]
         if not named:
-            raise place.lacks(f"{split}.csv", {path.parent for path in paths})
+            raise dataset.lacks(f"{split}.csv", {path.parent for path in paths})
         for where, (label, name, start, end) in table(named[0], COLUMNS):
-            place.check_label(label, where)
+            dataset.check_label(label, where)
             try:
                 start_s, end_s = float(start), float(end)
             except ValueError:
@@ -55,15 +55,15 @@ def _rows(place: DatasetFolder) -> Iterator[tuple[ExpectedClip, float]]:
             yield ExpectedClip(name, path, label, split), start_s
 
 
-def _of_another(row: ListedClip, place: DatasetFolder, everything: DatasetFolder) -> bool:
-    """Whether a file that no list names lies in the folder of a class that is not asked for."""
-    label = everything.class_of(row.path)
-    return not row.label and label is not None and label not in place.classes
+def _of_another(row: ListedClip, dataset: DatasetFolder, kinetics400: DatasetFolder) -> bool:
+    """Return whether an unlisted file lies in another class's folder."""
+    label = kinetics400.class_of(row.path)
+    return not row.label and label is not None and label not in dataset.classes
 
 
-def _checked(row: ListedClip, everything: DatasetFolder, starts_s: dict[str, float]) -> ListedClip:
-    """Compare the folder and the times in a file's name with the list."""
-    folder = everything.class_of(row.path)
+def _checked(row: ListedClip, kinetics400: DatasetFolder, starts_s: dict[str, float]) -> ListedClip:
+    """Compare a file's folder, and the times in its name, with the list."""
+    folder = kinetics400.class_of(row.path)
     if not row.label:
         return replace(row, label=folder or "")
     if row.problem:

@@ -1,7 +1,7 @@
-"""What every reader of an official dataset needs: the files that are there, the lists, and how the two are matched.
+"""Helpers of all dataset readers: find the official lists, read them, and match their clips with files.
 
-A reader turns the official lists into ``ExpectedClip`` rows; ``match`` finds their files. Whatever the lists name and
-the folder lacks, or the other way round, is listed with its problem, so that nothing is dropped in silence.
+A reader turns the official lists into ``ExpectedClip`` rows; ``match`` finds their files. Listed clips without a file
+and files without a list entry become rows with a problem, so nothing is left out silently.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path, PurePosixPath
 from crisscross.data.file_list import ListedClip, checked_name, media_files
 
 MISSING = "missing"
-"""The problem of a clip that the official lists name and that is not there."""
+"""The problem of a listed clip without a file."""
 
 MISSING_FRACTION = 0.05
-"""Of the listed clips, more than these are not a gap but half a download (chosen by us)."""
+"""# ours: the fraction of the listed clips from which on a dataset counts as incomplete."""
 
 NOT_LISTED = "no official list names it"
 CLASSES_FOLDER = Path(__file__).parent / "classes"
-NUM_NAMED = 3  # how many files an error names
+NUM_NAMED = 3  # number of files in an error message
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ExpectedClip:
     """A clip as the official lists name it.
 
     Attributes:
-        key: what finds its file, see ``match``.
-        path: where it lies in the official layout; by this it is named when it is missing.
+        key: identifies its file, see ``match``.
+        path: its path in the official layout, for messages if it is missing.
         label: its class.
         split: its splits, joined by ``+``.
-        problem: why it cannot be used, as far as the lists tell.
+        problem: why the lists rule it out; "" if they do not.
     """
 
     key: str
@@ -49,18 +49,18 @@ class ExpectedClip:
 
 @dataclass
 class DatasetFolder:
-    """Where a dataset lies.
+    """The folder and the official lists of a dataset.
 
     Attributes:
-        dataset: its name in the catalogue.
+        name: its name in ``config.datasets.DATASETS``.
         root: the folder of the clips.
-        annotations: the folder or file of the official lists; None means that they are looked for under the root.
-        lists: what the official lists are called, for error messages.
-        layout: what the root holds, likewise.
-        classes: the dataset's classes; empty where the lists define them.
+        annotations: the folder or file of the official lists; None means under the root.
+        lists: the names of the official lists, for error messages.
+        layout: the layout under the root, for error messages.
+        classes: the dataset's classes; empty if the lists define them.
     """
 
-    dataset: str
+    name: str
     root: Path
     annotations: Path | None
     lists: str
@@ -68,28 +68,30 @@ class DatasetFolder:
     classes: frozenset[str] = field(default_factory=frozenset)
 
     def files(self) -> list[str]:
-        """Return every media file under the root, sorted, by one look into each folder.
+        """Return every media file under the root, sorted.
+
+        Each folder is listed once.
 
         Raises:
-            ValueError: there is none.
+            ValueError: if there is none.
         """
         files = sorted(media_files(self.root))
         if not files:
             raise ValueError(
-                f"data.root={self.root} holds no media files: expected {self.layout}; give the folder of {self.dataset}"
+                f"data.root={self.root} holds no media files: expected {self.layout}; give the folder of {self.name}"
             )
         return files
 
     def find_lists(self, pattern: str, usual: Sequence[str], *, single: bool = False) -> list[Path]:
-        """Return the official lists whose whole name matches a pattern, from the first folder that has any.
+        """Return the official lists of the first folder that has any.
 
         Args:
-            pattern: a regular expression.
-            usual: folders relative to the root in which the lists usually lie.
-            single: whether one list is all there is, so that ``annotations`` may name it, whatever it is called.
+            pattern: a regular expression for the whole file name.
+            usual: folders to search, relative to the root.
+            single: whether there is only one list, so that ``annotations`` may be that file under any name.
 
         Raises:
-            FileNotFoundError: there are none.
+            FileNotFoundError: if there are none.
         """
         if self.annotations is not None and self.annotations.is_file():
             if single:
@@ -105,40 +107,45 @@ class DatasetFolder:
         raise self.lacks("", folders)
 
     def lacks(self, name: str, folders: Iterable[Path]) -> FileNotFoundError:
-        """Return the error for an official list that is not there."""
+        """Return the error for a missing official list."""
         looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
         return FileNotFoundError(
             f"data.annotations={self.annotations or 'null'}: {looked} has no {name or 'official list'}: expected"
-            f" {self.lists} of {self.dataset}; set data.annotations to the folder that holds them, or to the file"
+            f" {self.lists} of {self.name}; set data.annotations to the folder that holds them, or to the file"
         )
 
     def check_label(self, label: str, where: str) -> str:
-        """Return a label that is one of the dataset's classes.
+        """Check that a label is a class of the dataset; return it.
 
         Raises:
-            ValueError: it is none.
+            ValueError: if it is not.
         """
         if label in self.classes or not self.classes:
             return label
         raise ValueError(
-            f"{where}: the label {label!r} is none of the {len(self.classes)} classes of {self.dataset}"
-            f"{_did_you_mean(label, self.classes)}: correct the list, or check data={self.dataset}"
+            f"{where}: the label {label!r} is none of the {len(self.classes)} classes of {self.name}"
+            f"{_did_you_mean(label, self.classes)}: correct the list, or check data={self.name}"
         )
 
     def class_of(self, file: str) -> str | None:
-        """Return the class that a file's folder is named after, if it is one; ``_`` may stand for a space."""
+        """Return the class after which a file's folder is named, or None.
+
+        ``_`` may replace a space.
+        """
         name = file.rpartition("/")[0].rpartition("/")[2]
         return next((text for text in (name, name.replace("_", " ")) if text in self.classes), None)
 
     def check_folders(self, files: Iterable[str], labels: Iterable[str]) -> None:
-        """Look for class folders that are misspelt: almost the name of a class that has no folder of its own.
+        """Check that no class folder is misspelt.
+
+        A misspelt folder has almost the name of a class without a folder.
 
         Args:
             files: the media files.
-            labels: the classes that the lists name.
+            labels: the classes in the lists.
 
         Raises:
-            ValueError: there is one.
+            ValueError: if a folder is misspelt.
         """
         folders = sorted({file.rpartition("/")[0] for file in files})
         without = {label.casefold(): label for label in set(labels) - {self.class_of(f"{name}/") for name in folders}}
@@ -148,36 +155,36 @@ class DatasetFolder:
             if close and self.class_of(f"{folder}/") is None:
                 meant = without[close[0]]
                 raise ValueError(
-                    f"data.root={self.root}: the folder {folder} is named after no class of {self.dataset}:"
+                    f"data.root={self.root}: the folder {folder} is named after no class of {self.name}:"
                     f" did you mean {meant!r}? Rename it"
                 )
 
 
 def match(
-    wanted: Iterable[ExpectedClip],
+    expected: Iterable[ExpectedClip],
     files: Iterable[str],
     key_of: Callable[[str], str | None],
     *,
     ignore: Iterable[str] = (),
 ) -> list[ListedClip]:
-    """Give every clip of the official lists its file.
+    """Match every clip of the official lists with its file.
 
     Args:
-        wanted: the clips.
+        expected: the clips of the official lists.
         files: the media files below the root.
-        key_of: returns a file's key, None when its name says nothing.
-        ignore: keys of files that belong to something else and are left alone.
+        key_of: returns a file's key, None if its name has none.
+        ignore: keys of files that are left out without a row.
 
     Returns:
-        A row for every clip and for every file but the ignored ones: missing clips, second copies of a file and files
-        that no list names have a problem.
+        One row per clip and per file but the ignored ones: missing clips, second copies of a file and unlisted files
+        have a problem.
     """
     by_key: dict[str | None, list[str]] = defaultdict(list)
     for file in files:
         by_key[key_of(file)].append(file)
-    strays = by_key.pop(None, [])
+    unlisted = by_key.pop(None, [])
     rows, seen = [], set()
-    for clip in wanted:
+    for clip in expected:
         if clip.key in seen:
             rows.append(ListedClip(clip.path, clip.label, None, "listed more than once"))
             continue
@@ -190,16 +197,16 @@ def match(
         rows.append(ListedClip(found[0], clip.label, clip.split, clip.problem))
         rows += [ListedClip(other, clip.label, None, f"a second file of {found[0]}") for other in found[1:]]
     seen.update(ignore)
-    strays += [file for key, found in by_key.items() if key not in seen for file in found]
-    rows += [ListedClip(file, "", None, NOT_LISTED) for file in sorted(strays)]
+    unlisted += [file for key, found in by_key.items() if key not in seen for file in found]
+    rows += [ListedClip(file, "", None, NOT_LISTED) for file in sorted(unlisted)]
     return [checked_name(row) for row in rows]
 
 
-def check_complete(place: DatasetFolder, listed: Sequence[ListedClip]) -> None:
-    """Make sure that a dataset is not half downloaded.
+def check_complete(dataset: DatasetFolder, listed: Sequence[ListedClip]) -> None:
+    """Check that a dataset is completely downloaded.
 
     Raises:
-        ValueError: more than 5 % of the listed clips, or a class, are missing.
+        ValueError: if more than 5 % of the listed clips, or all clips of a class, are missing.
     """
     missing = [row for row in listed if row.problem == MISSING]
     there = {row.label for row in listed if not row.problem}
@@ -207,16 +214,16 @@ def check_complete(place: DatasetFolder, listed: Sequence[ListedClip]) -> None:
     num_listed = len(missing) + sum(not row.problem for row in listed)
     if not classes and len(missing) <= MISSING_FRACTION * num_listed:
         return
-    whole = f", among them all of {len(classes)} classes ({named(classes)})" if classes else ""
+    whole = f", among them all of {len(classes)} classes ({first_names(classes)})" if classes else ""
     raise ValueError(
-        f"data.root={place.root}: {len(missing)} of the {num_listed} clips of {place.dataset} are missing{whole}, such"
-        f" as {named([row.path for row in missing])} (expected {place.layout}; at most {MISSING_FRACTION:.0%} may be"
-        " missing): get the rest, or set data.allow_missing=true to go on without"
+        f"data.root={dataset.root}: {len(missing)} of the {num_listed} clips of {dataset.name} are missing{whole}, such"
+        f" as {first_names([row.path for row in missing])} (expected {dataset.layout}; at most"
+        f" {MISSING_FRACTION:.0%} may be missing): get the rest, or set data.allow_missing=true to go on without"
     )
 
 
 def missing_by_split(listed: Iterable[ListedClip]) -> dict[str, tuple[int, int]]:
-    """Return for each split how many clips are missing, and of how many."""
+    """Return the numbers of missing and of listed clips by split."""
     missing: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for row in listed:
@@ -227,16 +234,16 @@ def missing_by_split(listed: Iterable[ListedClip]) -> dict[str, tuple[int, int]]
     return {name: (missing[name], total[name]) for name in sorted(total)}
 
 
-def named(names: Sequence[str]) -> str:
-    """Return the first few names and whether there are more."""
+def first_names(names: Sequence[str]) -> str:
+    """Join the first few names, with dots if there are more."""
     return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
 def add_side(splits: dict[str, list[str]], file: str, side: str, fold: int, where: str) -> None:
-    """Put a clip into a split of a fold.
+    """Add a clip to one side of a fold.
 
     Raises:
-        ValueError: it is in one already: tested clips must not be among those that are learnt from.
+        ValueError: if it is in the fold already, as train and test must be disjoint.
     """
     if any(name in splits[file] for name in (f"train{fold}", f"test{fold}")):
         raise ValueError(f"{where}: {file} is listed twice for fold {fold}: give the original lists")
@@ -244,15 +251,17 @@ def add_side(splits: dict[str, list[str]], file: str, side: str, fold: int, wher
 
 
 def read_classes(name: str) -> frozenset[str]:
-    """Return the class names of a dataset, one a line of ``classes/<name>.txt``."""
+    """Read the class names of a dataset from ``classes/<name>.txt``, one per line."""
     return frozenset((CLASSES_FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("\n")) - {""}
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield where each line of an official list stands, and its text; blank ones are left out.
+    """Yield location and text of each line of an official list.
+
+    Blank lines are left out.
 
     Raises:
-        ValueError: the list is not text.
+        ValueError: if the list is not text.
     """
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
@@ -260,23 +269,23 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield where each row of an official CSV stands, and its cells of the asked columns.
+    """Yield location and given columns of each row of an official CSV.
 
     Raises:
-        ValueError: a column is missing, or the file is no CSV.
+        ValueError: if a column is missing, or a row is too short.
     """
     reader = csv_format.reader(io.StringIO(_text(path), newline=""), skipinitialspace=True)
     header = [name.strip() for name in next(reader, [])]
     for name in columns:
         if name not in header:
             raise ValueError(f"{path} has no column {name!r}: got {', '.join(header) or 'nothing'}; give the original")
-    places = [header.index(name) for name in columns]
+    indices = [header.index(name) for name in columns]
     for row in reader:
         if not "".join(row).strip():
             continue
-        if len(row) <= max(places):
+        if len(row) <= max(indices):
             raise ValueError(f"{path}, line {reader.line_num}: {len(row)} fields, expected {len(header)}")
-        yield f"{path}, line {reader.line_num}", [row[place].strip() for place in places]
+        yield f"{path}, line {reader.line_num}", [row[index].strip() for index in indices]
 
 
 def _text(path: Path) -> str:
@@ -287,12 +296,12 @@ def _text(path: Path) -> str:
 
 
 def stem(file: str) -> str:
-    """Return a file's name without folder and suffix."""
+    """Return the name of a file without folder and suffix."""
     return PurePosixPath(file).stem
 
 
 def folder_and_stem(file: str) -> str:
-    """Return the name of the folder that a file lies in and its own name without suffix."""
+    """Return ``<folder>/<name>`` of a file, without suffix."""
     path = PurePosixPath(file)
     return f"{path.parent.name}/{path.stem}"
 

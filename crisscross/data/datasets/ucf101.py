@@ -15,36 +15,40 @@ USUAL = ("ucfTrainTestlist", "UCF101TrainTestSplits-RecognitionTask/ucfTrainTest
 
 
 def source_of(file: str) -> str | None:
-    """Return which video a clip was cut from: its class and group, ``v_<Class>_gXX``; None for any other name.
+    """Return the class and group of a clip, ``v_<Class>_gXX``.
 
-    The official folds keep the clips of a group on one side.
+    Return None for any other name.
+
+    A group is cut from one video. In the official folds, its clips are on one side.
     """
     found = SOURCE.match(file)
     return found[1] if found else None
 
 
-def read(place: DatasetFolder) -> list[ListedClip]:
-    """List the clips of UCF101; each is in one of train and test of each fold.
+def read(dataset: DatasetFolder) -> list[ListedClip]:
+    """List the clips of UCF101.
+
+    In each fold, a clip is in train or test.
 
     Raises:
-        FileNotFoundError: one of the six lists is missing.
-        ValueError: a list or a class folder names no class of UCF101.
+        FileNotFoundError: if one of the six lists is missing.
+        ValueError: if a list has an unknown class, or a class folder is misspelt.
     """
-    found = {path.name: path for path in place.find_lists(r"(train|test)list0\d\.txt", USUAL)}
+    found = {path.name: path for path in dataset.find_lists(r"(train|test)list0\d\.txt", USUAL)}
     splits: dict[str, list[str]] = defaultdict(list)
     for fold in FOLDS:
         for side in ("train", "test"):
             name = f"{side}list{fold:02d}.txt"
             if name not in found:
-                raise place.lacks(name, {path.parent for path in found.values()})
+                raise dataset.lacks(name, {path.parent for path in found.values()})
             for where, line in lines(found[name]):
-                path = re.sub(r"\s+\d+$", "", line).replace("\\", "/")  # train lists number the class behind the path
-                place.check_label(path.partition("/")[0], where)
+                path = re.sub(r"\s+\d+$", "", line).replace("\\", "/")  # train lists append the number of the class
+                dataset.check_label(path.partition("/")[0], where)
                 add_side(splits, path, side, fold, where)
-    files = place.files()
-    wanted = [
+    files = dataset.files()
+    expected = [
         ExpectedClip(folder_and_stem(path), f"UCF-101/{path}", path.partition("/")[0], "+".join(names))
         for path, names in splits.items()
     ]
-    place.check_folders(files, {clip.label for clip in wanted})
-    return match(wanted, files, folder_and_stem)
+    dataset.check_folders(files, {clip.label for clip in expected})
+    return match(expected, files, folder_and_stem)

@@ -1,4 +1,4 @@
-"""Names of files that are cut from YouTube: ``<id>``, ``<id>_<start>_<end>`` or ``Y<id>``, whatever the suffix."""
+"""Names of clips cut from YouTube: ``<id>``, ``<id>_<start>_<end>`` or ``Y<id>``, with any suffix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ SAME_TIME_S = 1.0  # names hold whole seconds, lists may hold tenths
 
 
 def video_id(file: str) -> str | None:
-    """Return the id of the video that a file was cut from, None when its name is no such name."""
+    """Return the id of the video that a file was cut from.
+
+    Return None for any other name.
+    """
     found = NAME.fullmatch(PurePosixPath(file).stem)
     return found[1] if found else None
 
 
 def wrong_time(file: str, start_s: float) -> str:
-    """Return why a file is another part of its video than the list says; "" when it is not, or does not say.
+    """Return why a file is another part of its video than in the list; "" if it is not.
 
-    Starts are written in seconds (30, 000030, 30.000) or milliseconds (30000).
+    A name without a start matches any part. Starts are written in seconds (30, 000030, 30.000) or milliseconds (30000).
     """
     found = NAME.fullmatch(PurePosixPath(file).stem)
     if not found or found[2] is None:
@@ -31,6 +34,9 @@ def wrong_time(file: str, start_s: float) -> str:
 
 
 def wrong_part(file: str, starts_s: Mapping[str, float]) -> str:
-    """Return the same by the list's start of each video; "" as well for a name that is no such name."""
+    """Apply ``wrong_time`` with the list's start of the file's video.
+
+    Return "" for any other name.
+    """
     key = video_id(file)
     return "" if key is None else wrong_time(file, starts_s[key])

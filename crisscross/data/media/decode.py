@@ -1,12 +1,11 @@
-"""Windows of a media file as arrays: uint8 pictures at a fixed rate, and mono sound at a fixed rate.
+"""Decode windows of a media file: uint8 frames and mono audio, each at a fixed rate.
 
-Times are seconds on the file's own presentation timeline, shared by picture and sound, so the two stay aligned
-whatever the streams' own starts. Both views of a sample are cut in one opening of the file and, per stream, in one
-forward pass. ``streams.py`` and ``video.py`` say what is done about odd files, ``audio.py`` how sound is
-resampled.
+Times are seconds on the file's own presentation timeline, shared by video and audio, so the two stay aligned whatever
+the streams' own starts. Both views of a sample are decoded in one opening of the file and, per stream, in one forward
+pass. See ``streams.py`` and ``video.py`` for irregular files, ``audio.py`` for resampling.
 
-Pictures are shown as a player shows them: rotation and mirroring of the container applied, non-square pixels
-made square, 8 bits, RGB in full range, transparency dropped.
+Frames look as in a player: the container's rotation and mirroring are applied, non-square pixels are made square, the
+result is 8-bit RGB in full range, and transparency is dropped.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from crisscross.data.media.audio import read_waveforms
 from crisscross.data.media.probe import Probe, probe
 from crisscross.data.media.streams import DecodeError, SeekError, choose_stream, open_media
-from crisscross.data.media.video import Picture, PictureReader, to_rgb
+from crisscross.data.media.video import FrameReader, TimedFrame, to_rgb
 
 __all__ = ["DecodeError", "Probe", "decode_windows", "probe"]
 AnyStream = TypeVar("AnyStream", av.VideoStream, av.AudioStream)
@@ -40,34 +39,34 @@ def decode_windows(
     audio_seconds: float,
     sample_rate_hz: int,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Decode windows of pictures and of sound from one file.
+    """Decode windows of video and of audio from one file.
 
-    Frame k of a window is the one whose time is nearest to ``start + k / frame_rate_hz``, the earlier of two
-    equally near. Before the first and after the last frame that frame is repeated. Sound outside the stream is zeros.
+    Frame k of a window is the one nearest to ``start + k / frame_rate_hz``, the earlier of two equally near. Outside
+    the stream, the first or last frame is repeated, and audio is zero.
 
     Args:
         path: the file.
-        video_starts_s: where each window of pictures starts, in seconds.
-        num_frames: frames a window, T.
-        frame_rate_hz: frames a second wanted (16 in the paper, section 4.1).
-        canvas: (height, width) to which each picture is scaled, its shape not kept; None for the displayed size.
-        audio_starts_s: where each window of sound starts, in seconds.
-        audio_seconds: the length of each.
-        sample_rate_hz: samples a second wanted (16,000 in the paper).
+        video_starts_s: start of each video window in seconds.
+        num_frames: frames per window, T.
+        frame_rate_hz: frames per second of the result (16 in the paper, section 4.1).
+        canvas: (height, width) to scale each frame to, without keeping its aspect; None means the displayed size.
+        audio_starts_s: start of each audio window in seconds.
+        audio_seconds: length of an audio window.
+        sample_rate_hz: samples per second of the result (16,000 in the paper).
 
     Returns:
-        ``(video, audio)``: uint8 of shape (V, T, H, W, 3), or None when no window is asked; float32 of shape
-        (A, round(audio_seconds * sample_rate_hz)), or None when no window is asked.
+        ``(video, audio)``: (V, T, H, W, 3) uint8 and (A, round(audio_seconds * sample_rate_hz)) float32; None for a
+        modality without windows.
 
     Raises:
-        DecodeError: the file cannot be opened, lacks a stream that is asked for, or is damaged within a window.
-        ValueError: a setting is impossible.
+        DecodeError: if the file cannot be opened, lacks a stream, or is damaged within a window.
+        ValueError: if an argument is out of range.
     """
     num_samples = round(audio_seconds * sample_rate_hz)
     _check(video_starts_s, num_frames, frame_rate_hz, canvas, audio_starts_s, num_samples)
     video = audio = None
     with open_media(path) as container:
-        if len(audio_starts_s):  # first, as it is read from the file's start and needs no seek
+        if len(audio_starts_s):  # before video, as it is read from the file's start without a seek
 
             def read_audio(source: av.container.InputContainer, seeks: bool) -> np.ndarray:
                 stream = _needed(choose_stream(source, path, "audio"), path, "audio")
@@ -80,7 +79,7 @@ def decode_windows(
             def read_video(source: av.container.InputContainer, seeks: bool) -> np.ndarray:
                 at_start = audio is None or source is not container
                 stream = _needed(choose_stream(source, path, "video"), path, "video")
-                reader = PictureReader(source, stream, path, seeks=seeks, at_start=at_start)
+                reader = FrameReader(source, stream, path, seeks=seeks, at_start=at_start)
                 return _read_windows(reader, video_starts_s, num_frames, frame_rate_hz, canvas)
 
             video = _or_from_the_start(read_video, path, container)
@@ -92,7 +91,7 @@ def _or_from_the_start(
     path: str | Path,
     container: av.container.InputContainer,
 ) -> np.ndarray:
-    """Read with seeks; where a seek does not do what it should, open the file anew and read from the start."""
+    """Read with seeks, or from the start if a seek fails."""
     try:
         return read(container, True)
     except SeekError:
@@ -107,13 +106,16 @@ def _needed(stream: AnyStream | None, path: str | Path, kind: str) -> AnyStream:
 
 
 def _read_windows(
-    reader: PictureReader,
+    reader: FrameReader,
     starts_s: Sequence[float],
     num_frames: int,
     frame_rate_hz: float,
     canvas: tuple[int, int] | None,
 ) -> np.ndarray:
-    """Return uint8 of shape (V, T, H, W, 3), each distinct window and each distinct picture converted once."""
+    """Return (V, T, H, W, 3) uint8.
+
+    Equal windows and repeated frames are converted once.
+    """
     distinct_s = sorted(set(starts_s))
     wanted = sorted(
         (start + k / frame_rate_hz, row, k) for row, start in enumerate(distinct_s) for k in range(num_frames)
@@ -129,18 +131,21 @@ def _read_windows(
 
 
 def _shown(
-    reader: PictureReader, times_s: Sequence[float], frame_rate_hz: float, size: tuple[int, int] | None
+    reader: FrameReader, times_s: Sequence[float], frame_rate_hz: float, size: tuple[int, int] | None
 ) -> Iterator[np.ndarray]:
-    """Yield the pixels of the picture nearest to each of rising times, in one size: the given or the first one's."""
-    picture: Picture | None = None
+    """Yield the pixels of the frame nearest to each of ascending times.
+
+    All have the given size, or else that of the first.
+    """
+    shown: TimedFrame | None = None
     previous_s = -math.inf
     for time_s in times_s:
         if time_s - previous_s > 1.5 / frame_rate_hz:
             reader.move_to(time_s)
         previous_s = time_s
         nearest = reader.nearest(time_s)
-        if nearest is not picture:
-            picture, pixels = nearest, to_rgb(nearest.frame, reader.pixel_aspect, size)
+        if nearest is not shown:
+            shown, pixels = nearest, to_rgb(nearest.frame, reader.pixel_aspect, size)
             size = pixels.shape[0], pixels.shape[1]
         yield pixels
 

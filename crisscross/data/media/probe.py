@@ -1,4 +1,4 @@
-"""Find out, once and before training, whether a media file can be used and what it holds."""
+"""Probe a media file once, before training: whether it decodes, and what it holds."""
 
 from __future__ import annotations
 
@@ -20,25 +20,35 @@ from crisscross.data.media.streams import (
     open_media,
     seek,
 )
-from crisscross.data.media.video import BreakOff, Picture, PictureReader, displayed_size, pictures, pixel_aspect, to_rgb
+from crisscross.data.media.video import (
+    FrameReader,
+    TimedFrame,
+    TruncatedEnd,
+    displayed_size,
+    pixel_aspect,
+    timed_frames,
+    to_rgb,
+)
 
 NUM_START_FRAMES = 8  # decoded at the start; enough to measure the frame rate
-TAIL_S = 0.5  # how far before the claimed end the decoding of the end begins
-SAME_PICTURE_LEVELS = 2.0  # mean difference in grey levels below which two decodings are one picture
+TAIL_S = 0.5  # the end is decoded from this long before the end in the header
+SAME_FRAME_LEVELS = 2.0  # mean difference in gray levels up to which two decodings count as one frame
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a media file holds, by decoding it. Times are seconds on the file's own presentation timeline.
+    """What decoding a media file finds.
+
+    Times are seconds on the file's presentation timeline.
 
     Attributes:
-        video_start_s, video_end_s: first picture, and end of the last; None when there is no usable video.
-        audio_start_s, audio_end_s: first sample, and end of the last; None when there is no usable audio.
-        frame_rate_hz: pictures a second; None when unknown.
+        video_start_s, video_end_s: start of the first frame, end of the last; None without usable video.
+        audio_start_s, audio_end_s: start of the first sample, end of the last; None without usable audio.
+        frame_rate_hz: frames per second; None if unknown.
         width, height: as displayed: rotation applied, non-square pixels made square.
-        audio_rate_hz, audio_channels: of the sound as stored.
-        num_frames_hint: how many pictures the header claims (often one too many), or were counted.
-        video_problem, audio_problem: why there is no usable stream of the kind; "" when there is one.
+        audio_rate_hz, audio_channels: of the stored stream.
+        num_frames_hint: number of frames in the header (often one too many), or as counted.
+        video_problem, audio_problem: why there is no usable stream of the kind; "" if there is one.
     """
 
     video_start_s: float | None = None
@@ -56,22 +66,22 @@ class Probe:
 
 
 class _UnusableError(Exception):
-    """The stream at hand cannot be used; the message is the reason."""
+    """A stream cannot be used; the message is the reason."""
 
 
 def probe(path: str | Path, *, thorough: bool = False) -> Probe:
-    """Open a file and decode it at the start, the middle and the end.
+    """Decode a file at the start, the middle and the end.
 
-    The sound is decoded whole (10 s take 7 ms); the pictures at the three places, or whole with ``thorough``, which
-    also checks that a seek to the middle gives the picture that decoding from the start gives. A stream that does
-    not decode there counts as absent, with the reason.
+    The audio is decoded completely (10 s take 7 ms), the video at the three positions, or completely with ``thorough``,
+    which also checks that a seek to the middle gives the same frame as decoding from the start. A stream that does not
+    decode counts as absent, with the reason.
 
     Args:
         path: the file.
-        thorough: decode every picture. A file so accepted cannot fail later unless it changes.
+        thorough: whether to decode every frame. A file accepted this way cannot fail later unless it changes.
 
     Raises:
-        DecodeError: the file is missing, empty or cannot be opened.
+        DecodeError: if the file is missing, empty or cannot be opened.
     """
     found = Probe()
     try:
@@ -90,27 +100,27 @@ def _probe_video(found: Probe, path: str | Path, thorough: bool) -> Probe:
         if stream is None:
             only_cover = len(container.streams.video) > 0
             raise _UnusableError("no video stream" + (" (only a cover picture)" if only_cover else ""))
-        place = container.streams.video.index(stream)
-        start = list(islice(pictures(container, stream), NUM_START_FRAMES))
+        index = container.streams.video.index(stream)
+        start = list(islice(timed_frames(container, stream), NUM_START_FRAMES))
         if not start:
-            raise _UnusableError(_why_nothing(path, "video", place, "the video stream holds no pictures"))
+            raise _UnusableError(_why_nothing(path, "video", index, "the video stream holds no frames"))
         first = start[0]
-        if isinstance(first, BreakOff) or first.lost:
-            raise _UnusableError(f"does not decode at the start: {first.lost}")
+        if isinstance(first, TruncatedEnd) or first.dropped:
+            raise _UnusableError(f"does not decode at the start: {first.dropped}")
         height, width = displayed_size(first.frame, pixel_aspect(stream))
         claimed_end_s = _claimed_end_s(container, stream)
-        times_s = [picture.time_s for picture in start if isinstance(picture, Picture)]
+        times_s = [frame.time_s for frame in start if isinstance(frame, TimedFrame)]
         rate_hz = _frame_rate_hz(stream, times_s)
         num_frames = stream.frames or None
         seekable = is_seekable(container)
     if thorough or not seekable or claimed_end_s is None:
-        last, num_frames = _walk(path, place, None)
+        last, num_frames = _walk(path, index, None)
     else:
-        last, _ = _walk(path, place, max(claimed_end_s - TAIL_S, first.time_s))
+        last, _ = _walk(path, index, max(claimed_end_s - TAIL_S, first.time_s))
     frame = last.frame
     lasts_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / (rate_hz or 25)
     middle_s = (first.time_s + last.time_s) / 2
-    _check_middle(path, place, middle_s, thorough)
+    _check_middle(path, index, middle_s, thorough)
     return replace(
         found,
         video_start_s=first.time_s,
@@ -122,59 +132,63 @@ def _probe_video(found: Probe, path: str | Path, thorough: bool) -> Probe:
     )
 
 
-def _walk(path: str | Path, place: int, from_s: float | None) -> tuple[Picture, int]:
-    """Decode to the end of the stream, from a time on or from the start; return the last picture and how many.
+def _walk(path: str | Path, index: int, from_s: float | None) -> tuple[TimedFrame, int]:
+    """Decode to the end of a stream.
 
-    What goes wrong after a seek may be the seek's fault, so then the whole stream is decoded, and that decides.
+    Return the last frame and the number of frames. Decoding starts at ``from_s``, None = at the start. An error after a
+    seek may be due to the seek, so the whole stream is then decoded.
     """
-    last: Picture | None = None
+    last: TimedFrame | None = None
     num_frames, problem = 0, ""
     with open_media(path) as container:
-        stream = container.streams.video[place]
+        stream = container.streams.video[index]
         try:
             if from_s is not None:
                 seek(container, stream, from_s)
-            for picture in pictures(container, stream):
-                if isinstance(picture, BreakOff) or picture.problem:
-                    problem = picture.problem
+            for frame in timed_frames(container, stream):
+                if isinstance(frame, TruncatedEnd) or frame.problem:
+                    problem = frame.problem
                     break
-                last, num_frames = picture, num_frames + 1
+                last, num_frames = frame, num_frames + 1
         except SeekError as error:
             problem = str(error)
     if from_s is not None and (problem or last is None):
-        return _walk(path, place, None)
+        return _walk(path, index, None)
     if problem:
         raise _UnusableError(f"does not decode after {last.time_s if last else 0:.2f} s: {problem}")
     if last is None:
-        raise _UnusableError("a second reading of the file finds no picture")
+        raise _UnusableError("a second reading of the file finds no frame")
     return last, num_frames
 
 
-def _check_middle(path: str | Path, place: int, middle_s: float, thorough: bool) -> None:
-    """Read the middle as training would; with ``thorough``, compare with decoding from the start."""
+def _check_middle(path: str | Path, index: int, middle_s: float, thorough: bool) -> None:
+    """Read the middle as training does.
+
+    With ``thorough``, compare it with decoding from the start.
+    """
     try:
         try:
-            sought = _picture_at(path, place, middle_s, seeks=True)
+            sought = _frame_at(path, index, middle_s, seeks=True)
         except SeekError:
-            sought = _picture_at(path, place, middle_s, seeks=False)
+            sought = _frame_at(path, index, middle_s, seeks=False)
         if thorough:
-            read = _picture_at(path, place, middle_s, seeks=False)
-            if np.abs(sought - read).mean() > SAME_PICTURE_LEVELS:
-                raise _UnusableError("a seek to the middle shows another picture than decoding from the start")
+            read = _frame_at(path, index, middle_s, seeks=False)
+            if np.abs(sought - read).mean() > SAME_FRAME_LEVELS:
+                raise _UnusableError("a seek to the middle shows another frame than decoding from the start")
     except DecodeError as error:
         reason = error.reason.partition(": ")[2] or error.reason
         raise _UnusableError(f"does not decode at the middle: {reason}") from error
 
 
-def _picture_at(path: str | Path, place: int, time_s: float, *, seeks: bool) -> np.ndarray:
+def _frame_at(path: str | Path, index: int, time_s: float, *, seeks: bool) -> np.ndarray:
     with open_media(path) as container:
-        reader = PictureReader(container, container.streams.video[place], path, seeks=seeks)
+        reader = FrameReader(container, container.streams.video[index], path, seeks=seeks)
         reader.move_to(time_s)
         return to_rgb(reader.nearest(time_s).frame, reader.pixel_aspect, None).astype(np.int16)
 
 
 def _claimed_end_s(container: av.container.InputContainer, stream: av.stream.Stream) -> float | None:
-    """Return where the header says that the stream ends, never to be believed without decoding."""
+    """Return the end of the stream by the header, which may be wrong."""
     if stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     if container.duration:
@@ -183,7 +197,10 @@ def _claimed_end_s(container: av.container.InputContainer, stream: av.stream.Str
 
 
 def _frame_rate_hz(stream: av.VideoStream, times_s: list[float]) -> float | None:
-    """Return the header's rate unless the first pictures contradict it by more than a factor of 2."""
+    """Return the header's rate unless it is wrong by a factor of 2.
+
+    The measured rate replaces it.
+    """
     claimed = float(stream.average_rate) if stream.average_rate else None
     steps_s = np.diff(times_s)
     if len(steps_s) == 0 or not np.median(steps_s) > 0:
@@ -198,15 +215,15 @@ def _probe_audio(found: Probe, path: str | Path) -> Probe:
         stream = choose_stream(container, path, "audio")
         if stream is None:
             raise _UnusableError("no audio stream")
-        place = container.streams.audio.index(stream)
+        index = container.streams.audio.index(stream)
         may_hold_nan = stream.codec_context.name.startswith("pcm_f")
         try:
             for chunk in chunks(container, stream, path):
                 frame = chunk.frame
-                if frame is None or chunk.lost:
-                    raise _UnusableError(f"the sound does not decode after {end_s or 0:.2f} s: {chunk.lost}")
+                if frame is None or chunk.dropped:
+                    raise _UnusableError(f"the audio does not decode after {end_s or 0:.2f} s: {chunk.dropped}")
                 if may_hold_nan and not np.isfinite(mono(frame)).all():
-                    raise _UnusableError("the sound holds values that are not finite")
+                    raise _UnusableError("the audio holds values that are not finite")
                 if end_s is None:
                     found = replace(
                         found,
@@ -218,12 +235,12 @@ def _probe_audio(found: Probe, path: str | Path) -> Probe:
         except DecodeError as error:
             raise _UnusableError(error.reason) from error
     if end_s is None:
-        raise _UnusableError(_why_nothing(path, "audio", place, "the audio stream holds no samples"))
+        raise _UnusableError(_why_nothing(path, "audio", index, "the audio stream holds no samples"))
     return replace(found, audio_end_s=end_s)
 
 
-def _why_nothing(path: str | Path, kind: Kind, place: int, otherwise: str) -> str:
+def _why_nothing(path: str | Path, kind: Kind, index: int, otherwise: str) -> str:
     with open_media(path) as container:
-        stream = (container.streams.video if kind == "video" else container.streams.audio)[place]
+        stream = (container.streams.video if kind == "video" else container.streams.audio)[index]
         frames = [frame for frame, _ in islice(decoded_frames(container, stream), 1) if frame is not None]
     return "no timestamps" if frames else otherwise

@@ -1,10 +1,10 @@
-"""Open a media file, choose its streams and decode their frames, surviving what real files do.
+"""Open a media file, choose its streams and decode their frames, including those of irregular files.
 
-- A cover picture is a video stream to FFmpeg and not to us. Of several real streams the first that decodes is taken.
-- A seek may land late (MPEG program streams, some AVI), find nothing (transport streams) or give damaged pictures.
-  Where containers are known for it there is none; elsewhere it is checked by whoever asked for it, and ``SeekError``
-  tells the caller to open the file anew and decode from the start.
-- A packet that does not decode is skipped and reported, for ``video.py`` and ``audio.py`` to mark what it spoils.
+- FFmpeg lists a cover picture as a video stream; it is ignored here. Of several streams the first that decodes is used.
+- A seek may land late (MPEG program streams, some AVI), find nothing (transport streams) or give corrupt frames.
+  Containers known for it are never sought in. Elsewhere the caller of ``seek`` checks the result and raises
+  ``SeekError``; the file is then opened again and decoded from the start.
+- A packet that does not decode is skipped and reported; ``video.py`` and ``audio.py`` mark the frames it affects.
 """
 
 from __future__ import annotations
@@ -20,38 +20,44 @@ from typing import Literal, overload
 import av
 from av.stream import Discard, Disposition
 
-# Containers in which pictures keep their times after a seek. In MPEG program streams they move by a frame, silently,
-# and transport streams find nothing; these and the rare ones are decoded from the start: slower and always right.
+# Containers in which frames keep their times after a seek. In MPEG program streams they move by a frame, silently, and
+# in transport streams a seek finds nothing; these and rare ones are decoded from the start: slower and always right.
 SEEKABLE_FORMATS = ("mov", "matroska", "avi")
 Kind = Literal["video", "audio"]
 _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 class DecodeError(RuntimeError):
-    """A file does not give what was asked of it. The message is one line: the file, then the reason."""
+    """A file cannot be decoded as requested. The message is one line: the file, then the reason."""
 
     reason: str = ""
 
     @classmethod
     def about(cls, path: str | Path, reason: str) -> DecodeError:
-        """Return the error for a file; ``reason`` alone is kept in ``.reason``."""
+        """Return the error for a file.
+
+        Its attribute ``reason`` holds the reason alone.
+        """
         error = cls(f"{path}: {reason}")
         error.reason = reason
         return error
 
 
 class SeekError(Exception):
-    """A short cut failed: a seek landed too late, nowhere, or on damage. Decode all from the start instead."""
+    """A seek landed too late, nowhere, or on corrupt data.
+
+    Decode from the start instead.
+    """
 
 
 @contextmanager
 def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
-    """Open a media file for reading, without ever touching the network.
+    """Open a media file for reading, without network access.
 
-    The path is made absolute, so that a name such as ``-v.mp4`` or ``http:x.mp4`` is a name and nothing else.
+    The path is made absolute, so FFmpeg does not take ``-v.mp4`` for an option or ``http:x.mp4`` for an address.
 
     Raises:
-        DecodeError: the file is missing, empty, or nothing that FFmpeg can open.
+        DecodeError: if the file is missing, empty, or FFmpeg cannot open it.
     """
     full_path = Path(path).absolute()
     if not full_path.is_file():
@@ -70,13 +76,13 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
 
 
 def describe(error: Exception) -> str:
-    """Return what went wrong in FFmpeg as a short line without the file name."""
+    """Return an FFmpeg error as a short line without the file name."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
 
 
 def candidate_streams(container: av.container.InputContainer, kind: Kind) -> list[av.VideoStream | av.AudioStream]:
-    """Return the real streams of a kind: cover pictures and unknown codecs left out."""
+    """Return the streams of a kind without cover pictures and unknown codecs."""
     streams: Sequence[av.VideoStream | av.AudioStream]
     streams = container.streams.video if kind == "video" else container.streams.audio
     return [s for s in streams if s.codec_context is not None and not s.disposition & _NOT_VIDEO]
@@ -97,17 +103,19 @@ def choose_stream(
 def choose_stream(
     container: av.container.InputContainer, path: str | Path, kind: Kind
 ) -> av.VideoStream | av.AudioStream | None:
-    """Return the stream to use: the first real one that gives a frame with a timestamp; None when there is none.
+    """Return the first stream that gives a frame with a timestamp.
 
-    With one candidate it is returned unseen. With several, each is tried on a second opening of the file, so that
+    Return None if there is no stream.
+
+    A single candidate is returned without a test. Of several, each is tried on a second opening of the file, so that
     ``container`` stays at its start.
     """
     candidates = candidate_streams(container, kind)
     if len(candidates) < 2:
         return candidates[0] if candidates else None
-    for place, candidate in enumerate(candidates):
+    for index, candidate in enumerate(candidates):
         with open_media(path) as second:
-            frames = decoded_frames(second, candidate_streams(second, kind)[place])
+            frames = decoded_frames(second, candidate_streams(second, kind)[index])
             if any(frame is not None and frame.pts is not None for frame, _ in frames):
                 return candidate
     return candidates[0]
@@ -115,31 +123,33 @@ def choose_stream(
 
 @dataclass
 class NonRefSkip:
-    """Up to which time, in seconds, pictures that no other picture refers to may be left undecoded."""
+    """The time in seconds before which the decoder may skip non-reference frames."""
 
     until_s: float = -math.inf
 
 
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, skim: NonRefSkip | None = None
+    container: av.container.InputContainer, stream: av.VideoStream, nonref_skip: NonRefSkip | None = None
 ) -> Iterator[tuple[av.VideoFrame | None, str]]: ...
 
 
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.AudioStream, skim: NonRefSkip | None = None
+    container: av.container.InputContainer, stream: av.AudioStream, nonref_skip: NonRefSkip | None = None
 ) -> Iterator[tuple[av.AudioFrame | None, str]]: ...
 
 
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, skim: NonRefSkip | None = None
+    container: av.container.InputContainer,
+    stream: av.VideoStream | av.AudioStream,
+    nonref_skip: NonRefSkip | None = None,
 ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame | None, str]]:
-    """Yield each frame in decode order as ``(frame, "")``, and ``(None, reason)`` where one is lost."""
-    for other in container.streams:  # the demuxer need not even read what nobody decodes
+    """Yield each frame in decode order as ``(frame, "")``, and ``(None, reason)`` if a packet fails."""
+    for other in container.streams:  # the demuxer then skips the packets of other streams
         other.discard = Discard.default if other.index == stream.index else Discard.all
     packets = container.demux(stream)
-    skimming = None  # what the decoder does now is not known: another pass may have left it skimming
+    skipping = None  # unknown: another pass may have left the decoder skipping
     while True:
         try:
             packet = next(packets, None)
@@ -148,11 +158,11 @@ def decoded_frames(
             return
         if packet is None:
             return
-        if skim is not None:
-            skims = packet.pts is not None and packet.pts * packet.time_base < skim.until_s
-            if skims != skimming:
-                stream.codec_context.skip_frame = "NONREF" if skims else "DEFAULT"
-                skimming = skims
+        if nonref_skip is not None:
+            skips = packet.pts is not None and packet.pts * packet.time_base < nonref_skip.until_s
+            if skips != skipping:
+                stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
+                skipping = skips
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
@@ -163,19 +173,22 @@ def decoded_frames(
 
 
 def tick_of(stream: av.stream.Stream) -> Fraction:
-    """Return how many seconds a tick of a stream's clock lasts."""
+    """Return the time base of a stream in seconds."""
     tick = stream.time_base
-    assert tick is not None  # FFmpeg gives every stream that it opens a clock
+    assert tick is not None  # FFmpeg sets it for every stream that it opens
     return tick
 
 
 def is_seekable(container: av.container.InputContainer) -> bool:
-    """Return whether seeks in this kind of container can be trusted, if checked."""
+    """Return whether checked seeks work in this kind of container."""
     return container.format.name.split(",")[0] in SEEKABLE_FORMATS
 
 
 def seek(container: av.container.InputContainer, stream: av.stream.Stream, time_s: float) -> None:
-    """Seek to the key frame at or before a time. Where it lands is for the caller to check."""
+    """Seek to the key frame at or before a time.
+
+    The caller checks where the seek landed.
+    """
     try:
         container.seek(math.floor(time_s / tick_of(stream)), stream=stream)
     except av.FFmpegError as error:

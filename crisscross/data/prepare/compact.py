@@ -1,18 +1,18 @@
-"""Make a compact copy of a dataset: every good clip of a manifest, small and quick to decode, in another folder.
+"""Make a compact copy of a dataset: small clips that decode fast.
 
-In the copy's folder:
+The folder of the copy holds
 
-- the clips, at the same relative paths with the suffix ``.mp4``, or ``.flac`` for sound alone (``x.avi`` and ``x.mp4``
-  of one folder would meet: they become ``x.avi.mp4`` and ``x.mp4.mp4``). A clip is written beside, read back, synced
-  and renamed, and carries the time of its source: so that a clip that is there is whole, and a source that changes
-  is copied again.
-- ``clips.csv``: file, label, split of every copied clip, as the manifest has them; written when nothing is left to
-  copy. It makes the folder a dataset: ``data=folder data.csv=COPY/clips.csv``. It is other data than the original, with
-  a manifest and a fingerprint of its own.
-- ``failures.csv``: file, label, split, reason of every clip that turned out damaged when it was read whole.
+- the clips, at the same relative paths with the suffix ``.mp4``, or ``.flac`` for audio only (``x.avi`` and ``x.mp4``
+  of one folder become ``x.avi.mp4`` and ``x.mp4.mp4``). A clip is written to a temporary file, read back, synced and
+  renamed, and gets the modification time of its source. So every clip that exists is complete, and a source that
+  changes is copied again.
+- ``clips.csv``: file, label, split of every copied clip, as in the manifest; written when nothing is left to copy.
+  It makes the folder a dataset: ``data=folder data.csv=COPY/clips.csv``. The copy is different data from the original,
+  with its own manifest and hash.
+- ``failures.csv``: file, label, split, reason of every clip that does not decode completely.
 - ``compact.json``: settings, source, counts.
 
-Call it again, from as many processes, nodes or array tasks as you like: what is missing is made.
+Call it again, from any number of processes, nodes or array tasks: it makes what is missing.
 
 ``python -m crisscross.data.prepare DATASET --compact COPY`` makes one.
 """
@@ -20,41 +20,37 @@ Call it again, from as many processes, nodes or array tasks as you like: what is
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crisscross.data.parallel import check_work, num_usable_cores, share_of, worker_pool, working_folder
-from crisscross.data.prepare.compact_encode import CompactSettings
+from crisscross.data.manifest import Manifest, check_inside
+from crisscross.data.media.streams import DecodeError
+from crisscross.data.parallel import run_resumable
+from crisscross.data.prepare.compact_encode import CompactSettings, Streams, write_copy
+from crisscross.data.source import FileStat, file_stat
 from crisscross.utils.files import file_lock, fsync_directory, read_json, write_json, write_text
 
-if TYPE_CHECKING:
-    from crisscross.data.manifest import Manifest
-    from crisscross.data.prepare.compact_encode import Streams
-
-
-CLIPS_A_TASK = 4
-FAILED = ".failed"  # a folder with one file a clip that cannot be copied
+FAILED = ".failed"  # folder with one file per clip that cannot be copied
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a copy stands.
+class CopyStatus:
+    """Progress of a compact copy.
 
     Attributes:
-        target: the copy's folder.
-        num_clips: good clips of the manifest.
-        num_copied: those that are in the copy.
-        num_pending: those that are left, for other shares or a later call.
-        failures: (path, reason) of those that cannot be copied.
+        target: folder of the copy.
+        num_clips: usable clips of the manifest.
+        num_copied: clips in the copy.
+        num_pending: clips left for other shares or a later call.
+        failures: (path, reason) of the clips that cannot be copied.
         num_bytes: size of the copied clips.
     """
 
@@ -67,7 +63,7 @@ class Report:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every clip is copied or known to be damaged, so that ``clips.csv`` is there."""
+        """Whether every clip is copied or found damaged, so that ``clips.csv`` exists."""
         return self.num_pending == 0
 
     def __str__(self) -> str:
@@ -80,17 +76,14 @@ class Report:
 
 @dataclass(frozen=True)
 class _Clip:
-    """A clip and its copy, both relative to their folders."""
+    """A clip and its copy: paths relative to their folders."""
 
     path: str
     copy: str
     label: str
     split: str
-    stamp: tuple[int, int]  # size and time of the source
+    stat: FileStat  # of the source
     streams: Streams
-
-
-_Task = tuple[Path, Path, Path, _Clip, CompactSettings]  # root, target, workplace, clip, settings
 
 
 def run(
@@ -101,37 +94,41 @@ def run(
     jobs: int | None = None,
     share: tuple[int, int] = (1, 1),
     progress: bool = True,
-) -> Report:
+) -> CopyStatus:
     """Copy the clips of a manifest that are not copied yet.
 
     Args:
         manifest: the dataset.
-        target: the copy's folder; made if need be.
-        settings: what the copies are like; None means the defaults.
-        jobs: processes; None means one a usable core.
-        share: (k, n): copy the k-th of n parts, counted from 1; without, calls at the same time share the work as well,
-            at the price of a clip made twice now and then.
+        target: folder of the copy; made if missing.
+        settings: size and quality; None = the defaults.
+        jobs: processes; None = one per usable core.
+        share: (k, n): copy the k-th of n parts, counted from 1. Without, concurrent calls share the work, too, and make
+            a clip twice now and then.
         progress: show a progress bar.
 
     Returns:
-        How the copy stands, over all shares.
+        The progress over all shares.
 
     Raises:
-        ValueError: a setting is wrong, the folder holds a copy of another kind, or no clip can be copied.
-        OSError: the folder cannot be written, or is full; one line.
+        ValueError: if a setting is wrong, the folder holds something else, or no clip can be copied.
+        OSError: if the folder cannot be written, or is full.
     """
-    check_work(jobs, share)
     settings = settings or CompactSettings()
     target = Path(target).absolute()
     clips = _plan(manifest)
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _claim(target, settings, manifest)
-        todo = [clip for clip in share_of(clips, share) if _state(target, clip) == "pending"]
-        if todo:
-            with working_folder(target) as workplace:
-                tasks = [(manifest.root, target, workplace, clip, settings) for clip in _from_anywhere(todo)]
-                _drain(_results(tasks, jobs or num_usable_cores()), len(tasks), progress=progress)
+        run_resumable(
+            clips,
+            functools.partial(_copy_clip, manifest.root, target, settings),
+            lambda clip: _state(target, clip) != "pending",
+            folder=target,
+            claim=functools.partial(_claim, target, settings, manifest),
+            label="compact copies",
+            jobs=jobs,
+            share=share,
+            progress=progress,
+            on_crash=functools.partial(_record_failure, target, "crashes the decoder"),
+        )
         with file_lock(target / ".compact.lock"):
             return _finish(target, settings, manifest, clips)
     except OSError as error:
@@ -141,10 +138,7 @@ def run(
 
 
 def _plan(manifest: Manifest) -> list[_Clip]:
-    """Return every good clip with the name of its copy."""
-    from crisscross.data.manifest import check_inside
-    from crisscross.data.prepare.compact_encode import Streams
-
+    """Return every usable clip with the name of its copy."""
     rows = list(manifest.clips.itertuples())
     check_inside((row.path for row in rows), what="copied")
     streams = [Streams(r.video_start_s, r.video_end_s, r.audio_start_s, r.audio_end_s) for r in rows]
@@ -161,7 +155,7 @@ def _plan(manifest: Manifest) -> list[_Clip]:
 
 
 def _claim(target: Path, settings: CompactSettings, manifest: Manifest) -> None:
-    """Mark the folder as a copy with these settings, or find that it is something else."""
+    """Write the settings to the folder, or raise if it holds something else."""
     mark = target / "compact.json"
     remedy = "choose an empty folder, or delete this one if nothing needs it"
     if target == manifest.root or target in manifest.root.parents:
@@ -178,112 +172,54 @@ def _claim(target: Path, settings: CompactSettings, manifest: Manifest) -> None:
             was = found.get("settings") or {}
             other = [f"{k}={was.get(k)}, now {v}" for k, v in settings.as_json().items() if was.get(k) != v]
             raise ValueError(f"{target} holds a compact copy made with {'; '.join(other)}: {remedy}")
-        if found is None or found["source"]["fingerprint"] != manifest.fingerprint:
-            for name in ("clips.csv", "failures.csv"):  # they tell of other clips
+        if found is None or found["source"]["fingerprint"] != manifest.data_hash:
+            for name in ("clips.csv", "failures.csv"):  # they list other clips
                 (target / name).unlink(missing_ok=True)
             _write_mark(target, settings, manifest, {"complete": False})
 
 
 def _write_mark(target: Path, settings: CompactSettings, manifest: Manifest, counts: dict[str, Any]) -> None:
-    source = {"root": str(manifest.root), "fingerprint": manifest.fingerprint, "num_clips": len(manifest.clips)}
+    source = {"root": str(manifest.root), "fingerprint": manifest.data_hash, "num_clips": len(manifest.clips)}
     write_json(target / "compact.json", {"settings": settings.as_json(), "source": source, **counts})
 
 
 def _state(target: Path, clip: _Clip) -> str:
-    """Return ``copied``, ``pending``, or why the clip, as it is now, cannot be copied."""
+    """Return ``copied``, ``pending``, or why the current clip cannot be copied."""
     try:
-        if (target / clip.copy).stat().st_mtime_ns == clip.stamp[1]:
+        if (target / clip.copy).stat().st_mtime_ns == clip.stat[1]:
             return "copied"
     except FileNotFoundError:
         pass
     failed = read_json(_failure_path(target, clip))
-    return failed["reason"] if failed and tuple(failed["stamp"]) == clip.stamp else "pending"
+    return failed["reason"] if failed and tuple(failed["stamp"]) == clip.stat else "pending"
 
 
 def _failure_path(target: Path, clip: _Clip) -> Path:
     return target / FAILED / f"{hashlib.sha256(clip.path.encode()).hexdigest()[:24]}.json"
 
 
-def _from_anywhere(todo: list[_Clip]) -> list[_Clip]:
-    # Each call starts elsewhere, so that two at once meet late instead of making every clip twice.
-    first = int.from_bytes(os.urandom(4), "little") % len(todo)
-    return todo[first:] + todo[:first]
-
-
-def _results(tasks: list[_Task], jobs: int) -> Iterator[_Task]:
-    if jobs == 1 or len(tasks) == 1:
-        for task in tasks:
-            _copy_task(task)
-            yield task
-        return
-    batches = [tasks[i : i + CLIPS_A_TASK] for i in range(0, len(tasks), CLIPS_A_TASK)]
-    pool = worker_pool(min(jobs, len(batches)))
-    try:
-        futures = {pool.submit(_copy_tasks, batch): batch for batch in batches}
-        for future in as_completed(futures):
-            future.result()
-            yield from futures[future]
-    except BrokenProcessPool:
-        pool.shutdown(wait=True, cancel_futures=True)
-        for task in tasks:  # one of these kills whoever opens it: each gets a process of its own
-            if _state(task[1], task[3]) == "pending":
-                _copy_apart(task)
-                yield task
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _copy_apart(task: _Task) -> None:
-    with worker_pool(1) as pool:
-        try:
-            pool.submit(_copy_task, task).result()
-        except BrokenProcessPool:
-            _note_failure(task[1], task[3], "crashes the decoder")
-
-
-def _drain(results: Iterable[_Task], total: int, *, progress: bool) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
-        shown = bar.add_task("compact copies", total=total)
-        for _ in results:
-            bar.advance(shown)
-
-
-def _copy_tasks(tasks: list[_Task]) -> None:
-    for task in tasks:
-        _copy_task(task)
-
-
-def _copy_task(task: _Task) -> None:
-    """Copy a clip, or note why it cannot be."""
-    root, target, workplace, clip, settings = task
+def _copy_clip(root: Path, target: Path, settings: CompactSettings, workplace: Path, clip: _Clip) -> None:
+    """Copy a clip, or record why it cannot be copied."""
     if _state(target, clip) != "pending":  # another process was faster
         return
-    from crisscross.data.media.streams import DecodeError
-    from crisscross.data.prepare.compact_encode import write_copy
-    from crisscross.data.source import file_stat
-
     partial = workplace / f"{uuid.uuid4().hex}{PurePosixPath(clip.copy).suffix}"
     try:
-        if file_stat(root, clip.path) != clip.stamp:
-            _note_failure(target, clip, "missing or changed since the manifest was built")
+        if file_stat(root, clip.path) != clip.stat:
+            _record_failure(target, "missing or changed since the manifest was built", clip)
             return
         write_copy(root / clip.path, partial, clip.streams, settings)
     except DecodeError as error:
-        _note_failure(target, clip, error.reason or str(error))
+        _record_failure(target, error.reason or str(error), clip)
         return
     else:
-        _put(partial, target / clip.copy, mtime_ns=clip.stamp[1])
+        _put(partial, target / clip.copy, mtime_ns=clip.stat[1])
         _failure_path(target, clip).unlink(missing_ok=True)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _put(partial: Path, place: Path, *, mtime_ns: int) -> None:
-    """Give a finished file its time and its name."""
+    """Set the time of a finished file, and rename it."""
     with partial.open("rb+") as file:
         os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
         os.fsync(file.fileno())
@@ -292,21 +228,21 @@ def _put(partial: Path, place: Path, *, mtime_ns: int) -> None:
     fsync_directory(place.parent)
 
 
-def _note_failure(target: Path, clip: _Clip, reason: str) -> None:
+def _record_failure(target: Path, reason: str, clip: _Clip) -> None:
     (target / FAILED).mkdir(exist_ok=True)
-    write_json(_failure_path(target, clip), {"path": clip.path, "reason": reason, "stamp": list(clip.stamp)})
+    write_json(_failure_path(target, clip), {"path": clip.path, "reason": reason, "stamp": list(clip.stat)})
 
 
-def _finish(target: Path, settings: CompactSettings, manifest: Manifest, clips: list[_Clip]) -> Report:
-    """See how the copy stands; when nothing is left, make it a dataset."""
+def _finish(target: Path, settings: CompactSettings, manifest: Manifest, clips: list[_Clip]) -> CopyStatus:
+    """Return the progress; if nothing is left, write the lists that make the copy a dataset."""
     states = [_state(target, clip) for clip in clips]
     copied = [clip for clip, state in zip(clips, states, strict=True) if state == "copied"]
     failed = [(c, s) for c, s in zip(clips, states, strict=True) if s not in ("copied", "pending")]
     num_bytes = sum((target / clip.copy).stat().st_size for clip in copied)
     failures = tuple((clip.path, reason) for clip, reason in failed)
-    report = Report(target, len(clips), len(copied), states.count("pending"), failures, num_bytes)
-    if not report.is_complete:
-        return report
+    status = CopyStatus(target, len(clips), len(copied), states.count("pending"), failures, num_bytes)
+    if not status.is_complete:
+        return status
     if not copied:
         raise ValueError(f"none of the {len(clips)} clips can be copied ({failures[0][0]}: {failures[0][1]})")
     rows = [(clip.path, clip.label, clip.split, reason) for clip, reason in failed]
@@ -314,7 +250,7 @@ def _finish(target: Path, settings: CompactSettings, manifest: Manifest, clips: 
     counts = {"num_copied": len(copied), "num_failed": len(failed), "num_bytes": num_bytes, "complete": True}
     _write_mark(target, settings, manifest, counts)
     write_text(target / "clips.csv", _csv(("file", "label", "split"), ((c.copy, c.label, c.split) for c in copied)))
-    return report
+    return status
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

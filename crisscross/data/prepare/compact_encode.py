@@ -1,13 +1,12 @@
-"""One compact copy of a clip: small H.264 pictures with frequent key frames, and sound at 16 kHz.
+"""Encode one compact copy of a clip: small H.264 frames, frequent key frames, audio at 16 kHz.
 
-What is copied is what this project's decoder shows: turned upright, with square pixels, in the order and at the times
-that ``video.py`` trusts, the sound mono and on the grid of ``audio.py``. Each copy is read back before it
-counts.
+A copy holds what this project's decoder returns: frames upright, with square pixels, in display order and at the times
+of ``media/video.py``; audio mono, on the sample grid of ``media/audio.py``. Each copy is read back before it counts.
 
-Pictures and sound go into one mp4, the sound as FLAC. AAC would be half as large, but its encoder's run-up (64 ms at
-16 kHz) comes back as sound when a stream starts late, and its end is only known to a frame (64 ms). FLAC keeps the
-first and the last sample where they were, and decodes to the same samples on every machine. A clip without pictures
-becomes a FLAC file.
+Frames and audio go into one mp4, the audio as FLAC. AAC would be half as large, but its encoder delay (64 ms at
+16 kHz) becomes audible if a stream starts late, and its end is only known to one AAC frame (64 ms). FLAC keeps the
+first and the last sample in place, and decodes to the same samples on every machine. A clip without video becomes a
+FLAC file.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ from crisscross.data.media.audio import chunks, read_waveforms
 from crisscross.data.media.streams import DecodeError, choose_stream, describe, open_media
 from crisscross.data.media.video import (
     SAME_TIME_S,
-    BreakOff,
-    Picture,
+    TimedFrame,
+    TruncatedEnd,
     displayed_size,
     from_rgb,
-    pictures,
     pixel_aspect,
+    timed_frames,
     to_rgb,
 )
 
-FINE_TICKS_HZ = 90_000  # the clock of MPEG; a source's own clock is refined to at least this
-MAX_TICKS_HZ = 1_000_000  # a finer clock is replaced by that of MPEG
-MAX_MOVIE_TICKS_HZ = 2**31 - 1  # what FFmpeg takes as mp4's movie_timescale
-BLOCK_S = 10  # sound is read in pieces of so many seconds
+FINE_TICKS_HZ = 90_000  # MPEG's time base; a coarser time base is refined to at least this
+MAX_TICKS_HZ = 1_000_000  # ours: a finer time base is replaced by MPEG's
+MAX_MOVIE_TICKS_HZ = 2**31 - 1  # FFmpeg's limit of mp4's movie_timescale
+BLOCK_S = 10  # ours: seconds of audio read at a time
 FULL_SCALE = 2**15  # of 16-bit samples
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Which streams of a clip are copied, as the manifest knows them; times in seconds, NaN where there is no stream.
+    """The streams of a clip, from its manifest; times in seconds, NaN = no stream.
 
     Attributes:
-        video_start_s: first picture.
-        video_end_s: end of the last one.
-        audio_start_s: first sample.
-        audio_end_s: end of the last one.
+        video_start_s: time of the first frame.
+        video_end_s: end of the last frame.
+        audio_start_s: time of the first sample.
+        audio_end_s: end of the last sample.
     """
 
     video_start_s: float
@@ -62,18 +61,18 @@ class Streams:
 
     @property
     def has_video(self) -> bool:
-        """Whether there are pictures."""
+        """Whether there is video."""
         return not math.isnan(self.video_start_s)
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is sound."""
+        """Whether there is audio."""
         return not math.isnan(self.audio_start_s)
 
     def shift_s(self, sample_rate_hz: int) -> float:
-        """Return by how much all times of the copy are later: 0, unless the clip starts before 0.
+        """Return the delay of the copy in seconds: 0, unless the clip starts before 0.
 
-        An mp4 that starts before 0 is cut there by whoever plays it. The shift is a whole number of samples.
+        Players cut an mp4 that starts before 0. The delay is a whole number of samples.
         """
         starts = [start for start in (self.video_start_s, self.audio_start_s) if not math.isnan(start)]
         return math.ceil(max(0.0, -min(starts)) * sample_rate_hz - 1e-6) / sample_rate_hz
@@ -84,33 +83,33 @@ def write_copy(source: Path, copy: Path, streams: Streams, settings: CompactSett
 
     Args:
         source: the clip.
-        copy: the file to write; nobody else may look at it before this returns.
-        streams: what the clip holds.
-        settings: what the copy is like.
+        copy: the file to write; incomplete until this returns.
+        streams: the streams of the clip.
+        settings: size and quality of the copy.
 
     Raises:
-        DecodeError: the clip is damaged somewhere, or the copy does not hold what was put into it.
-        OSError: the disk is full or cannot be written.
+        DecodeError: if the clip is damaged, or the copy does not decode to what was encoded.
+        OSError: if the disk is full or cannot be written.
     """
     shift_s = streams.shift_s(settings.sample_rate_hz)
     first = round((streams.audio_start_s + shift_s) * settings.sample_rate_hz) if streams.has_audio else 0
-    sound = _read_sound(source, streams, settings.sample_rate_hz) if streams.has_audio else None
+    waveform = _read_audio(source, streams, settings.sample_rate_hz) if streams.has_audio else None
     times_s: list[float] = []
     buffer = io.BytesIO()
     try:
-        if sound is not None and not streams.has_video:
-            _encode_flac(buffer, sound, settings.sample_rate_hz)
+        if waveform is not None and not streams.has_video:
+            _encode_flac(buffer, waveform, settings.sample_rate_hz)
             first = 0  # a FLAC file begins at 0
         else:
-            times_s = _encode_mp4(buffer, source, streams, settings, sound=sound, first=first, shift_s=shift_s)
+            times_s = _encode_mp4(buffer, source, streams, settings, waveform=waveform, first=first, shift_s=shift_s)
     except av.FFmpegError as error:
         raise DecodeError.about(source, f"cannot be encoded: {describe(error)}") from error
     copy.write_bytes(buffer.getbuffer())
-    _check_copy(source, copy, times_s, first=first, num_samples=0 if sound is None else len(sound))
+    _check_copy(source, copy, times_s, first=first, num_samples=0 if waveform is None else len(waveform))
 
 
-def _read_sound(source: Path, streams: Streams, sample_rate_hz: int) -> np.ndarray:
-    """Return the whole sound as training reads it: int16 of shape (samples,)."""
+def _read_audio(source: Path, streams: Streams, sample_rate_hz: int) -> np.ndarray:
+    """Return the whole audio as training reads it: int16 of shape (S,)."""
     first = round(streams.audio_start_s * sample_rate_hz)
     num_samples = max(1, round(streams.audio_end_s * sample_rate_hz) - first)
     block = min(num_samples, BLOCK_S * sample_rate_hz)
@@ -131,11 +130,11 @@ def _encode_mp4(
     streams: Streams,
     settings: CompactSettings,
     *,
-    sound: np.ndarray | None,
+    waveform: np.ndarray | None,
     first: int,
     shift_s: float,
 ) -> list[float]:
-    """Encode pictures, and the sound where there is one; return the times of the pictures in the copy."""
+    """Encode frames, and audio if there is any; return the times of the frames in the copy."""
     with open_media(source) as container:
         stream = choose_stream(container, source, "video")
         if stream is None:
@@ -143,39 +142,42 @@ def _encode_mp4(
         ticks_hz = ticks_of(stream.time_base)
         options = {"movie_timescale": str(_movie_ticks(ticks_hz, settings.sample_rate_hz))}
         with av.open(buffer, "w", format="mp4", options=options) as target:
-            # Streams are added before anything is written, and a stream has a size from the start.
-            seen = _sound_pictures(container, stream, source)
+            # PyAV adds streams before the first packet, and a video stream has a fixed size.
+            seen = _intact_frames(container, stream, source)
             opening = next(seen)
             size = copy_size(*displayed_size(opening.frame, pixel_aspect(stream)), settings.short_side_px)
             video = _add_video(target, size, ticks_hz, settings)
-            audio = None if sound is None else target.add_stream("flac", rate=settings.sample_rate_hz, layout="mono")
+            audio = None if waveform is None else target.add_stream("flac", rate=settings.sample_rate_hz, layout="mono")
             packets: list[av.Packet[av.stream.Stream]] = []
             pts: list[int] = []
-            for picture in chain([opening], seen):
-                tick = round((picture.time_s + shift_s) * ticks_hz)
+            for shown in chain([opening], seen):
+                tick = round((shown.time_s + shift_s) * ticks_hz)
                 pts.append(max(tick, pts[-1] + 1) if pts else tick)
-                frame = from_rgb(to_rgb(picture.frame, pixel_aspect(stream), size))
+                frame = from_rgb(to_rgb(shown.frame, pixel_aspect(stream), size))
                 frame.pts, frame.time_base = pts[-1], Fraction(1, ticks_hz)
                 packets += video.encode(frame)
             packets += video.encode()
             ends = [*pts[1:], max(round((streams.video_end_s + shift_s) * ticks_hz), pts[-1] + 1)]
-            for packet, start, end in zip(packets, pts, ends, strict=True):  # no B-frames: in order, one a picture
+            # No B-frames: packets are in display order, one per frame.
+            for packet, start, end in zip(packets, pts, ends, strict=True):
                 packet.duration = end - start
-            if audio is not None and sound is not None:
-                packets += _sound_packets(audio, sound, first, settings.sample_rate_hz)
+            if audio is not None and waveform is not None:
+                packets += _audio_packets(audio, waveform, first, settings.sample_rate_hz)
             for packet in sorted(packets, key=lambda packet: float((packet.dts or 0) * packet.time_base)):
                 target.mux(packet)
     return [tick / ticks_hz for tick in pts]
 
 
-def _sound_pictures(container: av.container.InputContainer, stream: av.VideoStream, source: Path) -> Iterator[Picture]:
-    """Yield every picture of a clip; the first that is damaged or missing is an error."""
+def _intact_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, source: Path
+) -> Iterator[TimedFrame]:
+    """Yield every frame of a clip; raise at the first that is damaged or missing."""
     previous_s, found = 0.0, False
-    for picture in pictures(container, stream):
-        if isinstance(picture, BreakOff) or picture.problem:
-            raise DecodeError.about(source, f"does not decode after {previous_s:.3f} s: {picture.problem}")
-        previous_s, found = picture.time_s, True
-        yield picture
+    for shown in timed_frames(container, stream):
+        if isinstance(shown, TruncatedEnd) or shown.problem:
+            raise DecodeError.about(source, f"does not decode after {previous_s:.3f} s: {shown.problem}")
+        previous_s, found = shown.time_s, True
+        yield shown
     if not found:
         raise DecodeError.about(source, "no timestamps, or no frame decodes")
 
@@ -192,91 +194,90 @@ def _add_video(
         "crf": str(settings.crf),
         "g": str(settings.key_frame_every),
         "bf": "0",
-        # Key frames at the given distance alone; and what x264 looks up ahead of time is not the same in every run
-        # (see synthetic/render.py).
+        # Key frames at the given distance only; and x264's lookahead differs from run to run (see synthetic/render.py).
         "x264-params": "scenecut=0:mbtree=0:rc-lookahead=0",
     }
     video.thread_count = 1
     return video
 
 
-def _sound_packets(
-    stream: av.AudioStream, sound: np.ndarray, first: int, sample_rate_hz: int
+def _audio_packets(
+    stream: av.AudioStream, waveform: np.ndarray, first: int, sample_rate_hz: int
 ) -> list[av.Packet[av.stream.Stream]]:
-    frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+    frame = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = sample_rate_hz, first, Fraction(1, sample_rate_hz)
     return [*stream.encode(frame), *stream.encode()]
 
 
-def _encode_flac(buffer: io.BytesIO, sound: np.ndarray, sample_rate_hz: int) -> None:
+def _encode_flac(buffer: io.BytesIO, waveform: np.ndarray, sample_rate_hz: int) -> None:
     with av.open(buffer, "w", format="flac") as target:
         stream = target.add_stream("flac", rate=sample_rate_hz, layout="mono")
-        for packet in _sound_packets(stream, sound, 0, sample_rate_hz):
+        for packet in _audio_packets(stream, waveform, 0, sample_rate_hz):
             target.mux(packet)
 
 
 def ticks_of(time_base: Fraction | None) -> int:
-    """Return the clock of a copy, in ticks a second: the source's times are whole numbers of them, if possible.
+    """Return the time base of a copy in Hz: a multiple of the source's, if possible.
 
     Args:
-        time_base: the source's, in seconds.
+        time_base: of the source, in seconds.
     """
     own_hz = time_base.denominator if time_base else FINE_TICKS_HZ
     return own_hz * math.ceil(FINE_TICKS_HZ / own_hz) if own_hz <= MAX_TICKS_HZ else FINE_TICKS_HZ
 
 
 def _movie_ticks(ticks_hz: int, sample_rate_hz: int) -> int:
-    """Return the clock in which an mp4 writes where its streams start: exact for both, where such a one exists."""
+    """Return the mp4's movie_timescale in Hz: exact for the starts of both streams, if possible."""
     both = math.lcm(ticks_hz, sample_rate_hz)
     return both if both <= MAX_MOVIE_TICKS_HZ else ticks_hz
 
 
 def copy_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """Return the (height, width) of a copy: the short side as asked, never larger than the clip, both even."""
+    """Return (height, width) of a copy: both even, never larger than the clip."""
     scale = min(1.0, short_side_px / min(height, width))
     even_height, even_width = (max(2, 2 * round(side * scale / 2)) for side in (height, width))
     return even_height, even_width
 
 
 def _check_copy(source: Path, copy: Path, times_s: list[float], *, first: int, num_samples: int) -> None:
-    """Read a copy back: every picture at its time, every sample at its place."""
+    """Read a copy back and compare frame times and sample positions."""
     problem = ""
     with open_media(copy) as container:
         video = choose_stream(container, copy, "video")
-        found = [] if video is None else [picture.time_s for picture in pictures(container, video)]
+        found = [] if video is None else [shown.time_s for shown in timed_frames(container, video)]
     if len(found) != len(times_s):
-        problem = f"{len(found)} pictures of {len(times_s)}"
+        problem = f"{len(found)} frames of {len(times_s)}"
     elif times_s and np.abs(np.subtract(found, times_s)).max() > SAME_TIME_S:
-        problem = f"pictures up to {np.abs(np.subtract(found, times_s)).max():.6f} s from their times"
+        problem = f"frames up to {np.abs(np.subtract(found, times_s)).max():.6f} s from their times"
     with open_media(copy) as container:
         audio = choose_stream(container, copy, "audio")
         pieces = [] if audio is None else [(p.first, p.end) for p in chunks(container, audio, copy) if p.num_samples]
     span = (pieces[0][0], pieces[-1][1]) if pieces else (first, first)
     if span != (first, first + num_samples):
-        problem = problem or f"sound from sample {span[0]} to {span[1]}, not {first} to {first + num_samples}"
+        problem = problem or f"audio from sample {span[0]} to {span[1]}, not {first} to {first + num_samples}"
     if problem:
-        raise DecodeError.about(source, f"the copy does not hold what was put into it: {problem}")
+        raise DecodeError.about(source, f"the copy does not decode to what was encoded: {problem}")
 
 
-COMPACT_VERSION = 1  # raise it when the same settings would give other copies
+COMPACT_VERSION = 1  # increase it when the same settings give other copies
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 
 @dataclass(frozen=True)
 class CompactSettings:
-    """What a compact copy is like; a clip whose pictures are smaller than asked keeps its size.
+    """Size and quality of a compact copy; a clip with smaller frames keeps its size.
 
     Attributes:
-        short_side_px: the shorter side of the pictures. 128 is what an evaluation at 112 px sees of a clip (112 /
-            0.875, section 3 of the paper). Pretraining cuts crops, of 8 % of the picture and more, out of
-            ``views.video.canvas_px``: 256 keeps all that the paper's views can show, and decodes half as fast.
-        key_frame_every: pictures from one key frame to the next; 12 made decoding 2.3 times as fast as 250 (measured).
-        crf: x264's constant quality, lower is better (chosen by us, see crisscross/data/README.md).
-        preset: x264's, how much time it takes to save space; it changes nothing for the decoder (chosen by us).
-        sample_rate_hz: of the sound (16,000 in the paper).
+        short_side_px: shorter side of the frames. 128 is what an evaluation at 112 px uses of a clip (112 / 0.875,
+            section 3 of the paper). Pretraining cuts crops of 8 % of the frame and more from ``views.video.canvas_px``:
+            256 keeps all that the paper's views can contain, and decodes half as fast.
+        key_frame_every: frames from one key frame to the next; 12 made decoding 2.3 times as fast as 250 (measured).
+        crf: x264's constant quality, lower is better (ours: see crisscross/data/README.md).
+        preset: x264's trade of encoding time for space; the decoder is not affected (ours).
+        sample_rate_hz: of the audio (16,000 in the paper).
 
     Raises:
-        ValueError: a value that no copy can have.
+        ValueError: if a value is outside its range.
     """
 
     short_side_px: int = 128
@@ -298,5 +299,5 @@ class CompactSettings:
                 raise ValueError(f"compact copy: got {name}={getattr(self, name)}; allowed: {allowed}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings and the version as plain JSON: what two copies must have in common."""
+        """Return settings and version as plain JSON: equal for all clips of a copy."""
         return {"compact_version": COMPACT_VERSION, **asdict(self)}

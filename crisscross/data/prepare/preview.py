@@ -1,4 +1,4 @@
-"""Look at a dataset: one clip of each class, its frames over half a second and two seconds of its sound.
+"""Draw one clip per class of a dataset: frames over half a second, two seconds of audio.
 
 uv run python -m crisscross.data.prepare.preview data/demo-.../manifest sheet.png
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from crisscross.data.manifest import Manifest, read_manifest
 from crisscross.data.media.decode import decode_windows
@@ -26,17 +26,13 @@ def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int
 
     Args:
         manifest: the dataset.
-        path: image file; its suffix says the format.
-        split: which split.
-        max_classes: rows at the most.
+        path: image file; its suffix selects the format.
+        split: name of the split.
+        max_classes: maximal number of rows.
     """
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = manifest.split(split).groupby("label", sort=True).first().head(max_classes)
-    figure, axes = plt.subplots(
-        len(rows), 2, figsize=(10, 0.95 * len(rows)), width_ratios=(3, 1), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(10, 0.95 * len(rows)), layout="constrained")  # draws without a display
+    axes = figure.subplots(len(rows), 2, width_ratios=(3, 1), squeeze=False)
     for (left, right), (label, row) in zip(axes, rows.iterrows(), strict=True):
         middle = (max(row.video_start_s, row.audio_start_s) + min(row.video_end_s, row.audio_end_s)) / 2
         video, audio = decode_windows(
@@ -49,7 +45,7 @@ def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int
             audio_seconds=AUDIO_SECONDS,
             sample_rate_hz=SAMPLE_RATE_HZ,
         )
-        assert video is not None  # both were asked for
+        assert video is not None  # both were requested
         assert audio is not None
         left.imshow(np.concatenate(list(np.pad(video[0], ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=255)), 1))
         left.set_ylabel(label, rotation=0, ha="right", va="center")
@@ -61,11 +57,10 @@ def draw_preview(manifest: Manifest, path: Path, *, split: str, max_classes: int
     axes[0][0].set_title(f"{NUM_FRAMES} frames, 1/{FRAME_RATE_HZ:g} s apart", fontsize=9)
     axes[0][1].set_title(f"{AUDIO_SECONDS:g} s of sound, 0 to 5 kHz", fontsize=9)
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def main() -> None:
-    """Draw the sheet that the command line asks for."""
+    """Draw the preview from the command line."""
     parser = argparse.ArgumentParser(description="Draw one clip of each class of a dataset.")
     parser.add_argument("manifest", type=Path, help="folder of the manifest")
     parser.add_argument("image", type=Path, help="image file to write")

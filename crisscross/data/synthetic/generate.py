@@ -1,58 +1,60 @@
-"""The demo's dataset: generated mp4 files (H.264 + AAC), told apart only by how they move and sound.
+"""Generate the demo's dataset: mp4 files (H.264 + AAC) whose classes differ only in motion and sound.
 
-``generate`` fills ``<root>/{train,test}/<class>/<class>_<split>_<index>.mp4``. Call it again, from as many
-processes as you like, and it makes what is missing: a clip is written beside, synced and renamed, so that a file
-that is there is whole. ``toy.json`` says with which settings the folder was made.
+``generate`` fills ``<root>/{train,test}/<class>/<class>_<split>_<index>.mp4``. Call it again, from any number of
+processes, and it makes what is missing: a clip is written to a temporary file, synced and renamed, so every clip that
+exists is complete. ``toy.json`` holds the settings of the folder.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from crisscross.data.parallel import num_usable_cores, worker_pool, working_folder
-from crisscross.data.synthetic.spec import SPLITS, TOY_VERSION, ToyClip, ToySettings, list_clips
+from crisscross.data.parallel import run_resumable
+from crisscross.data.synthetic.spec import SPLITS, SYNTHETIC_VERSION, SyntheticClip, SyntheticSettings, list_clips
 
 
 def generate(
-    root: str | os.PathLike[str], settings: ToySettings, *, jobs: int | None = None, progress: bool = True
+    root: str | os.PathLike[str], settings: SyntheticSettings, *, jobs: int | None = None, progress: bool = True
 ) -> None:
     """Make the clips that are missing under ``root``.
 
     Safe to interrupt, to call again and to call from several processes at once, which then share the work.
 
     Args:
-        root: the dataset's folder; made if need be.
-        settings: what to make.
-        jobs: how many processes; ``None`` takes one a usable core.
+        root: the dataset's folder; made if missing.
+        settings: the clips to make.
+        jobs: processes; None = one per usable core.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds something else, or ``jobs`` is below 1.
-        OSError: the folder cannot be written; one line that says why.
+        ValueError: if the folder holds something else, or ``jobs`` is below 1.
+        OSError: if the folder cannot be written.
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"got jobs={jobs}; at least 1 process is needed to make the toy clips")
     root = Path(root).absolute()
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _claim(root, settings)
-        missing = [clip for clip in list_clips(settings) if not (root / clip.path).exists()]
-        if missing:
-            with working_folder(root) as workplace:
-                _make_all(root, workplace, missing, settings, jobs=jobs or num_usable_cores(), progress=progress)
+        run_resumable(
+            list_clips(settings),
+            functools.partial(_make_clip, root, settings),
+            lambda clip: (root / clip.path).exists(),
+            folder=root,
+            claim=functools.partial(_claim, root, settings),
+            label="making toy clips",
+            jobs=jobs,
+            progress=progress,
+        )
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"cannot write the toy clips to {root}: {reason}; free space, or choose a writable folder"
         raise OSError(error.errno, message) from error
 
 
-def _claim(root: Path, settings: ToySettings) -> None:
-    """Mark the folder as made with these settings, or find that it is somebody else's."""
+def _claim(root: Path, settings: SyntheticSettings) -> None:
+    """Write the settings to the folder, or raise if it holds something else."""
     mark = root / "toy.json"
     remedy = "choose an empty folder, or delete this one if nothing needs it"
     if not mark.exists():
@@ -61,10 +63,10 @@ def _claim(root: Path, settings: ToySettings) -> None:
             raise ValueError(f"{root} has a folder {taken[0]!r} but no toy.json: not toy clips; {remedy}")
         content = {
             "fingerprint": settings.fingerprint(),
-            "toy_version": TOY_VERSION,
+            "toy_version": SYNTHETIC_VERSION,
             "settings": asdict(settings),
         }
-        _write_whole(mark, json.dumps(content, indent=2).encode(), beside=root)
+        _write_atomically(mark, json.dumps(content, indent=2).encode(), partial_in=root)
     try:
         found = json.loads(mark.read_text(encoding="utf-8"))["fingerprint"]
     except (ValueError, KeyError, TypeError):
@@ -75,52 +77,22 @@ def _claim(root: Path, settings: ToySettings) -> None:
         )
 
 
-def _make_all(
-    root: Path, workplace: Path, missing: list[ToyClip], settings: ToySettings, *, jobs: int, progress: bool
-) -> None:
-    # Each call starts elsewhere, so that two at once meet late instead of making every clip twice.
-    first = int.from_bytes(os.urandom(4), "little") % len(missing)
-    missing = missing[first:] + missing[:first]
-    tasks = [(root, workplace, clip, settings) for clip in missing]
-    if jobs == 1 or len(tasks) == 1:
-        _drain(map(_make_task, tasks), len(tasks), progress=progress)
-        return
-    pool = worker_pool(min(jobs, len(tasks)))
-    try:
-        _drain(pool.map(_make_task, tasks, chunksize=4), len(tasks), progress=progress)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _drain(results: Iterable[None], total: int, *, progress: bool) -> None:
-    if not progress:
-        for _ in results:
-            pass
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)  # standard output is for results
-    for _ in track(results, description="making toy clips", total=total, console=console):
-        pass
-
-
-def _make_task(task: tuple[Path, Path, ToyClip, ToySettings]) -> None:
-    root, workplace, clip, settings = task
+def _make_clip(root: Path, settings: SyntheticSettings, workplace: Path, clip: SyntheticClip) -> None:
     target = root / clip.path
     if target.exists():  # another process was faster
         return
-    from crisscross.data.synthetic.render import encode_mp4, render_clip  # a launch that finds all clips needs no numpy
+    # Here, because a launch imports this module and must not import PyAV and NumPy.
+    from crisscross.data.synthetic.render import encode_mp4, render_clip
 
     frames, wave = render_clip(clip, settings)
     content = encode_mp4(frames, wave, frame_rate_hz=settings.frame_rate_hz)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(target, content, beside=workplace)
+    _write_atomically(target, content, partial_in=workplace)
 
 
-def _write_whole(target: Path, content: bytes, *, beside: Path) -> None:
-    """Write a file so that it is either not there or whole; ``beside`` is on the same file system."""
-    partial = beside / f".{uuid.uuid4().hex}"
+def _write_atomically(target: Path, content: bytes, *, partial_in: Path) -> None:
+    """Write a file atomically; ``partial_in`` is on the same file system."""
+    partial = partial_in / f".{uuid.uuid4().hex}"
     try:
         with partial.open("xb") as file:
             file.write(content)

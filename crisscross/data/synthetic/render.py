@@ -1,4 +1,4 @@
-"""One clip of the demo's dataset: drawn, played and encoded."""
+"""Render and encode one synthetic clip."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from crisscross.data.synthetic import scenes
 from crisscross.data.synthetic.scenes import SAMPLE_RATE_HZ
-from crisscross.data.synthetic.spec import CLASSES, ToyClip, ToySettings
+from crisscross.data.synthetic.spec import CLASSES, SyntheticClip, SyntheticSettings
 from crisscross.utils.rng import generator
 
-_KEYFRAME_EVERY = 8  # a short group of pictures makes seeking, hence training, fast
+_KEYFRAME_EVERY = 8  # ours: a short group of pictures makes seeking, hence training, fast
 
 
-def render_clip(clip: ToyClip, settings: ToySettings) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a clip's picture and sound, a function of the clip's name and the settings alone.
+def render_clip(clip: SyntheticClip, settings: SyntheticSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Render the frames and audio of a clip, from its name and the settings only.
 
     Returns:
         Frames, ``uint8`` of shape (T, H, W, 3), and waveform, ``float32`` of shape (S,) at 16 kHz within [-1, 1].
@@ -43,10 +43,10 @@ def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> b
     Args:
         frames: ``uint8``, shape (T, H, W, 3), RGB, even H and W.
         wave: ``float32``, shape (S,), at 16 kHz within [-1, 1].
-        frame_rate_hz: frames a second.
+        frame_rate_hz: frames per second.
 
     Returns:
-        The file's content.
+        The content of the file.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
@@ -58,13 +58,13 @@ def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> b
             "crf": "20",
             "g": str(_KEYFRAME_EVERY),
             "bf": "0",
-            # x264's macroblock tree reads memory that nobody wrote: one of 50 clips came out different each time.
+            # x264's macroblock tree reads uninitialized memory: one of 50 clips differed from run to run.
             "x264-params": "mbtree=0:rc-lookahead=0",
         }
         video.thread_count = 1
         audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
         audio.bit_rate = 64_000
-        audio.options = {"aac_coder": "fast"}  # a third of the time, as true at this rate
+        audio.options = {"aac_coder": "fast"}  # a third of the time, as accurate at this rate
         for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, frame_rate_hz)
@@ -77,6 +77,6 @@ def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> b
     return buffer.getvalue()
 
 
-def _random(clip: ToyClip, seed: int, purpose: str) -> np.random.Generator:
-    """Return the clip's own generator for one purpose; no two clips of any split or class share one."""
+def _random(clip: SyntheticClip, seed: int, purpose: str) -> np.random.Generator:
+    """Return a generator that no other clip and no other purpose shares."""
     return generator(seed, f"toy/{clip.split}/{purpose}", clip.class_index, clip.index)

@@ -1,12 +1,14 @@
-"""What the generated clips show and play: ten ways to move, each with its own way to sound (all chosen by us).
+"""Frames and audio of the synthetic clips: ten kinds of motion, each with its own sound.
 
-A clip has a clock, ``beats(t) = tempo x t + phase``, that drives both picture and sound: the ball touches the
-ground when the click sounds. Only the pattern over a beat tells the class. Everything else is drawn afresh for
-each clip from one distribution for all classes: how fast, where, how large, which shapes and colours, the
-background, a still bystander, pitch, timbre, loudness, noise. So neither one frame nor a mean spectrum says much.
+ours: all numbers of this file.
 
-What is drawn also changes while the clip lasts (colours, background, pitch, timbre, noise), so that it cannot stand
-for the clip: networks trained for two minutes would else learn little more than to know a clip by its background.
+A clip has a clock, ``beats(t) = tempo x t + phase``, that drives both frames and audio: the ball touches the ground
+when the click sounds. Only the pattern over a beat depends on the class. Everything else is drawn for each clip from
+one distribution for all classes: tempo, position, size, shapes, colours, background, a still bystander, pitch, timbre,
+loudness, noise. So neither one frame nor a mean spectrum reveals the class.
+
+Colours, background, pitch, timbre and noise also change during a clip, so they do not identify it: otherwise
+networks trained for two minutes learn little more than to recognize a clip by its background.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ _NUM_ACTORS = 3  # the same for all classes; "meet" needs two or more
 
 @dataclass(frozen=True)
 class Clock:
-    """A clip's clock, shared by picture and sound."""
+    """Clock of a clip, shared by frames and audio."""
 
     tempo_hz: float
     phase: float
 
     def beats(self, times_s: np.ndarray) -> np.ndarray:
-        """Beats since the clock's zero at the given times."""
+        """Return the beats at the given times, of any shape."""
         return self.tempo_hz * times_s + self.phase
 
 
 @dataclass
 class Pose:
-    """Where an actor is over time; each of shape (T,). Lengths are fractions of the frame's side."""
+    """Pose of an actor over time: arrays of shape (T,), lengths as fractions of the frame's side."""
 
     x: np.ndarray
     y: np.ndarray
@@ -50,7 +52,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class _Steps:
-    """What an actor's motion is made from."""
+    """Parameters of an actor's motion."""
 
     beats: np.ndarray
     reach: float
@@ -67,15 +69,15 @@ def draw_clock(rng: np.random.Generator) -> Clock:
 def render_frames(
     kind: str, clock: Clock, *, num_frames: int, frame_rate_hz: float, size_px: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a clip's frames.
+    """Render the frames of a clip.
 
     Args:
         kind: one of ``CLASSES``.
         clock: the clip's clock.
-        num_frames: T.
-        frame_rate_hz: frames a second.
+        num_frames: number of frames T.
+        frame_rate_hz: frames per second.
         size_px: side of the square frame.
-        rng: the source of everything that is not the class.
+        rng: draws everything that does not depend on the class.
 
     Returns:
         ``uint8`` array of shape (T, size_px, size_px, 3), RGB.
@@ -91,13 +93,13 @@ def render_frames(
 
 
 def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Play a clip's sound at ``SAMPLE_RATE_HZ``.
+    """Render the audio of a clip at ``SAMPLE_RATE_HZ``.
 
     Args:
         kind: one of ``CLASSES``.
         clock: the clip's clock.
-        num_samples: S.
-        rng: the source of everything that is not the class.
+        num_samples: number of samples S.
+        rng: draws everything that does not depend on the class.
 
     Returns:
         ``float32`` array of shape (S,) within [-1, 1].
@@ -108,7 +110,7 @@ def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Ge
     sound = envelope * _voice(times_s, pitch_hz * 2.0**octaves, rng)
     sound /= np.abs(sound).max()
     sound += 10 ** (-rng.uniform(16, 36) / 20) * _drone(times_s, rng)
-    sound += 10 ** (-_wandering(times_s, 30, 50, rng)[0] / 20) * _coloured_noise(num_samples, rng)
+    sound += 10 ** (-_wandering(times_s, 30, 50, rng)[0] / 20) * _colored_noise(num_samples, rng)
     peak = 10 ** (-rng.uniform(3, 15) / 20)
     return (peak * sound / np.abs(sound).max()).astype(np.float32)
 
@@ -116,7 +118,7 @@ def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Ge
 def _actor_poses(
     kind: str, beats: np.ndarray, times_s: np.ndarray, drift: np.ndarray, rng: np.random.Generator
 ) -> list[Pose]:
-    """Poses of the actors: all do the same, in time with each other, each in a place of its own."""
+    """Return the poses of all actors: the same synchronous motion, each at its own position."""
     reach = rng.uniform(0.22, 0.32)
     handedness = rng.choice([-1.0, 1.0])
     axis = rng.uniform(0, 2 * np.pi)
@@ -207,12 +209,12 @@ _MOTIONS: dict[str, Callable[[Pose, _Steps], None]] = {
 
 
 def _triangle(beats: np.ndarray) -> np.ndarray:
-    """A triangle wave in [-1, 1] of period 1."""
+    """Return a triangle wave in [-1, 1] of period 1."""
     return 4 * np.abs(beats % 1 - 0.5) - 1
 
 
 def _background(times_s: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """A cloudy, colourful texture that drifts and turns into others; float32, shape (T, size_px, size_px, 3)."""
+    """Return textures that fade into each other: float32, shape (T, size_px, size_px, 3)."""
     num_textures = int(np.ceil(times_s[-1] / _CHANGE_SECONDS)) + 2
     textures = np.zeros((num_textures, size_px, size_px, 3), dtype=np.float32)
     for texture in textures:
@@ -226,13 +228,13 @@ def _background(times_s: np.ndarray, size_px: int, rng: np.random.Generator) -> 
 
 
 def _wandering(times_s: np.ndarray, low: float, high: float, rng: np.random.Generator, *, num: int = 1) -> np.ndarray:
-    """Values that wander between random places in [low, high] during the clip; shape (num, T)."""
+    """Return piecewise linear random values in [low, high] over time, shape (num, T)."""
     places_s = _CHANGE_SECONDS * (np.arange(int(times_s[-1] / _CHANGE_SECONDS) + 3) - rng.uniform())
     return np.stack([np.interp(times_s, places_s, rng.uniform(low, high, len(places_s))) for _ in range(num)])
 
 
 def _stretched(coarse: np.ndarray, side: int) -> np.ndarray:
-    """A coarse grid (n, n, C) stretched linearly to (side, side, C)."""
+    """Resize a coarse grid (n, n, C) linearly to (side, side, C)."""
     places = np.linspace(0, len(coarse) - 1, side)
     low = np.minimum(places.astype(int), len(coarse) - 2)
     weight = places - low
@@ -243,13 +245,13 @@ def _stretched(coarse: np.ndarray, side: int) -> np.ndarray:
 def _paint(frames: np.ndarray, times_s: np.ndarray, pose: Pose, rng: np.random.Generator) -> None:
     """Paint one shape onto all frames, in place, with soft edges."""
     size_px = frames.shape[1]
-    # Brighter than any background, so that it can be seen.
-    colours = _wandering(times_s, 120, 255, rng, num=3).T.astype(np.float32)
+    # Brighter than any background, hence visible.
+    colors = _wandering(times_s, 120, 255, rng, num=3).T.astype(np.float32)
     shape = _SHAPES[rng.integers(len(_SHAPES))]
     radius_px = int(np.ceil(1.3 * pose.scale.max() * size_px)) + 1
     grid = np.arange(-radius_px, radius_px + 1)
-    for frame, colour, x, y, scale, angle, opacity in zip(
-        frames, colours, pose.x, pose.y, pose.scale, pose.angle, pose.opacity, strict=True
+    for frame, color, x, y, scale, angle, opacity in zip(
+        frames, colors, pose.x, pose.y, pose.scale, pose.angle, pose.opacity, strict=True
     ):
         if opacity == 0:
             continue
@@ -264,7 +266,7 @@ def _paint(frames: np.ndarray, times_s: np.ndarray, pose: Pose, rng: np.random.G
         distance = shape((cos * dx + sin * dy) / scale, (cos * dy - sin * dx) / scale)
         cover = np.clip(0.5 - distance * scale * size_px, 0, 1).astype(np.float32)[..., None] * opacity
         window = frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        window += cover * (colour - window)
+        window += cover * (color - window)
 
 
 def _bar(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -284,13 +286,13 @@ def _tee(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(stem, np.maximum(np.abs(u - 0.7) - 0.3, np.abs(v) - 0.75))
 
 
-_SHAPES = (_bar, _ellipse, _wedge, _tee)  # none is round: each shows that it turns, in every class
+_SHAPES = (_bar, _ellipse, _wedge, _tee)  # none is round: a rotation is visible in every class
 
 
 def _sound_pattern(
     kind: str, beats: np.ndarray, times_s: np.ndarray, clock: Clock, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How pitch (in octaves) and loudness (in [0, 1]) go over time, each of shape (S,): what tells the class."""
+    """Return pitch in octaves and loudness in [0, 1] over time, each of shape (S,); they depend on the class."""
     part, wave = beats % 1, np.cos(2 * np.pi * beats)
     level, loud = np.zeros_like(beats), np.ones_like(beats)
     seconds = part / clock.tempo_hz
@@ -321,11 +323,11 @@ def _sound_pattern(
 
 
 def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A voice at the given pitch: a few overtones, now pure, now rough; shape (S,)."""
+    """Return a voice of the given pitch with changing overtones and noise, shape (S,)."""
     turns = 2 * np.pi * (np.cumsum(pitch_hz) / SAMPLE_RATE_HZ + rng.uniform())
     strengths = _wandering(times_s, -0.3, 0.6, rng, num=3).clip(0)
     voice = np.sin(turns) + sum(strength * np.sin(k * turns) for k, strength in enumerate(strengths, 2))
-    # Rough: a band of noise around the pitch in place of a line.
+    # A band of noise around the pitch instead of a line.
     num_points = int(len(pitch_hz) / SAMPLE_RATE_HZ * rng.uniform(300, 600)) + 2
     noise = np.interp(
         np.linspace(0, num_points - 1, len(pitch_hz)), np.arange(num_points), rng.standard_normal(num_points)
@@ -334,14 +336,14 @@ def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) 
 
 
 def _drone(times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three slow tones that have nothing to do with the picture, in [-1, 1]."""
+    """Return one to three tones in [-1, 1] that are independent of the frames, shape (S,)."""
     pitches_hz = np.exp(_wandering(times_s, _LOWEST, _HIGHEST, rng, num=int(rng.integers(1, 4))))
     turns = np.cumsum(pitches_hz, axis=1) / SAMPLE_RATE_HZ
     return np.sin(2 * np.pi * (turns + rng.uniform(size=(len(turns), 1)))).mean(axis=0)
 
 
-def _coloured_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise between white and pink, of unit standard deviation."""
+def _colored_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return noise between white and pink of unit standard deviation, shape (S,)."""
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     spectrum /= np.arange(1, len(spectrum) + 1) ** rng.uniform(0, 0.5)
     noise = np.fft.irfft(spectrum, num_samples)

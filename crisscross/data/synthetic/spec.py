@@ -1,4 +1,4 @@
-"""What the synthetic clips of the demo are: their settings, classes and names."""
+"""Settings, classes and file names of the demo's synthetic clips."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TOY_VERSION = 3  # raise when the same settings would give other clips
+SYNTHETIC_VERSION = 3  # increase it when the same settings give other clips
 SPLITS = ("train", "test")
 CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
 
 
 @dataclass(frozen=True)
-class ToySettings:
-    """What the generated clips are like. The defaults fit a demo of minutes on two cores (chosen by us).
+class SyntheticSettings:
+    """Number, length and size of the clips (ours: a demo of minutes on two cores).
 
     Raises:
-        ValueError: a value that gives no valid clips.
+        ValueError: if a value is outside its range.
     """
 
     num_classes: int = 10
@@ -51,14 +51,14 @@ class ToySettings:
         return CLASSES[: self.num_classes]
 
     def fingerprint(self) -> str:
-        """16 hex digits that stand for the settings and the generator's version."""
-        text = json.dumps({"toy_version": TOY_VERSION, **asdict(self)}, sort_keys=True)
+        """Return a hash of the settings and the generator's version, 16 hex digits."""
+        text = json.dumps({"toy_version": SYNTHETIC_VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class ToyClip:
-    """Names one clip: its split, its class and its place among the split's clips of that class."""
+class SyntheticClip:
+    """One clip: its split, its class and its index among the clips of both."""
 
     split: str
     class_index: int
@@ -71,11 +71,11 @@ class ToyClip:
         return Path(self.split, name, f"{name}_{self.split}_{self.index:04d}.mp4")
 
 
-def list_clips(settings: ToySettings) -> list[ToyClip]:
-    """All clips of the dataset, class after class within split after split."""
+def list_clips(settings: SyntheticSettings) -> list[SyntheticClip]:
+    """Return all clips, ordered by split, class and index."""
     counts = {"train": settings.train_clips_per_class, "test": settings.test_clips_per_class}
     return [
-        ToyClip(split, class_index, index)
+        SyntheticClip(split, class_index, index)
         for split in SPLITS
         for class_index in range(settings.num_classes)
         for index in range(counts[split])

@@ -1,4 +1,4 @@
-"""Each official dataset's miniature is read whole; what differs from the lists is listed with its reason."""
+"""Miniatures of the official datasets are read completely; differences from the lists have a reason."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from omegaconf import OmegaConf
 from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
 from crisscross.config.datasets import DATASETS
-from crisscross.data import file_list as listing
+from crisscross.data import file_list
 from crisscross.data.catalog import check_batch, describe_data, manifest_directory, open_manifest, prepare
 from crisscross.data.datasets import list_official
 from crisscross.data.datasets.matching import read_classes
 from crisscross.data.datasets.youtube import video_id, wrong_time
 from crisscross.data.file_list import ListedClip
 from crisscross.data.manifest import Manifest
+from crisscross.data.prepare import __main__ as command
 from crisscross.run.identity import scientific
 from tests.data.miniatures import KINETICS_CLASSES, MINIATURES, data_overrides, make_miniature
 
@@ -68,7 +69,7 @@ EXPECTED = {  # clips by split, rejected
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_miniature_is_read_whole(name: str, make: Callable[[str], Path]) -> None:
+def test_a_miniature_is_read_completely(name: str, make: Callable[[str], Path]) -> None:
     data, manifest = prepared(name, make(name))
     by_split, num_rejected = EXPECTED[name]
     settings = parse(DataSettings, data)
@@ -87,7 +88,7 @@ def test_a_miniature_is_read_whole(name: str, make: Callable[[str], Path]) -> No
     assert prepare(data, progress=False) == data
 
 
-def test_clips_without_sound(make: Callable[[str], Path]) -> None:
+def test_clips_without_audio(make: Callable[[str], Path]) -> None:
     root = make("ucf101")
     _, manifest = prepared("ucf101", root)
     silent = manifest.clips[manifest.clips["audio_start_s"].isna()]
@@ -132,7 +133,7 @@ def test_class_lists_have_their_sizes() -> None:
 
 
 def test_kinetics_layouts(make: Callable[[str], Path]) -> None:
-    """Flat, underscores in place of spaces, ids alone, another suffix: the same clips."""
+    """A flat folder, underscores for spaces, ids alone and another suffix give the same clips."""
     root = make("kinetics400")
     first = sorted((row.label, row.split) for row in listed("kinetics400", root))
     for file in sorted(root.glob("*/*/*.mp4")):
@@ -194,12 +195,12 @@ def test_differences_from_the_lists_are_listed(make: Callable[[str], Path]) -> N
     }
 
 
-def test_missing_clips_are_rejected_in_the_open_and_come_back(make: Callable[[str], Path]) -> None:
+def test_missing_clips_are_rejected_and_can_return(make: Callable[[str], Path]) -> None:
     root = make("esc50")
     victim = root / "audio" / "1-100033-A-0.wav"
     content = victim.read_bytes()
     victim.unlink()
-    data, manifest = prepared("esc50", root)  # 1 of 30 is no half download
+    data, manifest = prepared("esc50", root)  # 1 of 30 is within the tolerance
     assert manifest.rejected[["path", "reason"]].values.tolist() == [["audio/1-100033-A-0.wav", "missing"]]
     assert "1 files rejected (1 x missing)" in describe_data(data)
     victim.write_bytes(content)
@@ -207,7 +208,7 @@ def test_missing_clips_are_rejected_in_the_open_and_come_back(make: Callable[[st
     assert manifest.rejected.empty
 
 
-def test_another_suffix_will_do(make: Callable[[str], Path]) -> None:
+def test_another_suffix_is_accepted(make: Callable[[str], Path]) -> None:
     for name, folder in (("esc50", "audio"), ("ucf101", "UCF-101")):
         root = make(name)
         for file in sorted((root / folder).rglob("*.*")):
@@ -245,7 +246,7 @@ def test_dcase_without_lists_expects_ten_a_class(make: Callable[[str], Path]) ->
     }
 
 
-def test_folds_belong_to_evaluations_alone(make: Callable[[str], Path]) -> None:
+def test_folds_are_for_evaluations_only(make: Callable[[str], Path]) -> None:
     root = make("ucf101")
     data, manifest = prepared("ucf101", root, "data.folds=[2]")
     other, same = prepared("ucf101", root, "data.folds=[1,3]")
@@ -282,9 +283,7 @@ def test_preparing_again_imports_nothing_heavy(make: Callable[[str], Path]) -> N
         assert done.stdout.split() == []
 
 
-def test_files_are_found_by_one_look_into_each_folder(
-    make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_folder_is_listed_once(make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = make("ucf101")
     calls: list[str] = []
     stat, scandir = os.stat, os.scandir
@@ -297,8 +296,8 @@ def test_files_are_found_by_one_look_into_each_folder(
         calls.append(str(path))
         return scandir(path)
 
-    monkeypatch.setattr(listing.os, "stat", counting_stat)
-    monkeypatch.setattr(listing.os, "scandir", counting_scandir)
+    monkeypatch.setattr(file_list.os, "stat", counting_stat)
+    monkeypatch.setattr(file_list.os, "scandir", counting_scandir)
     assert len(listed("ucf101", root)) == 18
     assert not [path for path in calls if path.endswith(".avi")]
     assert sum("UCF-101" in path for path in calls) <= 3 * (1 + 3)
@@ -306,7 +305,7 @@ def test_files_are_found_by_one_look_into_each_folder(
 
 @pytest.mark.slow
 def test_a_hundred_thousand_clips_are_listed_in_a_moment(tmp_path: Path) -> None:
-    """Names alone: empty files, none of which is opened."""
+    """The files are empty and none is opened."""
     rows = ["label,youtube_id,time_start,time_end,split"]
     (tmp_path / "train").mkdir()
     for number in range(20_000):
@@ -324,8 +323,6 @@ def test_a_hundred_thousand_clips_are_listed_in_a_moment(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_command_and_the_config_mean_the_same_manifest(name: str, tmp_path: Path) -> None:
-    from crisscross.data.prepare import __main__ as command
-
     settings = parse(DataSettings, data_node(name, tmp_path))
     arguments = [name, "--root", str(tmp_path), "--manifest-root", settings.manifest_root]
     same = command._settings(command._parser().parse_args(arguments))

@@ -1,4 +1,4 @@
-"""The official lists themselves, and real files of the datasets, where they are."""
+"""The official lists and real files of the datasets, if they are available."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from crisscross.config.base import parse
@@ -14,7 +15,7 @@ from crisscross.data.catalog import open_manifest, prepare
 from crisscross.data.datasets import hmdb51, list_official, ucf101
 from crisscross.data.datasets.matching import MISSING, missing_by_split, read_classes
 from crisscross.data.file_list import ListedClip
-from tests.data.test_official_readers import data_node
+from tests.data.test_datasets import data_node
 from tests.requirements import REAL_DATA, needs_real_data
 
 pytestmark = needs_real_data
@@ -29,7 +30,7 @@ def real(name: str, tmp_path: Path, root: Path, annotations: Path):
 
 
 def _sources(rows: list[ListedClip], source_of: Callable[[str], str | None]) -> int:
-    """Return how many source videos the names tell of, each on one side of every official fold."""
+    """Count the source videos in the names; check that each is on one side of every official fold."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         splits[source_of(row.path)].update(row.split.split("+"))
@@ -56,9 +57,7 @@ def test_ucf101_lists() -> None:
 
 
 def test_ucf101_files(tmp_path: Path) -> None:
-    """Each is accepted, with sound or without, on the official side of each split."""
-    import pandas as pd
-
+    """Each is accepted, with or without audio, on the official side of each split."""
     manifest = real("ucf101", tmp_path, DATA / "video" / "ucf101", SPLITS / "ucf101")
     clips = manifest.clips.set_index("path")
     table = pd.read_csv(DATA / "video" / "ucf101" / "ucf101.csv").set_index("file")
@@ -95,7 +94,7 @@ def test_esc50_list() -> None:
 
 
 def test_esc10_as_esc50(tmp_path: Path) -> None:
-    """FLAC files and a CSV of its own, whose names end in .wav."""
+    """The files are FLAC; the names in their CSV end in .wav."""
     folder = DATA / "audio" / "esc10"
     manifest = real("esc50", tmp_path, folder, folder / "esc10.csv")
     assert (len(manifest.clips), len(manifest.rejected), len(manifest.classes)) == (400, 0, 10)

@@ -25,7 +25,7 @@ class TestOneClip:
         source = write_clip(
             tmp_path / f"a{suffix}",
             times_s=even_times_s(30, 25, start_s=video_start_s),
-            sound=impulses([0.7], 1.2, 44100) + tone(300, 1.2, 44100, level=0.05),
+            waveform=impulses([0.7], 1.2, 44100) + tone(300, 1.2, 44100, level=0.05),
             audio_start_s=audio_start_s,
             audio_codec="flac" if suffix == ".mkv" else "aac",
         )
@@ -80,7 +80,7 @@ class TestOneClip:
             assert peak_ratio_db(frames(source, [0], size), frames(copy, [0], None)) > 25
 
     def test_a_clip_that_starts_before_zero_is_moved_as_a_whole(self, tmp_path):
-        source = write_clip(tmp_path / "a.mkv", times_s=even_times_s(25, 25), sound=impulses([0.5], 1, 48000),
+        source = write_clip(tmp_path / "a.mkv", times_s=even_times_s(25, 25), waveform=impulses([0.5], 1, 48000),
                             sample_rate_hz=48000, audio_codec="flac")  # fmt: skip
         before = streams_of(source)
         early = Streams(before.video_start_s, before.video_end_s, -0.0311, before.audio_end_s)
@@ -94,7 +94,7 @@ class TestOneClip:
     def test_no_sound_stays_no_sound_and_no_picture_becomes_flac(self, tmp_path):
         silent = copied(write_clip(tmp_path / "a.mp4", times_s=even_times_s(9, 25)))
         assert probe(silent).audio_problem == "no audio stream"
-        heard = write_clip(tmp_path / "b.wav", sound=tone(440, 1, 44100), audio_codec="pcm_s16le")
+        heard = write_clip(tmp_path / "b.wav", waveform=tone(440, 1, 44100), audio_codec="pcm_s16le")
         copy = tmp_path / "b.flac"
         write_copy(heard, copy, streams_of(heard), SETTINGS)
         with av.open(str(copy)) as container:
@@ -103,11 +103,11 @@ class TestOneClip:
         np.testing.assert_allclose(sound(copy, 0, 1), sound(heard, 0, 1), atol=2**-15)
 
     def test_the_same_clip_gives_the_same_bytes(self, tmp_path):
-        source = write_clip(tmp_path / "a.mp4", times_s=even_times_s(25, 25), sound=tone(440, 1, 44100))
+        source = write_clip(tmp_path / "a.mp4", times_s=even_times_s(25, 25), waveform=tone(440, 1, 44100))
         assert copied(source).read_bytes() == copied(source).read_bytes()
 
     def test_a_damaged_clip_is_an_error_that_says_where(self, tmp_path):
-        source = write_clip(tmp_path / "a.mp4", times_s=even_times_s(50, 25), sound=tone(440, 2, 44100))
+        source = write_clip(tmp_path / "a.mp4", times_s=even_times_s(50, 25), waveform=tone(440, 2, 44100))
         content = bytearray(source.read_bytes())
         content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
         streams = streams_of(source)

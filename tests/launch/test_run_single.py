@@ -14,13 +14,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crisscross.data import catalog as catalogue
-from crisscross.run.identity import weights_fingerprint
-from crisscross.run.run_dir import RunDirectory
-from launch.run_log import LogReader, warnings_in
-from launch.run_single import _by_number, _log_to, _make_run, _watching
+from crisscross.data import catalog
+from crisscross.run.identity import weights_hash
+from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from launch import run_single
+from launch.job.make_run import make_run
+from launch.job.terminal import logging_to, showing_progress
+from launch.run_log import LogReader, Warnings, warnings_in
+from launch.run_single import _by_number
 from launch.study.overrides import compose_config, hydra_configs
 from launch.study.plan import make_plan
+from tests.launch.support import config_of
 from tests.support import TINY_OVERRIDES, TINY_PRETRAINING
 from tests.warm import warm_python
 
@@ -119,18 +123,18 @@ def test_weights_are_known_by_what_the_files_hold(tmp_path: Path) -> None:
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"
     one.write_bytes(b"weights")
     other.write_bytes(b"weights")
-    assert weights_fingerprint(None, None) is None
-    found = weights_fingerprint(str(one), None)
-    assert found == weights_fingerprint(str(other), None)
-    assert found != weights_fingerprint(None, str(one))
+    assert weights_hash(None, None) is None
+    found = weights_hash(str(one), None)
+    assert found == weights_hash(str(other), None)
+    assert found != weights_hash(None, str(one))
     digest = hashlib.sha256(b"weights").hexdigest()
     assert found == hashlib.sha256(f"video:{digest}".encode()).hexdigest()
 
 
 def test_an_evaluation_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(catalogue, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
-    plan = make_plan("relaxation", ["relaxation=mild"], prepare=catalogue.prepare)
+    monkeypatch.setattr(catalog, "prepare", lambda data: {**data, "fingerprint": "f" * 64})
+    plan = make_plan("relaxation", ["relaxation=mild"], prepare=catalog.prepare)
     pretraining, evaluation, floor = plan.graph
     parent = RunDirectory.create(pretraining.kind, pretraining.config)
     with hydra_configs():
@@ -138,20 +142,20 @@ def test_an_evaluation_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, mon
         untrained = compose_config("downstream", [])
         before = compose_config("downstream", [f"weights.run={pretraining.path}", "weights.epoch=0"])
     with pytest.raises(ValueError, match=r"not finished: run it first, or evaluate an epoch .*weights.epoch=N"):
-        _make_run("downstream", typed)
-    unfinished = _make_run("downstream", before)
+        make_run("downstream", typed)
+    unfinished = make_run("downstream", before)
     parent.write_result({"steps": 1, "metrics": {}})
-    assert _make_run("downstream", before).identity == unfinished.identity
+    assert make_run("downstream", before).identity == unfinished.identity
     with pytest.raises(ValueError, match=r"it is an evaluation: give the run directory of a pretraining"):
-        _make_run("downstream", {**typed, "weights": {**typed["weights"], "run": str(unfinished.path)}})
-    assert _make_run("downstream", typed).identity == evaluation.identity
-    assert _make_run("downstream", untrained).identity == floor.identity
+        make_run("downstream", {**typed, "weights": {**typed["weights"], "run": str(unfinished.path)}})
+    assert make_run("downstream", typed).identity == evaluation.identity
+    assert make_run("downstream", untrained).identity == floor.identity
 
 
 def test_warnings_are_shown_once_and_kept_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = [*(f"{name} is passed over (missing): its clips are copied" for name in ("a.tar", "b.tar")), "c"]
     ours, other = logging.getLogger("crisscross.data.staging"), logging.getLogger("somebody.else")
-    with _log_to(tmp_path / "log.txt") as warnings:
+    with logging_to(tmp_path / "log.txt") as warnings:
         reader = LogReader(tmp_path / "log.txt", warnings)
         for name in ("a.tar", "a.tar", "b.tar"):
             ours.warning("%s is passed over (missing):\nits clips are copied", name)
@@ -172,7 +176,7 @@ def test_a_warning_does_not_spoil_a_progress_bar(tmp_path: Path, monkeypatch: py
     screen = io.StringIO()
     run = RunDirectory(tmp_path)
     run.write_progress(state="running", phase="pretraining", step=1, total=2)
-    with _log_to(run.log_path), _watching(run, Console(file=screen, force_terminal=True, width=100)):
+    with logging_to(run.log_path), showing_progress(run, Console(file=screen, force_terminal=True, width=100)):
         logging.getLogger("crisscross").warning("look here")
     assert "warning: look here\n" in screen.getvalue()  # a line of its own, above the bar
     assert sys.stderr.getvalue() == ""
@@ -190,3 +194,33 @@ def test_a_multirun_goes_on_after_a_failure(tmp_path: Path) -> None:
     found = _script("experiments/downstream.py", *arguments, cwd=tmp_path)
     assert found.returncode == 2
     assert found.stderr.count("error: weights.video=x.pt: no such file") == 2
+
+
+def test_a_failure_is_one_line_and_leaves_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory.create("pretrain", config_of(tmp_path))
+    errors = {"ValueError": ValueError("too few:\nraise it"), "KeyError": KeyError("x"), "OSError": OSError(28, "Full")}
+
+    def fail(run: RunDirectory, **options: object) -> int:
+        raise errors[name]
+
+    monkeypatch.setattr(run_single, "run_experiment", fail)
+    lines = ["too few: raise it", "KeyError: 'x'", f"[Errno 28] Full: make room for {run.path} and launch again"]
+    for name, line in zip(errors, lines, strict=True):
+        assert run_single._run(run, Console(), Warnings()) == 1
+        assert capsys.readouterr().err == f"error: {line} (log: {os.path.relpath(run.log_path)})\n"
+        assert (run.progress["state"], run.progress["error"]) == ("failed", line)
+        assert f"{name}: " in run.log_path.read_text()
+
+
+def test_what_another_process_runs_is_not_marked_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory.create("pretrain", config_of(tmp_path))
+    run.write_progress(state="running")
+
+    def fail(run: RunDirectory, **options: object) -> int:
+        raise AlreadyRunningError("it is already running: wait for it")
+
+    monkeypatch.setattr(run_single, "run_experiment", fail)
+    assert run_single._run(run, Console(), Warnings()) == 1
+    assert run.progress["state"] == "running"

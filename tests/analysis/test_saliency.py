@@ -1,4 +1,4 @@
-"""Maps of where a network looks, against a gradient worked out by hand."""
+"""Saliency maps against a gradient worked out by hand."""
 
 from __future__ import annotations
 

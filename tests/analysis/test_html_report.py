@@ -12,9 +12,8 @@ import pytest
 from analysis.html_report import runs_url
 from analysis.make_tables import main
 from analysis.studies import STUDIES, TABLES
-from crisscross.tracking import artifacts as keeper
-from crisscross.tracking import sync as tracking
-from crisscross.tracking.client import TrackingError
+from crisscross.tracking import artifacts, sync
+from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import search_runs
 from tests.requirements import missing
 
@@ -82,14 +81,14 @@ def _retrieval(study: Study) -> None:
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """All studies in one store, each in the middle of its life; returned is that of relaxation."""
+    """All studies in one store, each half finished; returns the study of relaxation."""
     folder = tmp_path_factory.mktemp("half-run")
     shutil.copy(empty_store, folder / "mlflow.db")
     fill = {"async": _async, "dataset_size": _dataset_size, "methods": _methods, "retrieval": _retrieval}
     for name, what in {**fill, "relaxation": _relaxation}.items():
-        study = Study(folder, name=name, fingerprint=NAMES[name])
+        study = Study(folder, name=name, study_hash=NAMES[name])
         what(study)
-        study.deliver()
+        study.sync()
     (folder / "figures").mkdir()
     for stem in ("relaxation-c2c2c2c2", "figure4-a0a0a0a0", "relaxation-ffffffff", "figure5-c2c2c2c2", "holiday"):
         (folder / "figures" / f"{stem}.png").write_bytes(f"picture of {stem}".encode())
@@ -185,8 +184,8 @@ def test_the_page_has_everything_of_its_studies_and_nothing_else(store, made) ->
     linked = set(re.findall(r"/runs/([0-9a-f]{32})", page)) - {"0f" * 16}
     assert linked
     assert linked <= known
-    for name, fingerprint in NAMES.items():
-        assert f'<a href="#{name}-{fingerprint}">{name}</a>' in page
+    for name, study_hash in NAMES.items():
+        assert f'<a href="#{name}-{study_hash}">{name}</a>' in page
         assert STUDIES[name].command in page
     assert runs_url("http://ui", "1", ["a", "b"]).startswith("http://ui/#/compare-runs?runs=")
 
@@ -202,25 +201,26 @@ def test_mlflow_keeps_what_was_written_once(store, made, tmp_path, monkeypatch, 
     assert report["tags"]["crisscross.made_of"] == "report all"
     assert kept() == made
     with monkeypatch.context() as patched:
-        patched.setattr(tracking, "Store", None)  # nothing is new: MLflow need not be imported
+        patched.setattr(sync, "open_store", None)
+        patched.setattr(artifacts, "open_store", None)  # nothing is new: MLflow need not be imported
         _make(store, "once more")
 
     def refuse(*arguments: object, **keywords: object) -> None:
         raise TrackingError("MLflow at sqlite:///mlflow.db: attempt to write a readonly database")
 
-    monkeypatch.setattr(keeper, "log_outputs", refuse)
+    monkeypatch.setattr(artifacts, "log_artifacts_once", refuse)
     assert main(["--uri", store.uri, "--out", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     wanted = "MLflow at sqlite:///mlflow.db: attempt to write a readonly database"
     assert line == f"what is written is not in MLflow (tables of async.a0a0a0a0): {wanted}"
 
 
-def test_evaluations_of_kept_epochs_have_their_floor_where_nothing_else_was_evaluated(study, capsys) -> None:
+def test_evaluations_of_kept_epochs_have_their_baseline_where_nothing_else_was_evaluated(study, capsys) -> None:
     for relaxation, top1 in (("none", 0.5), ("mild", 0.6)):
         pretraining = study.pretraining(relaxation)
         study.evaluation(pretraining, {"v": top1}, epoch=5, protocol={"name": "svm", "modalities": ["v"]})
     study.evaluation(None, {"v": 0.2}, protocol={"name": "svm", "modalities": ["v"]})
-    study.deliver()
+    study.sync()
     assert main(["--uri", study.uri, "--out", str(study.folder / "tables")]) == 0
     found = cells(capsys.readouterr().out)
     assert found["relaxation"] == ["demo (after epoch 5) v", "demo (after epoch 5) over floor v"]

@@ -1,4 +1,4 @@
-"""What can be wrong with an official dataset: one line each that says what was got and expected, and what to do."""
+"""Errors in official datasets: each is one line with got, expected and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crisscross.config.experiment import DownstreamSettings, PretrainSettings
 from crisscross.data.catalog import prepare
 from crisscross.data.datasets import list_official
 from tests.data.miniatures import data_overrides, make_miniature
-from tests.data.test_official_readers import REPOSITORY, data_node
+from tests.data.test_datasets import REPOSITORY, data_node
 
 
 def _replace(path: str, old: str, new: str) -> Callable[[Path], None]:
@@ -178,18 +178,18 @@ def test_each_mistake_is_one_line(mistake: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_made_after_preparing_is_told_as_well(tmp_path: Path) -> None:
+def test_a_mistake_made_after_preparing_is_an_error_too(tmp_path: Path) -> None:
     root = make_miniature("ucf101", tmp_path / "ucf101")
     data = prepare(data_node("ucf101", root), progress=False)
     shutil.rmtree(root / "UCF-101" / "PlayingViolin")
     with pytest.raises(ValueError, match=r"6 of the 18 clips of ucf101 are missing, among them all of 1 classes"):
         prepare(data, progress=False)
     data = prepare({**data, "allow_missing": True}, progress=False)
-    with pytest.raises(ValueError, match="6 of the 18 clips"):  # the manifest is there, and made with leave
+    with pytest.raises(ValueError, match="6 of the 18 clips"):  # the manifest exists, built with allow_missing
         prepare({**data, "allow_missing": False}, progress=False)
 
 
-def test_annotations_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_annotations(tmp_path: Path) -> None:
     root = make_miniature("esc50", tmp_path / "esc50")
     with pytest.raises(FileNotFoundError, match=r"data\.annotations=.*gone: no such file or folder: give where esc50"):
         list_official("esc50", root, tmp_path / "gone", allow_missing=False)
@@ -218,7 +218,7 @@ def test_a_single_file_where_many_lists_are_needed(tmp_path: Path) -> None:
         (["data=ucf101", "data.root=x", "data.require=[sound]"], r"data\.require\.0=sound: expected video or audio"),
     ],
 )
-def test_settings_that_cannot_be(overrides: list[str], message: str) -> None:
+def test_impossible_settings(overrides: list[str], message: str) -> None:
     with initialize_config_module("experiments.conf", version_base="1.3"):
         config = OmegaConf.to_container(compose("downstream", overrides=overrides), resolve=True)
     with pytest.raises(ValueError, match=message):
@@ -228,7 +228,7 @@ def test_settings_that_cannot_be(overrides: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], r"data\.require=\[video\]: this pretraining learns from pictures and sound: set data"),
+        ([], r"data\.require=\[video\]: this pretraining learns from video and audio: set data"),
         (
             ["data.require=[audio,video]"],
             r"data\.folds=\[1, 2, 3\]: pretraining takes one split: set data\.folds=\[\] data\.train_split=train1",
@@ -243,7 +243,7 @@ def test_pretraining_on_a_dataset_of_folds(overrides: list[str], message: str) -
 
 
 @pytest.mark.slow
-def test_a_dry_run_tells_it(tmp_path: Path) -> None:
+def test_a_dry_run_reports_it(tmp_path: Path) -> None:
     root = make_miniature("kinetics_sound", tmp_path / "ks")
     (root / "annotations" / "val.csv").unlink()
     code = "import sys; from launch.main import main; sys.exit(main('relaxation'))"
