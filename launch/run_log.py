@@ -1,4 +1,4 @@
-"""A run's log: what its lines look like, and the warnings in it, which its launch shows as well."""
+"""A run's log: the format of its lines, and its warnings for the terminal of the launch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ _TIME = "HH:MM:SS "
 
 
 def handler_for(path: Path | None = None) -> logging.Handler:
-    """Return what writes log lines to a file, or to stderr; a warning of ours is marked as one."""
+    """Return a handler that writes log lines to a file or stderr.
+
+    Warnings of this project are marked.
+    """
     handler = logging.StreamHandler() if path is None else logging.FileHandler(path)
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler
 
 
 def warnings_in(path: Path) -> list[str]:
-    """Return the warnings that a run's log holds, each once, in their order; none where there is no log."""
+    """Return the warnings in a run's log, each once, in order.
+
+    The log may be missing.
+    """
     with contextlib.suppress(OSError), path.open("rb") as log:
         return [*dict.fromkeys(_warnings_of(log.read()))]
     return []
 
 
 class Warnings(logging.Handler):
-    """Shows warnings of ours on the terminal, one line each, each once.
+    """Handler that prints the warnings of this project on stderr, each once, in one line.
 
-    On stderr, which rich keeps apart from a progress bar as long as it shows one.
+    rich keeps stderr apart from a progress bar while it shows one.
     """
 
     def __init__(self) -> None:
@@ -38,12 +44,12 @@ class Warnings(logging.Handler):
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one that is logged in this process."""
+        """Print a warning that is logged in this process."""
         if _is_warning(record):
             self.show(record.getMessage())
 
     def show(self, text: str) -> None:
-        """Show one, unless it has been."""
+        """Print a warning, unless it was printed."""
         line = " ".join(text.split())
         if line not in self._shown:
             self._shown.add(line)
@@ -51,14 +57,14 @@ class Warnings(logging.Handler):
 
 
 class LogReader:
-    """Shows the warnings that other processes, the ranks of a run, write to its log from now on."""
+    """Prints the warnings that other processes, the ranks of a run, add to its log."""
 
     def __init__(self, path: Path, warnings: Warnings) -> None:
         self._path, self._warnings = path, warnings
         self._offset = path.stat().st_size if path.is_file() else 0
 
     def look(self) -> None:
-        """Show what has come since the last look; a line that is not complete yet has to wait."""
+        """Print the warnings since the last call; an incomplete line waits."""
         with contextlib.suppress(OSError), self._path.open("rb") as log:
             log.seek(self._offset)
             complete = log.read().rpartition(b"\n")[0]
@@ -76,7 +82,7 @@ class _Formatter(logging.Formatter):
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
-    """Whether a record is a warning of ours; what libraries warn of is for the log alone."""
+    """Whether a record is a warning of this project, not of a library."""
     return record.levelno == logging.WARNING and record.name.partition(".")[0] in _OURS
 
 

@@ -1,12 +1,12 @@
-"""Bring MLflow up to date with the run directories, and say what has become of jobs that could not say it themselves.
+"""Sync run directories to MLflow, and record the final state of jobs that were killed.
 
 uv run launch/sync.py                        every study
 uv run launch/sync.py relaxation             one study
 uv run launch/sync.py --watch                again every half minute, until Ctrl-C: MLflow follows the jobs
-uv run launch/sync.py runs_root=DIR          run directories that are elsewhere
+uv run launch/sync.py runs_root=DIR          another folder of run directories
 
-For studies on Slurm without an MLflow server: jobs write their run directories alone, this writes MLflow. Again, or
-from two shells at once, is harmless.
+It is for studies on Slurm without an MLflow server: jobs write only their run directories, and this command writes
+MLflow. It may run repeatedly, and from two shells at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ WATCH_SECONDS = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Deliver, say what was delivered, and return the exit code."""
+    """Sync, print what was sent, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="sync.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("studies", nargs="*", help="names such as relaxation or relaxation.1a2b3c4d; runs_root=DIR")
     parser.add_argument("--watch", action="store_true", help="again every half minute, until Ctrl-C")
-    parser.add_argument("--unless-running", action="store_true", help="leave it to another one that is at it")
+    parser.add_argument("--unless-running", action="store_true", help="do nothing if another sync is running")
     chosen = parser.parse_args(arguments)
     runs_root, names = split_arguments(chosen.studies)
     if not runs_root.is_dir():
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sync(runs_root: Path, names: Sequence[str]) -> bool:
-    """Deliver once, say what was delivered, and return whether that is everything.
+    """Sync once, print what was sent, and return whether that is everything.
 
     Raises:
-        ValueError: when there is no study of a name.
+        ValueError: if there is no study of a name.
     """
     records = read_records(runs_root, names)
     singles = [] if names else [read_single_runs(runs_root)]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.large_store import EXPERIMENT, deliver_template, multiply
+from tests.large_store import EXPERIMENT, multiply, sync_template
 from tests.mlflow_server import Server
 
 STUDIES = ("async", "dataset_size", "relaxation", "methods", "retrieval")
@@ -28,7 +28,7 @@ FEW_SEEDS = 5
 """Seeds of the studies that are printed, where most runs are of older variants: about 200 runs."""
 PAGE = 1000
 ROUNDS = 3
-"""Readings of ours, whose median is told; by MLflow, which takes minutes, it is read once."""
+"""Readings by our code, of which the median is printed; MLflow, which takes minutes, reads once."""
 
 
 def main(num_runs: str = "10000") -> None:
@@ -40,7 +40,7 @@ def main(num_runs: str = "10000") -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "template").mkdir()
-        template = deliver_template(folder / "template", STUDIES)
+        template = sync_template(folder / "template", STUDIES)
         for title, seeds in (("all runs are of the studies", None), ("some 200 runs are of the studies", FEW_SEEDS)):
             here = folder / f"{seeds}"
             here.mkdir()

@@ -27,7 +27,7 @@ ON_SLURM = (
 AT_WORK = (
     "test_environment.py",
     *("training/test_resume.py", "evaluation/test_finetune.py", "evaluation/test_matrix.py", "data/test_synthetic.py"),
-    *("launch/test_local.py", "training/test_trainer.py", "tracking/test_history.py", "data/test_staging.py"),
+    *("launch/test_local.py", "training/test_trainer.py", "tracking/test_sync.py", "data/test_staging.py"),
     "launch/test_run_single.py",
 )
 

@@ -1,6 +1,6 @@
-"""A SQLite store with as many runs as one likes, each as a delivery makes it: one seed of studies, multiplied.
+"""A SQLite store with any number of runs, each as a sync makes it: one seed of studies, multiplied.
 
-The runs of one seed are planned and delivered by the project's own code; their rows are then written again for each
+The runs of one seed are planned and synced by the project's own code; their rows are then written again for each
 further seed, with what a seed changes: ids, identities, names, parents, numbers.
 """
 
@@ -45,7 +45,7 @@ class Template:
         return f"sqlite:///{self.file}"
 
 
-def deliver_template(folder: Path, studies: Iterable[str]) -> Template:
+def sync_template(folder: Path, studies: Iterable[str]) -> Template:
     """Plan studies at demo scale, write what their jobs would have written, and sync it to ``folder/mlflow.db``."""
     uri, fingerprints = f"sqlite:///{folder}/mlflow.db", {}
     runs: dict[str, RunDirectory] = {}

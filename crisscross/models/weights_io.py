@@ -32,7 +32,7 @@ _VIDEO_STAGES = ("conv2x", "conv3x", "conv4x", "conv5x")
 _AUDIO_STAGES = ("block1", "block2", "block3", "block4")
 _TORCHVISION_STEM = "stem.0.weight"
 _TORCHVISION_CLASSIFIER = ("fc.weight", "fc.bias")
-_NUM_NAMES_SHOWN = 3
+_NUM_NAMES_SHOWN = 3  # ours
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")  # torch.save's zip archive, and its pickle before PyTorch 1.6
 
 # The exceptions of PyTorch's reader, besides OSError, for a damaged file.

@@ -37,7 +37,8 @@ def register_larc(optimizer: Optimizer, *, trust: float = 0.001, eps: float = 1e
     ignore a group with ``"larc": False``: it keeps its gradients and its weight decay.
 
     Args:
-        optimizer: any ``torch.optim`` optimizer with its parameters on one device.
+        optimizer: any ``torch.optim`` optimizer with its parameters on one device. Its ``step`` must not call a parent
+            class's ``step``: PyTorch would run the hooks twice.
         trust: the trust coefficient (paper: 0.001).
         eps: added to the denominator (paper: 1e-8).
 

@@ -17,14 +17,14 @@ LOCK_TIMEOUT_S = 120.0  # ours: another sync of the same run, or to the same SQL
 
 
 class TrackingError(RuntimeError):
-    """MLflow could not be reached or said no. Nothing is lost: the run directory has it all."""
+    """MLflow cannot be reached or refuses. Nothing is lost: run directories have everything."""
 
 
 def absolute(uri: str) -> str:
     """Return the URI with the path of a SQLite file made absolute.
 
     Raises:
-        ValueError: for a URI that MLflow does not take.
+        ValueError: if MLflow does not accept the URI.
     """
     scheme = uri.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES or ":" not in uri:
@@ -55,16 +55,18 @@ def has_content(file: Path) -> bool:
 
 
 def check_port(uri: str) -> None:
-    """Look whether something listens where an HTTP address points; MLflow itself would try for much longer.
+    """Check that a server listens at an HTTP address.
+
+    MLflow itself would try for much longer.
 
     Raises:
-        TrackingError: when nothing does.
+        TrackingError: if none does.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname):
-        return  # only the proxy knows
+        return  # behind a proxy: no direct connection to test
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
@@ -73,6 +75,6 @@ def check_port(uri: str) -> None:
 
 
 def refusal(uri: str, error: BaseException) -> TrackingError:
-    """Return what MLflow, its database or the operating system said, as one line for people."""
+    """Return an error of MLflow, its database or the operating system, in one line."""
     reason = mask_passwords((str(error) or type(error).__name__).splitlines()[0][:300])
     return TrackingError(f"MLflow at {mask_passwords(uri)}: {reason}")

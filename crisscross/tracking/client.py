@@ -53,14 +53,14 @@ class Store:
             self._open_experiment()
 
     def check(self) -> None:
-        """Raise TrackingError when MLflow cannot be reached."""
+        """Raise TrackingError if MLflow cannot be reached."""
         check_port(self.uri)
         with _as_tracking_error(self.uri):
             self.client.get_experiment(self.experiment_id)
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Be the only one who writes to a SQLite file: its migrations race, its writers block."""
+        """Lock a SQLite file: its migrations race, and its writers block."""
         with _as_tracking_error(self.uri), contextlib.ExitStack() as stack:
             if self._file and not (self._read_only and not os.access(self._file.parent, os.W_OK)):
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,19 +74,19 @@ class Store:
         if found is None:
             raise TrackingError(f"MLflow at {mask_passwords(self.uri)}: no experiment {self.experiment}")
         if found.lifecycle_stage == "deleted" and not self._read_only:
-            logger.warning("the experiment %s had been deleted in MLflow: it is restored", self.experiment)
+            logger.warning("the experiment %s was deleted in MLflow: it is restored", self.experiment)
             self.client.restore_experiment(found.experiment_id)
         self.experiment_id, self.tags = found.experiment_id, dict(found.tags)
         if not self._read_only:
             wanted = ui.view_tags(self.experiment_id)
-            # Only those that are not there: a text or view that was changed in the browser stays.
+            # Only missing ones: a text or view that was changed in the browser stays.
             self.set_experiment_tags({key: text for key, text in wanted.items() if key not in self.tags})
 
     def _create_experiment(self) -> Any:
         place = None  # the server's choice
-        if self._file:  # beside the SQLite file, whatever folder the process happens to run in
+        if self._file:  # in the folder of the SQLite file, not of the process
             place = (self._file.parent / "mlruns" / _folder_name(self.experiment)).as_uri()
-        with contextlib.suppress(MlflowException):  # somebody else was faster
+        with contextlib.suppress(MlflowException):  # another process was faster
             self.client.create_experiment(self.experiment, artifact_location=place)
         return self.client.get_experiment_by_name(self.experiment)
 
@@ -98,12 +98,12 @@ class Store:
                 self.tags[key] = text
 
     def create_run(self, name: str, *, start_ms: int, tags: Mapping[str, str]) -> str:
-        """Make a run and return its id."""
+        """Create a run and return its id."""
         made = self.client.create_run(self.experiment_id, start_time=start_ms, tags=dict(tags), run_name=name)
         return made.info.run_id
 
     def has_run(self, run_id: str) -> bool:
-        """Return whether a run is there; one that was deleted in the browser is restored."""
+        """Return whether a run exists; restore it if it was deleted."""
         try:
             found = self.client.get_run(run_id)
         except MlflowException as error:
@@ -119,7 +119,7 @@ class Store:
         return dict(self.client.get_run(run_id).data.tags)
 
     def find_run(self, tag: str, text: str) -> str | None:
-        """Return the id of the run that carries a tag, if there is one."""
+        """Return the id of the run with a tag, if there is one."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{text}'", entities.ViewType.ALL)
         return found[0].info.run_id if found else None
 
@@ -142,7 +142,7 @@ class Store:
             self.client.log_batch(run_id, params=some)
 
     def log_dataset(self, run_id: str, dataset: Dataset) -> None:
-        """Name a dataset among the inputs of a run; one that is named already is left alone."""
+        """Log a dataset as an input of a run, once."""
         entry = entities.Dataset(dataset.name, dataset.digest, "local", dataset.source)
         used_for = entities.InputTag("mlflow.data.context", dataset.context)
         self.client.log_inputs(run_id, datasets=[entities.DatasetInput(entry, tags=[used_for])])
@@ -153,24 +153,24 @@ class Store:
             self.client.log_batch(run_id, tags=some)
 
     def log_points(self, run_id: str, points: list[Point]) -> None:
-        """Add points to the history; those that it has are left alone."""
+        """Log metric points; MLflow skips those that it has."""
         for some in _chunks([entities.Metric(*point) for point in points], POINTS_PER_BATCH):
             self.client.log_batch(run_id, metrics=some, synchronous=True)
 
     def set_status(self, run_id: str, status: str, *, end_ms: int | None) -> None:
-        """Set the status, and the time of the end where it is one."""
+        """Set the status, and the end time if it is final."""
         if status in ("RUNNING", "SCHEDULED"):
             self.client.update_run(run_id, status=status)
         else:
             self.client.set_terminated(run_id, status, end_time=end_ms)
 
     def log_file(self, run_id: str, path: Path, name: str) -> None:
-        """Keep a file as the artifact of that name."""
+        """Log a file as the artifact of that name."""
         folder = Path(name).parent.as_posix()
         self.client.log_artifact(run_id, str(path), None if folder == "." else folder)
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
-        """Keep a text as the artifact of that name."""
+        """Log a text as the artifact of that name."""
         self.client.log_text(run_id, text, name)
 
 
@@ -180,10 +180,10 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def create_tables(file: Path) -> None:
-    """Create a SQLite store. MLflow does so by itself only once in the life of a process.
+    """Create the tables of a SQLite store.
 
-    It takes dozens of migrations; a process that is killed on the way leaves a part beside ``file``, and no store that
-    nobody could open any more.
+    MLflow does so by itself only once a process. It takes dozens of migrations, so they run in a temporary file: a
+    process that is killed leaves no store that cannot be opened.
     """
     # 0.5 CPU-seconds, which a client of a server does not need.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -198,7 +198,7 @@ def create_tables(file: Path) -> None:
 
 @contextlib.contextmanager
 def _as_tracking_error(uri: str) -> Iterator[None]:
-    """Turn what MLflow raises into one line for people."""
+    """Turn errors of MLflow into a TrackingError of one line."""
     try:
         yield
     except FOREIGN_ERRORS as error:

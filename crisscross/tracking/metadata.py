@@ -1,6 +1,6 @@
-"""What a run directory says about itself, in the words of MLflow: parameters, tags, status, description.
+"""Metadata of a run for MLflow: parameters, tags, status, description.
 
-Plain dicts and strings from files; MLflow itself is only in client.py.
+They are plain dicts and strings from files; only client.py uses MLflow.
 """
 
 from __future__ import annotations
@@ -29,40 +29,43 @@ STATUS_OF_STATE = {
     "blocked": "FAILED",
     "done": "FINISHED",
 }
-"""MLflow's status for what progress.json says. ``done`` counts only together with result.json."""
+"""MLflow's status by state of progress.json. ``done`` counts only together with result.json."""
 
 PACKAGES = ("torch", "mlflow")
-"""Whose versions are tags; those of all packages are in the artifact environment.json."""
+"""Packages whose versions are tags; the artifact environment.json has all."""
 
 WHOLE_BLOCKS = ("data.toy", "optim.larc", "views.audio.transform", "views.video.transform")
-"""Parts of a config that are one parameter each: twenty numbers that hardly anyone compares one by one."""
+"""Parts of a config that are one parameter each: their many numbers are rarely compared one by one."""
 
 
 def mlflow_status(state: str) -> str:
-    """Return MLflow's status for a state; one that is not known counts as failed."""
+    """Return MLflow's status for a state; FAILED for an unknown one."""
     return STATUS_OF_STATE.get(state, "FAILED")
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what can change a result as flat MLflow parameters: ``{"views.video.num_frames": "8", ...}``.
+    """Return the settings that can change a result, as flat MLflow parameters.
 
-    MLflow never lets a parameter change. What only says how and where a run is executed may change whenever the run
-    is started again, so it is left to the artifact ``config.yaml``. Strings stay as they are, anything else is JSON
-    (``null``, ``[1, 2]``), and so are the ``WHOLE_BLOCKS``. Passwords in URIs are masked.
+    Such as ``{"views.video.num_frames": "8", ...}``. MLflow allows no change of a parameter. Execution settings may
+    change at each start of a run, so they are only in the artifact ``config.yaml``. Strings stay as they are, other
+    values and the ``WHOLE_BLOCKS`` are JSON (``null``, ``[1, 2]``). Passwords in URIs are masked.
     """
     return _flat(scientific(config))
 
 
 def parent_params(run: RunDirectory) -> dict[str, str]:
-    """Return method and relaxation of what an evaluation evaluates: MLflow's charts have no axes for tags."""
-    learnt: dict[str, str] = {}
+    """Return method and relaxation of the pretraining that an evaluation evaluates.
+
+    They are parameters because MLflow's charts have no axes for tags.
+    """
+    params: dict[str, str] = {}
     for parent in run.parents:
         if (parent.path / "run.json").is_file():
             config = parent.config
-            learnt.update(parameters({key: config[key] for key in ("method", "relaxation") if key in config}))
+            params.update(parameters({key: config[key] for key in ("method", "relaxation") if key in config}))
     if run.kind == "downstream" and not run.parents:
-        learnt["relaxation"] = _source_of(run.config)
-    return learnt
+        params["relaxation"] = _source_of(run.config)
+    return params
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
@@ -77,18 +80,18 @@ def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
 
 
 def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what MLflow's run is searched, filtered and grouped by.
+    """Return the tags by which MLflow's runs are searched, filtered and grouped.
 
-    An evaluation carries the method, relaxation, seed and data of the pretraining that it evaluates.
+    An evaluation has the method, relaxation, seed and data of the pretraining that it evaluates.
     """
     about = run.about
     ran_on = read_json(run.path / "environment.json") or {}
     git = ran_on.get("git") or about["git"]
     parents = [parent for parent in run.parents if (parent.path / "run.json").is_file()]
-    learnt = config if about["kind"] == "pretrain" else parents[0].config if parents else None
+    pretraining = config if about["kind"] == "pretrain" else parents[0].config if parents else None
     found = {
         "mlflow.runName": about["label"],
-        "mlflow.note.content": description(run, config, learnt=learnt),
+        "mlflow.note.content": description(run, config, pretraining=pretraining),
         "mlflow.source.name": _scripts(about)[0],
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("commit"),
@@ -97,18 +100,18 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         "kind": about["kind"],
         "study": ",".join(sorted({entry["study"] for entry in about["studies"].values()})),
         "scale": config["scale"]["name"],
-        "seed": (learnt or config)["seed"],
-        "method": learnt["method"]["name"] if learnt else _source_of(config),
+        "seed": (pretraining or config)["seed"],
+        "method": pretraining["method"]["name"] if pretraining else _source_of(config),
         "git_commit": git.get("commit"),
         "git_dirty": json.dumps(git["dirty"]) if "dirty" in git else None,
         "code_snapshot": git.get("snapshot"),
         "slurm_job_id": ran_on.get("slurm", {}).get("SLURM_JOB_ID"),
         **_versions(ran_on),
     }
-    if learnt:
-        found["relaxation"] = learnt["relaxation"]
-        found["pretrain_data"] = learnt["data"]["name"]
-        found["crisscross.pretrain_family"] = family(learnt, axes=("seed", "relaxation"))[:8]
+    if pretraining:
+        found["relaxation"] = pretraining["relaxation"]
+        found["pretrain_data"] = pretraining["data"]["name"]
+        found["crisscross.pretrain_family"] = family(pretraining, axes=("seed", "relaxation"))[:8]
     if about["kind"] == "downstream":
         found["downstream_data"] = config["data"]["name"]
         found["protocol"] = config["downstream"]["name"]
@@ -118,14 +121,14 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table_name(table: int | str) -> str:
-    """Return what a study's table is called: ``Table 3``, ``Tables 4 and 5``, ``The table of retrieval``."""
+    """Return a name such as ``Table 3``, ``Tables 4 and 5``, ``The table of retrieval``."""
     if isinstance(table, int):
         return f"Table {table}"
     return f"Tables {table}" if table[:1].isdigit() else f"The table of {table}"
 
 
 def script_of(study: Mapping[str, Any]) -> str:
-    """Return the script that launches a study, from what a run or the study's own record says of it."""
+    """Return the script that launches a study, from its record or a run's."""
     return study.get("script") or f"launch/sweep_{study['study']}.py"
 
 
@@ -134,8 +137,11 @@ def _source_of(config: Mapping[str, Any]) -> str:
     return "released" if weights["video"] or weights["audio"] else "untrained"
 
 
-def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping[str, Any] | None) -> str:
-    """Return the text on top of the run's page: what it is, its table row, how to run it again."""
+def description(run: RunDirectory, config: Mapping[str, Any], *, pretraining: Mapping[str, Any] | None) -> str:
+    """Return the text at the top of the run's page.
+
+    It names the run, its row in a table, and the command that runs it again.
+    """
     about = run.about
     data, scale = config["data"]["name"], config["scale"]["name"]
     if about["kind"] == "pretrain":
@@ -144,12 +150,13 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
             f"on {data} ({scale} scale, seed {config['seed']})."
         )
     else:
-        source = f"the pretraining {run.parents[0].label}" if learnt else f"{_source_of(config)} backbones"
-        if learnt and config["weights"].get("epoch") is not None:
+        source = f"the pretraining {run.parents[0].label}" if pretraining else f"{_source_of(config)} backbones"
+        if pretraining and config["weights"].get("epoch") is not None:
             source += f" after epoch {config['weights']['epoch']}"
         what = f"Evaluation ({config['downstream']['name']}) of {source} on {data} ({scale} scale)."
     where = [
-        f"{table_name(entry['table'])}: {_place_in(entry, learnt)} (study {entry['study']}, {entry['fingerprint']})."
+        f"{table_name(entry['table'])}: {_place_in(entry, pretraining)}"
+        f" (study {entry['study']}, {entry['fingerprint']})."
         for _, entry in sorted(about["studies"].items())
     ]
     folder = f"{config['runs_root']}/{about['kind']}/{run.path.name}"
@@ -161,21 +168,21 @@ def description(run: RunDirectory, config: Mapping[str, Any], *, learnt: Mapping
 
 
 def _scripts(about: Mapping[str, Any]) -> list[str]:
-    """Return what launches the studies that a run is part of; what runs a single experiment where there are none."""
+    """Return the scripts of a run's studies, or of a single experiment."""
     scripts = sorted({script_of(entry) for entry in about["studies"].values()})
     return scripts or [f"experiments/{about['kind']}.py"]
 
 
-def _place_in(entry: Mapping[str, Any], learnt: Mapping[str, Any] | None) -> str:
-    """Return where in a study's table a run is: its point on the axes, by their names."""
-    if not learnt:
+def _place_in(entry: Mapping[str, Any], pretraining: Mapping[str, Any] | None) -> str:
+    """Return a run's place in a study's table: its value on each axis."""
+    if not pretraining:
         return "the untrained floor"
     point = entry.get("point", {})
-    return ", ".join(f"{axis} `{value}`" for axis, value in point.items()) or f"{learnt['method']['name']}"
+    return ", ".join(f"{axis} `{value}`" for axis, value in point.items()) or f"{pretraining['method']['name']}"
 
 
 def _versions(ran_on: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags ``env.*`` of an ``environment.json``; none where there is none."""
+    """Return the tags ``env.*`` of an ``environment.json``, which may be empty."""
     if not ran_on:
         return {}
     installed = {name.lower(): version for name, version in ran_on["packages"].items()}
@@ -186,9 +193,9 @@ def _versions(ran_on: Mapping[str, Any]) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Return tags that say what this process runs on: versions, machine, user. Imports none of the packages.
+    """Return tags of this process: versions, machine, user. It imports none of the packages.
 
-    They stand until the experiment has been started, which then says what *it* runs on.
+    They hold until the experiment starts and writes its own ``environment.json``.
     """
     packages = {}
     for package in PACKAGES:
@@ -202,20 +209,20 @@ def environment() -> dict[str, str]:
     return found
 
 
-DIGEST_LENGTH = 36  # as much of a digest as MLflow takes
+DIGEST_LENGTH = 36  # MLflow's limit
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset and what a run does with it.
+    """A dataset and its use in a run.
 
-    MLflow has one dataset a name and digest, with the source that came first; only the context is a run's own.
+    MLflow keeps one dataset a name and digest, with its first source; only the context is per run.
 
     Attributes:
         name: such as ``ucf101``.
         digest: of its manifest, shortened.
-        source: JSON: what kind of dataset, and where it lay.
-        context: what for, and which clips: ``pretraining: train``, ``evaluation: train, test, fold 1``.
+        source: JSON: kind and path of the dataset.
+        context: use and clips: ``pretraining: train``, ``evaluation: train, test, fold 1``.
     """
 
     name: str
@@ -225,11 +232,11 @@ class Dataset:
 
 
 def dataset(kind: str, config: Mapping[str, Any]) -> Dataset:
-    """Return the clips that an experiment is about: what they are called, where they lie, which of them.
+    """Return the dataset of an experiment.
 
     Args:
         kind: ``pretrain`` or ``downstream``.
-        config: that of the experiment.
+        config: of the experiment.
     """
     data = config["data"]
     splits = [data.get(key) for key in ("train_split", "test_split")][: 1 if kind == "pretrain" else 2]

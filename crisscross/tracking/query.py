@@ -1,8 +1,8 @@
-"""Reading an MLflow database with plain SQL: only what is asked for, one query a table, nothing written.
+"""Read runs from an MLflow database in SQL: only the wanted columns, one query a table, read-only.
 
-MLflow's own search joins the tags once for each condition and loads every parameter, metric and tag of every run as
-objects, and importing it takes seconds. Whatever is not as expected here, a table of another MLflow, a driver that is
-not installed, a server in front of the database, is left to MLflow's client: the answer is None, never an error.
+MLflow's own search joins the tags once a condition and loads every parameter, metric and tag of every run as objects,
+and its import takes seconds. MLflow's client takes over if the SQL cannot work: tables of another MLflow, a driver
+that is not installed, a server in front of the database. A function here then returns None; it raises no error.
 The tables are those of mlflow/store/tracking/dbmodels/models.py of MLflow 3.17.
 """
 
@@ -43,14 +43,19 @@ from crisscross.utils.files import file_lock
 
 
 def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[str, Any]]:
-    """Return the runs that match a filter such as ``tags.kind = 'pretrain'``, oldest first. Only reads.
+    """Return the runs that match a filter, oldest first; read-only.
+
+    Args:
+        filter_string: MLflow's filter, such as ``tags.kind = 'pretrain'``.
+        uri: MLflow's tracking URI.
+        experiment: name of the MLflow experiment.
 
     Returns:
         Dicts with ``run_id``, ``experiment_id``, ``status``, ``start_time_ms``, ``params``, ``metrics`` (last values),
         ``tags``.
 
     Raises:
-        TrackingError: when there is no such store or experiment, or it cannot be reached.
+        TrackingError: if there is no such store or experiment, or it cannot be reached.
     """
     runs = [
         {
@@ -68,12 +73,12 @@ def search_runs(filter_string: str, *, uri: str, experiment: str) -> list[dict[s
 
 
 def study_runs(study: str, *, wanted: RunColumns, uri: str, experiment: str) -> list[dict[str, Any]]:
-    """Return the runs of ``<study>.<fingerprint>`` with what is wanted of them, oldest first. Only reads.
+    """Return the wanted columns of a study's runs, oldest first; read-only.
 
-    A database is asked in SQL, without MLflow; a server, or what SQL cannot answer, by MLflow's client.
+    A database is read in SQL, without MLflow; a server through MLflow's client.
 
     Args:
-        study: the tag ``study.<study>.<fingerprint>`` of its runs holds their point on its axes.
+        study: ``<study>.<fingerprint>``. Its runs have a tag ``study.<study>.<fingerprint>``.
         wanted: tags, parameters and metrics.
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
@@ -82,7 +87,7 @@ def study_runs(study: str, *, wanted: RunColumns, uri: str, experiment: str) -> 
         Dicts as of ``search_runs``.
 
     Raises:
-        TrackingError: when there is no such store or experiment, or it cannot be reached.
+        TrackingError: if there is no such store or experiment, or it cannot be reached.
     """
     found = read_runs(uri, experiment, having=f"study.{study}", wanted=wanted)
     if found is not None:
@@ -103,22 +108,22 @@ COLUMNS = {
     "latest_metrics": ("run_uuid", "key", "value", "is_nan"),
     "experiment_tags": ("experiment_id", "key", "value"),
 }
-"""What is read, by table; of ``experiments`` all."""
+"""Columns that are read, by table; of ``experiments`` all."""
 
-MAPPED_BYTES = 2**30  # by us: a file that no cache has yet is read in half the time
-ROWS_AT_A_TIME = 200  # by us
+MAPPED_BYTES = 2**30  # ours: a file that is not cached yet is read in half the time
+ROWS_AT_A_TIME = 200  # ours
 WORKSPACE = "default"
-"""Where MLflow 3 keeps the experiments of a store that has no workspaces."""
+"""MLflow 3's workspace of a store that has no workspaces."""
 
 
 @dataclass(frozen=True)
 class RunColumns:
-    """What is read of a run.
+    """Tags, parameters and metrics to read of a run.
 
     Attributes:
         tags: their names.
         params: names of parameters.
-        metrics: what the names of metrics begin with; None = no metrics.
+        metrics: prefix of the names of metrics; None = no metrics.
     """
 
     tags: tuple[str, ...] = ()
@@ -126,7 +131,7 @@ class RunColumns:
     metrics: str | None = None
 
     def of(self, run: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a run with that of it which is wanted."""
+        """Return a run with only these columns."""
         begin = self.metrics
         return {
             **run,
@@ -140,70 +145,73 @@ class RunColumns:
 
 @dataclass(frozen=True)
 class ExperimentRecord:
-    """An MLflow experiment: its number and its tags."""
+    """An MLflow experiment: its id and its tags."""
 
     experiment_id: str
     tags: dict[str, str] = field(default_factory=dict)
 
 
 def read_experiment(uri: str, experiment: str) -> ExperimentRecord | None:
-    """Return an experiment; None where MLflow's client has to be asked.
+    """Return an experiment, or None if MLflow's client is needed.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
 
     Raises:
-        TrackingError: when a delivery to the file does not come to an end.
+        TrackingError: if another process holds the lock of the SQLite file for too long.
     """
-    return _ask(uri, lambda connection: _experiment(connection, experiment))
+    return _read(uri, lambda connection: _experiment(connection, experiment))
 
 
 def read_runs(uri: str, experiment: str, *, having: str, wanted: RunColumns) -> list[dict[str, Any]] | None:
-    """Return the runs that have a tag, in no order; None where MLflow's client has to be asked.
+    """Return the runs that have a tag, or None if MLflow's client is needed.
 
     Args:
         uri: MLflow's tracking URI.
         experiment: name of the MLflow experiment.
         having: name of the tag.
-        wanted: what is read of each run.
+        wanted: columns of each run.
 
     Returns:
-        Dicts as of ``crisscross.tracking.query.search_runs``. Runs that were deleted are none.
+        Dicts as of ``search_runs``, in no order, without deleted runs.
 
     Raises:
-        TrackingError: when a delivery to the file does not come to an end.
+        TrackingError: if another process holds the lock of the SQLite file for too long.
     """
 
     def answer(connection: Connection) -> list[dict[str, Any]] | None:
         found = _experiment(connection, experiment)
         return None if found is None else _runs(connection, found.experiment_id, having=having, wanted=wanted)
 
-    return _ask(uri, answer)
+    return _read(uri, answer)
 
 
-def _ask(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | None:
-    """Ask a database something; None where there is none that can be read."""
+def _read(uri: str, question: Callable[[Connection], Answer | None]) -> Answer | None:
+    """Run queries on a database; return None if it cannot be read."""
     uri = absolute(uri)
     file = sqlite_file(uri)
     if uri.startswith(("http", "databricks")) or (file is not None and not has_content(file)):
         return None
     try:
-        with _between_deliveries(file), _engine(uri).connect() as connection:
+        with _lock_syncs(file), _engine(uri).connect() as connection:
             if file is not None:
                 connection.exec_driver_sql(f"PRAGMA mmap_size={MAPPED_BYTES}")
-                connection.exec_driver_sql("BEGIN")  # all queries see the same moment; other databases: each its own
+                connection.exec_driver_sql("BEGIN")  # one snapshot for all queries; other databases: one each
             return question(connection)
-    except (SQLAlchemyError, ImportError):  # another schema, a file in use, no driver: MLflow's client knows, or says
+    except (
+        SQLAlchemyError,
+        ImportError,
+    ):  # another schema, a file in use, no driver: MLflow's client reads it, or raises
         return None
     except OSError as error:
         raise refusal(uri, error) from error
 
 
-def _between_deliveries(file: Path | None) -> AbstractContextManager[object]:
-    """Keep deliveries to a SQLite file waiting, and wait for the one that is at it: it may have sent half a run."""
+def _lock_syncs(file: Path | None) -> AbstractContextManager[object]:
+    """Lock a SQLite file against syncs: a sync in progress has sent half a run."""
     lock = file and file.with_name(f"{file.name}.lock")
-    if lock is None or not os.access(lock, os.W_OK):  # nobody delivers to it here
+    if lock is None or not os.access(lock, os.W_OK):  # no sync writes to it here
         return nullcontext()
     return file_lock(lock, timeout_s=LOCK_TIMEOUT_S)
 
@@ -239,7 +247,7 @@ def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: Ru
     def rows(of: TableClause, is_wanted: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
         query = select(*of.c).join_from(ours, of, of.c.run_uuid == ours.c.run_uuid)
         found = connection.execute(query.where(is_ours, is_wanted))
-        # Singly they cost a call each; all at once, Python's garbage collector looks through them again and again.
+        # One by one, each row costs a call; all at once, Python's garbage collector scans them again and again.
         return chain.from_iterable(found.partitions(ROWS_AT_A_TIME))
 
     is_there = (runs.c.experiment_id == int(experiment_id)) & (runs.c.lifecycle_stage == "active")
@@ -250,7 +258,7 @@ def _runs(connection: Connection, experiment_id: str, *, having: str, wanted: Ru
                 found[run_id][place][key] = value
     if wanted.metrics is not None:
         for run_id, key, value, is_nan in rows(metrics, metrics.c.key.startswith(wanted.metrics, autoescape=True)):
-            if run_id in found and key.startswith(wanted.metrics):  # which a database may say of EVAL/ too
+            if run_id in found and key.startswith(wanted.metrics):  # a database may ignore case
                 found[run_id]["metrics"][key] = float("nan") if is_nan else value
     return [*found.values()]
 
@@ -261,20 +269,20 @@ def _empty(run_id: str, experiment_id: int, status: str, start_ms: int, _: str) 
 
 
 def experiment_tags(*, uri: str, experiment: str) -> dict[str, str]:
-    """Return the tags of an MLflow experiment. Nothing is written.
+    """Return the tags of an MLflow experiment; read-only.
 
     Raises:
-        TrackingError: when there is no such store or experiment, or it cannot be reached.
+        TrackingError: if there is no such store or experiment, or it cannot be reached.
     """
     found = read_experiment(uri, experiment) or open_store(uri, experiment, read_only=True)
     return found.tags
 
 
 def experiment_id_of(*, uri: str, experiment: str) -> str:
-    """Return MLflow's number of an experiment. Nothing is written.
+    """Return MLflow's id of an experiment; read-only.
 
     Raises:
-        TrackingError: when there is no such store or experiment, or it cannot be reached.
+        TrackingError: if there is no such store or experiment, or it cannot be reached.
     """
     found = read_experiment(uri, experiment) or open_store(uri, experiment, read_only=True)
     return found.experiment_id

@@ -15,11 +15,11 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Our own retry is the next delivery. MLflow's defaults would hold one call for minutes.
+    # The next sync is our retry. MLflow's defaults would hold one call for minutes.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    # No connection outlives a call: a SQLite file deleted and made anew is then seen as what it is.
+    # Each call has its own connection: a SQLite file that was deleted and created again is opened again.
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
 }
 

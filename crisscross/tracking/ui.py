@@ -1,9 +1,8 @@
-"""What a visitor of an MLflow experiment finds ready: its description, and three views in the menu "Views".
+"""MLflow's page of an experiment: its description, and three views in the menu "Views".
 
-MLflow's UI (3.17) keeps a view that somebody saved as a tag of the experiment, ``mlflow.sharedViewState.<key>``: a name
-and the state of the page. ``#/experiments/<id>/runs?viewStateShareKey=<key>`` opens it for everybody, whatever they had
-open before; table or charts is not part of it and stands in the address. What a state may hold is not documented:
-tests/ui looks at the views in a browser.
+MLflow's UI (3.17) saves a view as a tag of the experiment, ``mlflow.sharedViewState.<key>``: a name and the state of
+the page. ``#/experiments/<id>/runs?viewStateShareKey=<key>`` opens it; the choice of table or charts is part of the
+address, not of the state. The format of a state is not documented: tests/ui opens the views in a browser.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-COLOUR_OF_RELAXATION = {
+COLOR_OF_RELAXATION = {
     "none": "#000000",
     "mild": "#E69F00",
     "medium": "#0072B2",
     "mixed": "#009E73",
     "extreme": "#CC79A7",
 }
-"""Told apart by colour-blind people too (Okabe and Ito); MLflow's own are drawn by lot, often two alike."""
+"""Okabe and Ito's colors, safe for color-blind readers; MLflow's own are random, often two alike."""
 
 UNTRAINED = "untrained"
-"""What stands for the relaxation of networks that have learnt nothing: a group like any other."""
+"""Value of the parameter ``relaxation`` of randomly initialized networks."""
 
 TOP1 = ("eval/top1_v", "eval/top1_a", "eval/top1_av")
 RUNS_IN_CHARTS = 100
-"""So many runs a chart draws at most; five relaxations of three seeds are 15, MLflow's default is 10. By us."""
+"""Most runs of a chart. ours: five relaxations of three seeds are 15; MLflow's default is 10."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class View:
     """A view in the menu.
 
     Attributes:
-        key: what the address calls it.
-        name: what the menu calls it.
+        key: its key in the address.
+        name: its name in the menu.
         mode: ``TABLE`` or ``CHART``, how the address opens it.
-        state: what MLflow's page takes up: filter, order, columns, groups, charts.
+        state: state of MLflow's page: filter, order, columns, groups, charts.
     """
 
     key: str
@@ -47,25 +46,28 @@ class View:
     state: Mapping[str, Any]
 
     def path(self, experiment_id: str) -> str:
-        """Return where the view is, to be put behind the server's address."""
+        """Return the path of the view, to append to the server's address."""
         mode = "" if self.mode == "TABLE" else f"&compareRunsMode={self.mode}"
         return f"#/experiments/{experiment_id}/runs?viewStateShareKey={self.key}{mode}"
 
 
 def _metric(name: str) -> str:
-    """Return what the table calls the column of a metric."""
+    """Return the table's name of a metric's column."""
     return f"metrics.`{name}`"
 
 
 def _chart(title: str, chart: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a page with a chart in full width on top; MLflow puts those of all metrics below."""
+    """Return the state of a page with one chart in full width on top.
+
+    MLflow adds the charts of all metrics below.
+    """
     section = {"uuid": "ours", "name": title, "display": True, "columns": 1, "cardHeight": 420}
     flags = {"isReordered": False, "isGenerated": False, "deleted": False}
     card = {"uuid": "our-chart", "metricSectionId": "ours", "isGenerated": False, "deleted": False, **chart}
     return {
         "compareRunSections": [{**section, **flags}],
         "compareRunCharts": [{**card, "runsCountToCompare": RUNS_IN_CHARTS}],
-        "isAccordionReordered": True,  # else the sections are put in alphabetical order
+        "isAccordionReordered": True,  # else MLflow sorts the sections alphabetically
         "runsHiddenMode": "SHOW_ALL",
     }
 
@@ -74,7 +76,7 @@ def _runs(kind: str) -> str:
     return f"tags.kind = '{kind}' AND tags.study LIKE '%relaxation%'"
 
 
-# Ordered by a metric: by time, the page would fold evaluations up below their pretrainings.
+# Ordered by a metric: if ordered by time, the page folds evaluations under their pretrainings.
 _EVALUATIONS = {"searchFilter": _runs("downstream"), "orderByKey": _metric("eval/top1_av"), "orderByAsc": False}
 _COLUMNS = {"attributes.`Run Name`": 260, "runDateAndNestInfo": 130, **{_metric(name): 170 for name in TOP1}}
 
@@ -111,7 +113,7 @@ VIEWS: Sequence[View] = (
                 "aggregateFunction": "average",
                 "groupByKeys": [{"mode": "param", "groupByData": "relaxation"}],
             },
-            "groupsExpanded": {f"param.relaxation.{name}": False for name in (*COLOUR_OF_RELAXATION, UNTRAINED)},
+            "groupsExpanded": {f"param.relaxation.{name}": False for name in (*COLOR_OF_RELAXATION, UNTRAINED)},
             "selectedColumns": [_metric(name) for name in TOP1],
             "columnOrder": list(_COLUMNS),
             "columnWidths": _COLUMNS,
@@ -150,18 +152,18 @@ page of them all are artifacts of runs of those kinds (`tags.kind = 'figures'`).
 
 
 def run_tags(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return tags of a run that are for a browser alone: the colour of its relaxation, where that is studied.
+    """Return a run's tags for the browser: the color of its relaxation, if studied.
 
     Args:
-        studies: those that the run is part of, as in its ``run.json``.
+        studies: the run's studies, as in its ``run.json``.
     """
     studied = [entry.get("point", {}).get("relaxation") for entry in studies.values()]
-    colours = [COLOUR_OF_RELAXATION[name] for name in studied if name in COLOUR_OF_RELAXATION]
-    return {"mlflow.runColor": colours[0]} if colours else {}
+    colors = [COLOR_OF_RELAXATION[name] for name in studied if name in COLOR_OF_RELAXATION]
+    return {"mlflow.runColor": colors[0]} if colors else {}
 
 
 def view_tags(experiment_id: str) -> dict[str, str]:
-    """Return the tags by which an MLflow experiment has its description and the views."""
+    """Return the tags of an MLflow experiment: its description and the views."""
     links = " · ".join(f"[{view.name}]({view.path(experiment_id)})" for view in VIEWS)
     tags = {
         "mlflow.experimentKind": "custom_model_development",
@@ -169,7 +171,7 @@ def view_tags(experiment_id: str) -> dict[str, str]:
         "mlflow.note.content": f"CrissCross. {links}\n\n{ABOUT}",  # MLflow shows the first line, the rest on a click
     }
     for place, view in enumerate(VIEWS):
-        # The menu puts what was made last on top.
+        # The menu has the newest on top.
         saved = {"name": view.name, "createdAt": len(VIEWS) - place, "state": json.dumps(view.state)}
         tags[f"mlflow.sharedViewState.{view.key}"] = json.dumps(saved)
     return tags

@@ -11,6 +11,8 @@ import pynvml
 import torch
 
 logger = logging.getLogger(__name__)
+SMOOTHING = 0.1  # ours: weight of the latest step in the average duration
+REPORT_INTERVAL_S = 0.5  # ours
 
 
 class ThroughputMeter:
@@ -38,7 +40,7 @@ class ThroughputMeter:
             started = time.time() - psutil.Process().create_time()
             logger.info("first step done %.1f s after the process started", started)
         else:  # the first step includes set-up
-            smoothing = 0.1 if self._step_seconds is not None else 1.0
+            smoothing = SMOOTHING if self._step_seconds is not None else 1.0
             self._step_seconds = (1 - smoothing) * (self._step_seconds or 0.0) + smoothing * took
         return {"time/step_s": took, "time/data_wait_s": waited, "time/samples_per_s": self._samples / took}
 
@@ -52,9 +54,9 @@ class ThroughputMeter:
         return None if self._step_seconds is None else steps * self._step_seconds
 
     def report_due(self) -> bool:
-        """Return whether half a second has passed since the last True."""
+        """Return whether ``REPORT_INTERVAL_S`` has passed since the last True."""
         now = time.monotonic()
-        if now - self._reported < 0.5:
+        if now - self._reported < REPORT_INTERVAL_S:
             return False
         self._reported = now
         return True

@@ -17,7 +17,7 @@ from crisscross.tracking import query
 from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import RunColumns, experiment_tags, search_runs, study_runs
 from crisscross.utils.files import file_lock
-from tests.large_store import EXPERIMENT, Template, deliver_template, multiply
+from tests.large_store import EXPERIMENT, Template, multiply, sync_template
 from tests.tracking.jobs import client
 
 STUDY = "retrieval"
@@ -45,7 +45,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A few hundred runs of several variants of a study, some with unusual values."""
     folder = tmp_path_factory.mktemp("reading")
     shutil.copy(empty_store, folder / "mlflow.db")
-    template = deliver_template(folder, [STUDY])
+    template = sync_template(folder, [STUDY])
     file = folder / "many" / "mlflow.db"
     file.parent.mkdir()
     multiply(template, file, num_runs=220, seeds_per_variant=SEEDS)

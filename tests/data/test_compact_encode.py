@@ -1,4 +1,4 @@
-"""The compact copy of one clip: same times, same sound, pictures as training would have seen them."""
+"""The compact copy of one clip: same times and audio, and frames as training decodes them."""
 
 from __future__ import annotations
 

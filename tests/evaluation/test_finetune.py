@@ -30,7 +30,7 @@ from crisscross.training.checkpoint import checkpoint_path, load_checkpoint
 from crisscross.transforms.video import eval_transform_video
 from tests.data.miniatures import data_overrides, make_miniature
 from tests.support import TINY_FINETUNING, assert_same_state, final_state, history, tiny_config
-from tests.training.driver import STRIKES, STRIKES_IN_THE_TEST, in_process, in_ranks, strike_and_go_on
+from tests.training.driver import FAULTS, TEST_FAULTS, in_process, in_ranks, inject_and_resume
 
 _RATE = ("downstream.optim.groups.base.initial=0.1",)
 
@@ -54,8 +54,8 @@ def _make(folder: Path, *overrides: str, runs: str = "runs", **options: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> RunDirectory:
-    run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="undisturbed")
+def uninterrupted(folder: Path) -> RunDirectory:
+    run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="uninterrupted")
     assert in_process(run) == 0
     return run
 
@@ -112,24 +112,24 @@ def test_it_learns(folder: Path) -> None:
     assert run.result["metrics"]["eval/top1_v"] > 0.5  # chance is 1/3
 
 
-def test_history_result_and_predictions_agree(undisturbed: RunDirectory) -> None:
-    result, steps = undisturbed.result, history(undisturbed)
-    assert undisturbed.label == "untrained-s0-finetune-demo"
+def test_history_result_and_predictions_agree(uninterrupted: RunDirectory) -> None:
+    result, steps = uninterrupted.result, history(uninterrupted)
+    assert uninterrupted.label == "untrained-s0-finetune-demo"
     assert [step for step, _ in steps] == list(range(1, TOTAL_STEPS + 2))
     assert steps[-1][1] == {name: result["metrics"][name] for name in ("eval/top1_v", "eval/top5_v")}
     expected = {"loss/total", "train/top1", "optim/lr_base", "optim/gradient_norm", "data/fallback_fraction"}
     assert all(metrics.keys() == expected for _, metrics in steps[:-1])
     assert {metrics["data/fallback_fraction"] for _, metrics in steps[:-1]} == {0.0}
-    table = pd.read_csv(undisturbed.path / "predictions.csv")
+    table = pd.read_csv(uninterrupted.path / "predictions.csv")
     assert len(table) == result["num_test_clips"] == 6
     assert (table["label"] == table["predicted_v"]).mean() == pytest.approx(result["metrics"]["eval/top1_v"])
     assert table["probability_v"].ge(table["probability_of_label_v"]).all()
     assert result["artifacts"] == ["predictions.csv"]
 
 
-def test_the_learning_rate_falls_at_the_milestones(undisturbed: RunDirectory) -> None:
-    rates = [metrics["optim/lr_base"] for _, metrics in history(undisturbed)[:-1]]
-    initial = undisturbed.config["downstream"]["optim"]["groups"]["base"]["initial"]
+def test_the_learning_rate_falls_at_the_milestones(uninterrupted: RunDirectory) -> None:
+    rates = [metrics["optim/lr_base"] for _, metrics in history(uninterrupted)[:-1]]
+    initial = uninterrupted.config["downstream"]["optim"]["groups"]["base"]["initial"]
     assert rates == pytest.approx([initial] * 3 + [0.3 * initial] * 3 + [0.09 * initial] * 3)
 
 
@@ -155,9 +155,9 @@ def _literal_scores(run: RunDirectory) -> np.ndarray:
     return scores
 
 
-def test_the_dense_test_equals_a_literal_one(undisturbed: RunDirectory) -> None:
-    table = pd.read_csv(undisturbed.path / "predictions.csv")
-    scores = _literal_scores(undisturbed)
+def test_the_dense_test_equals_a_literal_one(uninterrupted: RunDirectory) -> None:
+    table = pd.read_csv(uninterrupted.path / "predictions.csv")
+    scores = _literal_scores(uninterrupted)
     assert table["probability_v"].to_numpy() == pytest.approx(scores.max(axis=1), abs=1e-5)
 
 
@@ -170,27 +170,27 @@ def test_head_variants_run(folder: Path) -> None:
     assert state["head.linear.weight"].shape == (3, 8)
 
 
-def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
-    assert run.identity == undisturbed.identity
-    assert history(run) == history(undisturbed)
-    assert_same_state(final_state(run), final_state(undisturbed))
-    one, other = (torch.load(some.path / "classifier.pt", weights_only=True) for some in (run, undisturbed))
+def _assert_equal(run: RunDirectory, uninterrupted: RunDirectory) -> None:
+    assert run.identity == uninterrupted.identity
+    assert history(run) == history(uninterrupted)
+    assert_same_state(final_state(run), final_state(uninterrupted))
+    one, other = (torch.load(some.path / "classifier.pt", weights_only=True) for some in (run, uninterrupted))
     assert_same_state(one, other)
-    one, other = (pd.read_csv(some.path / "predictions.csv") for some in (run, undisturbed))
+    one, other = (pd.read_csv(some.path / "predictions.csv") for some in (run, uninterrupted))
     pd.testing.assert_frame_equal(one, other, rtol=1e-5)  # other batch sizes may round differently
 
 
-@pytest.mark.parametrize("strike", [*STRIKES, *STRIKES_IN_THE_TEST])
-def test_struck_once(folder: Path, undisturbed: RunDirectory, strike: str) -> None:
+@pytest.mark.parametrize("fault", [*FAULTS, *TEST_FAULTS])
+def test_one_fault(folder: Path, uninterrupted: RunDirectory, fault: str) -> None:
     options = ("downstream.training.keep_epochs=[1,2]", "execution.num_workers=1")
-    run = _make(folder, *options, runs=f"once {strike}")
-    strike_and_go_on(run, strike, at_step=4)
-    _assert_equal(run, undisturbed)
+    run = _make(folder, *options, runs=f"once {fault}")
+    inject_and_resume(run, fault, at_step=4)
+    _assert_equal(run, uninterrupted)
 
 
-def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None:
+def test_many_faults(folder: Path, uninterrupted: RunDirectory) -> None:
     run = _make(folder, "downstream.training.keep_epochs=[1,2]", runs="often")
-    for strike, at_step in (
+    for fault, at_step in (
         ("SIGUSR2", 1),
         ("SIGKILL in the middle of a step", 2),
         ("SIGKILL between a checkpoint and its hash", 3),
@@ -199,9 +199,9 @@ def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None
         ("SIGTERM in the test", 0),
         ("SIGKILL before the result", 9),
     ):
-        assert in_process(run, strike, at_step=at_step) in (-9, 75), strike
+        assert in_process(run, fault, at_step=at_step) in (-9, 75), fault
     assert in_process(run) == 0
-    _assert_equal(run, undisturbed)
+    _assert_equal(run, uninterrupted)
 
 
 def test_a_frozen_backbone_stays_as_it_is_and_resumes(folder: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_memory_moves_as_a_loop_over_the_clips_would_move_it() -> None:
     torch.testing.assert_close(again, memory, atol=1e-6, rtol=0)  # the order of the draws does not matter
 
 
-def test_the_memory_stands_still_until_the_step_is_done_and_takes_all_its_passes() -> None:
+def test_the_memory_is_constant_during_a_step_and_then_uses_all_micro_batches() -> None:
     method = _build()
     start = _state(method)
     for clips in ((1, 4), (2, 1)):

@@ -159,7 +159,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_initial_backbones_are_the_untrained_floor() -> None:
-    method, floor = _build(), random_init_backbones(TINY, seed=0)
-    for name, tensor in floor.state_dict().items():
+def test_initial_backbones_are_the_random_init_baseline() -> None:
+    method, baseline = _build(), random_init_backbones(TINY, seed=0)
+    for name, tensor in baseline.state_dict().items():
         assert torch.equal(tensor, method.state_dict()[name])

@@ -82,10 +82,10 @@ def test_the_loss_is_the_cross_entropy() -> None:
     assert metrics == {"train/top1": pytest.approx(hits / 5)}
 
 
-def test_it_starts_from_the_untrained_floor_and_has_no_audio_network() -> None:
+def test_it_starts_from_the_random_init_baseline_and_has_no_audio_network() -> None:
     method = build_method(SUPERVISED, TINY, DatasetInfo(num_clips=12, num_classes=3), seed=7)
-    floor = random_init_backbones(TINY, seed=7).video_backbone.state_dict()
-    assert_same_state(dict(method.video_backbone.state_dict()), dict(floor))
+    baseline = random_init_backbones(TINY, seed=7).video_backbone.state_dict()
+    assert_same_state(dict(method.video_backbone.state_dict()), dict(baseline))
     assert {name for name, _ in method.named_children()} == {"video_backbone", "head"}
 
 
@@ -113,7 +113,7 @@ def test_two_processes_train_together(folder: Path, silent: list[str]) -> None:
     assert len(history(run)) == 6
 
 
-def test_an_evaluation_that_wants_sound_is_refused(folder: Path, silent: list[str], pretrained: RunDirectory) -> None:
+def test_an_evaluation_that_needs_audio_is_refused(folder: Path, silent: list[str], pretrained: RunDirectory) -> None:
     """An error at launch, before anything is written, and in a job of an existing run."""
     typed = [*TINY_OVERRIDES, f"data.root={folder / 'demo'}", f"runs_root={folder / 'refused'}"]
     typed.append(f"weights.run={pretrained.path}")
@@ -155,7 +155,7 @@ def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_study_is_refused_before_it_begins(arguments: list[str], message: str) -> None:
+def test_a_study_is_refused_before_it_starts(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         make_plan("relaxation", arguments, prepare=_prepare)
     assert "\n" not in str(error.value)
@@ -173,9 +173,7 @@ def test_a_study_takes_another_backbone_for_pretraining_and_evaluations_alike() 
     assert [item.config["model"]["video"] for item in plan.graph] == [{"torchvision": "r3d_18"}] * 3
 
 
-def test_unlabelled_clips_are_refused_at_the_launch_and_in_the_job(
-    folder: Path, silent: list[str], tmp_path: Path
-) -> None:
+def test_unlabeled_clips_are_refused_at_launch_and_in_the_job(folder: Path, silent: list[str], tmp_path: Path) -> None:
     for number, clip in enumerate(sorted((folder / "hmdb51").rglob("*.avi"))[:3]):
         target = tmp_path / "clips" / ("train" if number else "test") / "all" / clip.name
         target.parent.mkdir(parents=True, exist_ok=True)

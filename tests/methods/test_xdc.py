@@ -99,7 +99,7 @@ def test_assignments_are_those_of_the_features_and_belong_to_an_epoch() -> None:
     assert method.clusters_epoch == 2
 
 
-def test_encoders_are_looked_through_in_eval_mode() -> None:
+def test_features_are_extracted_in_eval_mode() -> None:
     method, modes = _build().train(), []
 
     def look(networks):
@@ -112,7 +112,7 @@ def test_encoders_are_looked_through_in_eval_mode() -> None:
     assert not any(modes)
 
 
-def test_fresh_heads_are_drawn_from_the_seed_and_the_epoch() -> None:
+def test_new_heads_are_drawn_from_the_seed_and_the_epoch() -> None:
     wide = _build(num_clips=400, num_clusters=200)
     features = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
     wide.on_epoch_start(0, _found(features, features), seed=1)

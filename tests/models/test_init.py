@@ -37,7 +37,7 @@ def test_same_seed_same_weights_whatever_the_global_state() -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_global_random_state_does_not_change() -> None:
     model = small_model()
     before = torch.get_rng_state()
     initialize(model, seed_key=7)

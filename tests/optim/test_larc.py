@@ -307,7 +307,7 @@ def test_no_value_is_read_back() -> None:
 
 
 @needs_cuda
-def test_no_synchronisation_on_a_gpu() -> None:
+def test_no_synchronization_on_a_gpu() -> None:
     parameters = [nn.Parameter(parameter.detach().cuda()) for parameter in parameters_and_gradients()]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)

@@ -1,6 +1,6 @@
-"""Runs a training in a process of its own and strikes it at a chosen place.
+"""Fault injection: run a training in its own process and kill or signal it at a chosen place.
 
-The processes come from a fork server that has imported everything once, so that a dozen deaths cost seconds.
+A fork server imports everything once, so that a dozen killed processes cost seconds.
 """
 
 from __future__ import annotations
@@ -28,64 +28,64 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def in_process(run: RunDirectory, strike: str = "", at_step: int = 0) -> int:
-    """Run an experiment in a fresh process.
+def in_process(run: RunDirectory, fault: str = "", at_step: int = 0) -> int:
+    """Run an experiment in a new process.
 
     Args:
         run: its run directory.
-        strike: what happens to it, a key of ``STRIKES``; empty = it is left alone.
-        at_step: when.
+        fault: key of ``FAULTS``; empty = no fault.
+        at_step: step of the fault.
 
     Returns:
         The exit code: 0 done, 75 interrupted, -9 killed.
     """
-    (code,) = _exit_codes(run, [{}], strike, at_step)
+    (code,) = _exit_codes(run, [{}], fault, at_step)
     return code
 
 
-def in_ranks(run: RunDirectory, num: int, strike: str = "", at_step: int = 0) -> list[int]:
-    """Run an experiment in fresh processes that share its batches, as under torchrun; return their exit codes.
+def in_ranks(run: RunDirectory, num: int, fault: str = "", at_step: int = 0) -> list[int]:
+    """Run an experiment in several processes, as under torchrun; return their exit codes.
 
     Args:
         run: its run directory.
         num: processes.
-        strike: what happens to the last of them; the others are left alone.
-        at_step: when.
+        fault: fault of the last of them.
+        at_step: step of the fault.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num}
-    return _exit_codes(run, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(num)], strike, at_step)
+    return _exit_codes(run, [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(num)], fault, at_step)
 
 
-def _exit_codes(run: RunDirectory, environments: list[dict], strike: str = "", at_step: int = 0) -> list[int]:
+def _exit_codes(run: RunDirectory, environments: list[dict], fault: str = "", at_step: int = 0) -> list[int]:
     processes = []
     for more in environments:
         variables = {name: str(value) for name, value in more.items()}
-        struck = (strike, at_step) if more is environments[-1] else ("", 0)
-        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *struck, variables)))
+        faulty = (fault, at_step) if more is environments[-1] else ("", 0)
+        processes.append(CONTEXT.Process(target=_main, args=(str(run.path), *faulty, variables)))
         processes[-1].start()
     for process in processes:
         process.join(timeout=600)
-        assert process.exitcode is not None, "the run did not end within 120 s"
+        assert process.exitcode is not None, "the run did not end within 600 s"
     return [process.exitcode for process in processes]
 
 
-def strike_and_go_on(run: RunDirectory, strike: str, *, at_step: int) -> None:
-    """Strike a run once, see that it is not done, and start it again to its end."""
-    code = in_process(run, strike, at_step=at_step)
-    assert code == (-9 if strike.startswith("SIGKILL") else INTERRUPTED_EXIT_CODE)
+def inject_and_resume(run: RunDirectory, fault: str, *, at_step: int) -> None:
+    """Inject a fault, check that the run is not done, and resume it to its end."""
+    code = in_process(run, fault, at_step=at_step)
+    assert code == (-9 if fault.startswith("SIGKILL") else INTERRUPTED_EXIT_CODE)
     assert run.result is None
     assert in_process(run) == 0
 
 
-def _main(path: str, strike: str, at_step: int, variables: dict[str, str]) -> None:
-    os.setsid()  # a group of its own, so that a strike at the group is not at the tests
+def _main(path: str, fault: str, at_step: int, variables: dict[str, str]) -> None:
+    os.setsid()  # its own process group, so that a signal to the group does not reach the tests
     os.environ.update(variables)
     SHUTDOWN.install()
-    if strike:
-        {**STRIKES, **STRIKES_IN_THE_TEST, **STRIKES_IN_THE_LOOK}[strike](at_step)
+    if fault:
+        {**FAULTS, **TEST_FAULTS, **EXTRACTION_FAULTS}[fault](at_step)
     done = run_experiment(RunDirectory.open(path))
     os._exit(0 if done else INTERRUPTED_EXIT_CODE)
 
@@ -97,13 +97,13 @@ def _kill() -> None:
 def _after_the_backward_pass(act: Callable[[], None], at_step: int) -> None:
     original = Trainer._one_pass
 
-    def struck(self, *arguments):
+    def faulty(self, *arguments):
         result = original(self, *arguments)
         if self.step == at_step:
             act()
         return result
 
-    Trainer._one_pass = struck
+    Trainer._one_pass = faulty
 
 
 def _in_the_middle_of_a_step(at_step: int) -> None:
@@ -113,7 +113,7 @@ def _in_the_middle_of_a_step(at_step: int) -> None:
 def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
     original = checkpoint._HashingFile.write
 
-    def struck(self, data):
+    def faulty(self, data):
         original(self, bytes(data)[: len(data) // 2])
         self._file.flush()
         _kill()
@@ -121,7 +121,7 @@ def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
 
     def only_at(self, step, state, metrics_bytes):
         if step >= at_step:
-            checkpoint._HashingFile.write = struck
+            checkpoint._HashingFile.write = faulty
         write(self, step, state, metrics_bytes)
 
     write = checkpoint.CheckpointWriter._write
@@ -131,48 +131,48 @@ def _in_the_middle_of_a_checkpoint(at_step: int) -> None:
 def _between_checkpoint_and_its_hash(at_step: int) -> None:
     original = checkpoint.write_json
 
-    def struck(path: Path, value: object) -> None:
+    def faulty(path: Path, value: object) -> None:
         if path.parent.name == "checkpoints" and value["step"] >= at_step:
             _kill()
         original(path, value)
 
-    checkpoint.write_json = struck
+    checkpoint.write_json = faulty
 
 
-def _before_durable_is_told(at_step: int) -> None:
+def _before_durable_is_written(at_step: int) -> None:
     original = checkpoint.write_json
 
-    def struck(path: Path, value: object) -> None:
+    def faulty(path: Path, value: object) -> None:
         if path.name == "durable.json" and value["history_step"] >= at_step:
             _kill()
         original(path, value)
 
-    checkpoint.write_json = struck
+    checkpoint.write_json = faulty
 
 
-def _after_the_journal_before_the_checkpoint(at_step: int) -> None:
+def _between_metrics_log_and_checkpoint(at_step: int) -> None:
     original = Trainer._save
 
-    def struck(self):
+    def faulty(self):
         if self.step >= at_step:
             self.checkpoints.metrics_log.sync()
             _kill()
         original(self)
 
-    Trainer._save = struck
+    Trainer._save = faulty
 
 
-def _in_the_dense_test(act: Callable[[], None], at_step: int) -> None:
+def _during_the_test(act: Callable[[], None], at_step: int) -> None:
     original, seen = features.segment_views, []
     features.SEGMENTS_PER_BATCH = 4  # two clips
 
-    def struck(batch, **settings):
+    def faulty(batch, **settings):
         seen.append(batch)
         if len(seen) == 2:
             act()
         return original(batch, **settings)
 
-    features.segment_views = struck
+    features.segment_views = faulty
 
 
 def _before_the_result(at_step: int) -> None:
@@ -180,22 +180,22 @@ def _before_the_result(at_step: int) -> None:
 
 
 def _signal(number: signal.Signals) -> Callable[[int], None]:
-    def strike(at_step: int) -> None:
+    def fault(at_step: int) -> None:
         _after_the_backward_pass(lambda: os.kill(os.getpid(), number), at_step)
 
-    return strike
+    return fault
 
 
 def _signal_to_the_group(at_step: int) -> None:
     _after_the_backward_pass(lambda: os.killpg(0, signal.SIGTERM), at_step)
 
 
-STRIKES: dict[str, Callable[[int], None]] = {
+FAULTS: dict[str, Callable[[int], None]] = {
     "SIGKILL in the middle of a step": _in_the_middle_of_a_step,
     "SIGKILL in the middle of a checkpoint write": _in_the_middle_of_a_checkpoint,
     "SIGKILL between a checkpoint and its hash": _between_checkpoint_and_its_hash,
-    "SIGKILL before the checkpoint is declared": _before_durable_is_told,
-    "SIGKILL at the end of an epoch": _after_the_journal_before_the_checkpoint,
+    "SIGKILL before the checkpoint is declared": _before_durable_is_written,
+    "SIGKILL at the end of an epoch": _between_metrics_log_and_checkpoint,
     "SIGKILL before the result": _before_the_result,
     "SIGTERM": _signal(signal.SIGTERM),
     "SIGTERM to the whole group": _signal_to_the_group,
@@ -204,51 +204,53 @@ STRIKES: dict[str, Callable[[int], None]] = {
 }
 
 
-def _small_looks(num_clips: int) -> None:
-    """No strike: let a pass over all clips, one segment each, take so few at a time."""
+def _small_batches(num_clips: int) -> None:
+    """Set the batch size of feature extraction; no fault."""
     features.SEGMENTS_PER_BATCH = num_clips
 
 
-def _in_the_look(act: Callable[[], None], at_batch: int) -> None:
-    """Act before a batch of the looks at all clips, counted over the whole run: of 12 clips, there are three a look."""
+def _during_extraction(act: Callable[[], None], at_batch: int) -> None:
+    """Act before a batch of feature extraction, counted over the run: three per epoch of 12 clips."""
     original, seen = features.segment_views, []
-    _small_looks(4)
+    _small_batches(4)
 
-    def struck(batch, **settings):
+    def faulty(batch, **settings):
         seen.append(batch)
         if len(seen) == at_batch:
             act()
         return original(batch, **settings)
 
-    features.segment_views = struck
+    features.segment_views = faulty
 
 
-def _in_the_clustering(at_call: int) -> None:
+def _during_clustering(at_call: int) -> None:
     """Kill in a k-means: there are two before each epoch."""
-    from crisscross.methods import xdc
+    from crisscross.methods import xdc  # here: it imports scikit-learn, which few of these processes need
 
     original, seen = xdc.clustered, []
-    _small_looks(4)
+    _small_batches(4)
 
-    def struck(*arguments, **settings):
+    def faulty(*arguments, **settings):
         seen.append(arguments)
         if len(seen) == at_call:
             _kill()
         return original(*arguments, **settings)
 
-    xdc.clustered = struck
+    xdc.clustered = faulty
 
 
-STRIKES_IN_THE_LOOK: dict[str, Callable[[int], None]] = {
-    "none, few clips at a time": lambda at_batch: _small_looks(4),
-    "SIGKILL in the look": lambda at_batch: _in_the_look(_kill, at_batch),
-    "SIGTERM in the look": lambda at_batch: _in_the_look(lambda: os.kill(os.getpid(), signal.SIGTERM), at_batch),
-    "SIGKILL in the clustering": _in_the_clustering,
+EXTRACTION_FAULTS: dict[str, Callable[[int], None]] = {
+    "none, few clips at a time": lambda at_batch: _small_batches(4),
+    "SIGKILL in the extraction": lambda at_batch: _during_extraction(_kill, at_batch),
+    "SIGTERM in the extraction": lambda at_batch: _during_extraction(
+        lambda: os.kill(os.getpid(), signal.SIGTERM), at_batch
+    ),
+    "SIGKILL in the clustering": _during_clustering,
 }
-"""Before an epoch, of methods that look at all clips then."""
+"""Faults before an epoch, for methods that extract features of all clips."""
 
-STRIKES_IN_THE_TEST: dict[str, Callable[[int], None]] = {
-    "SIGKILL in the test": lambda at_step: _in_the_dense_test(_kill, at_step),
-    "SIGTERM in the test": lambda at_step: _in_the_dense_test(lambda: os.kill(os.getpid(), signal.SIGTERM), at_step),
+TEST_FAULTS: dict[str, Callable[[int], None]] = {
+    "SIGKILL in the test": lambda at_step: _during_the_test(_kill, at_step),
+    "SIGTERM in the test": lambda at_step: _during_the_test(lambda: os.kill(os.getpid(), signal.SIGTERM), at_step),
 }
-"""Only fine-tuning has a test behind its training."""
+"""Faults in the test after training, which only fine-tuning has."""

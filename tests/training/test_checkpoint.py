@@ -96,7 +96,7 @@ def test_damaged_checkpoints_never_crowd_out_good_ones(tmp_path: Path) -> None:
     assert load_latest(folder)[1]["step"] == 13
 
 
-def test_the_history_that_is_told_never_shrinks(tmp_path: Path) -> None:
+def test_the_committed_history_never_shrinks(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path / "checkpoints", history_step=10)
     _save(writer, 7)
     assert load_latest(tmp_path / "checkpoints")[1]["history_step"] == 10
@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path
     assert rest == "1 []"
 
 
-def test_an_unwritable_folder_is_told_at_the_next_save(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error_at_the_next_save(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     writer = CheckpointWriter(folder)
     _save(writer, 1)
@@ -181,7 +181,7 @@ def test_an_unwritable_folder_is_told_at_the_next_save(tmp_path: Path) -> None:
         writer.save(3, _state(3), metrics_bytes=0)
 
 
-def test_what_nobody_foresaw_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_shown_with_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise KeyError("scaler")
 

@@ -8,13 +8,13 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from tests.support import assert_same_state, final_state, history, tiny_config
-from tests.training.driver import STRIKES, in_process, strike_and_go_on
+from tests.training.driver import FAULTS, in_process, inject_and_resume
 
 WITH_WORKERS = (
     *("SIGKILL in the middle of a step", "SIGKILL in the middle of a checkpoint write"),
     *("SIGTERM", "SIGTERM to the whole group", "SIGINT", "SIGUSR2"),
 )
-"""Strikes that may find loader processes at work, or reach them as well."""
+"""Faults that may occur while loader processes work, or reach them too."""
 
 TOTAL_STEPS = 9  # 3 epochs of 12 clips in batches of 4
 
@@ -31,33 +31,33 @@ def _make(folder: Path, name: str, *overrides: str) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> RunDirectory:
-    run = _make(folder, "undisturbed")
+def uninterrupted(folder: Path) -> RunDirectory:
+    run = _make(folder, "uninterrupted")
     assert in_process(run) == 0
     assert [step for step, _ in history(run)] == list(range(1, TOTAL_STEPS + 1))
     return run
 
 
-def _assert_equal(run: RunDirectory, undisturbed: RunDirectory) -> None:
-    assert run.identity == undisturbed.identity
-    assert history(run) == history(undisturbed)
-    assert_same_state(final_state(run), final_state(undisturbed))
+def _assert_equal(run: RunDirectory, uninterrupted: RunDirectory) -> None:
+    assert run.identity == uninterrupted.identity
+    assert history(run) == history(uninterrupted)
+    assert_same_state(final_state(run), final_state(uninterrupted))
     assert run.result["steps"] == TOTAL_STEPS
 
 
 @pytest.mark.parametrize(
-    ("strike", "num_workers"),
-    [(strike, 0) for strike in STRIKES] + [(strike, 2) for strike in WITH_WORKERS],
+    ("fault", "num_workers"),
+    [(fault, 0) for fault in FAULTS] + [(fault, 2) for fault in WITH_WORKERS],
 )
-def test_struck_once(folder: Path, undisturbed: RunDirectory, strike: str, num_workers: int) -> None:
-    run = _make(folder, f"{strike}-{num_workers}", f"execution.num_workers={num_workers}")
-    strike_and_go_on(run, strike, at_step=4)
-    _assert_equal(run, undisturbed)
+def test_one_fault(folder: Path, uninterrupted: RunDirectory, fault: str, num_workers: int) -> None:
+    run = _make(folder, f"{fault}-{num_workers}", f"execution.num_workers={num_workers}")
+    inject_and_resume(run, fault, at_step=4)
+    _assert_equal(run, uninterrupted)
 
 
-def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None:
+def test_many_faults(folder: Path, uninterrupted: RunDirectory) -> None:
     run = _make(folder, "often", "execution.num_workers=1")
-    for strike, at_step in (
+    for fault, at_step in (
         ("SIGINT", 0),
         ("SIGKILL in the middle of a step", 2),
         ("SIGKILL at the end of an epoch", 3),
@@ -69,9 +69,9 @@ def test_struck_again_and_again(folder: Path, undisturbed: RunDirectory) -> None
         ("SIGKILL in the middle of a step", 8),
         ("SIGKILL before the result", 9),
     ):
-        assert in_process(run, strike, at_step=at_step) in (-9, 75), strike
+        assert in_process(run, fault, at_step=at_step) in (-9, 75), fault
     assert in_process(run) == 0
-    _assert_equal(run, undisturbed)
+    _assert_equal(run, uninterrupted)
 
 
 def test_a_signal_loses_no_step(folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_signal_loses_no_step(folder: Path) -> None:
     assert (run.checkpoints / "step-000000005.pt").exists()
 
 
-def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Path, undisturbed: RunDirectory) -> None:
+def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Path, uninterrupted: RunDirectory) -> None:
     run = _make(folder, "corrupt")
     assert in_process(run, "SIGTERM", at_step=7) == 75
     newest = run.checkpoints / "step-000000008.pt"
@@ -91,19 +91,19 @@ def test_a_corrupt_newest_checkpoint_costs_steps_but_not_the_history(folder: Pat
     before = run.metrics_path.read_text()
     assert in_process(run) == 0
     assert run.metrics_path.read_text().startswith(before)  # lines that MLflow may already have do not change
-    _assert_equal(run, undisturbed)
+    _assert_equal(run, uninterrupted)
 
 
-def test_a_corrupt_checkpoint_and_a_second_kill_write_no_step_twice(folder: Path, undisturbed: RunDirectory) -> None:
+def test_a_corrupt_checkpoint_and_a_second_kill_write_no_step_twice(folder: Path, uninterrupted: RunDirectory) -> None:
     run = _make(folder, "corrupt twice")
     assert in_process(run, "SIGTERM", at_step=7) == 75
     (run.checkpoints / "step-000000008.pt").write_bytes(b"torn")
     assert in_process(run, "SIGTERM", at_step=6) == 75  # resumes before step 8, stops before it again
     assert in_process(run) == 0
-    _assert_equal(run, undisturbed)
+    _assert_equal(run, uninterrupted)
 
 
-def test_running_what_is_done_changes_nothing(undisturbed: RunDirectory) -> None:
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*") if path.is_file()}
-    assert in_process(undisturbed) == 0
-    assert {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*") if path.is_file()} == before
+def test_running_what_is_done_changes_nothing(uninterrupted: RunDirectory) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.is_file()}
+    assert in_process(uninterrupted) == 0
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.path.rglob("*") if path.is_file()} == before

@@ -119,7 +119,7 @@ def test_one_run_directory_has_one_worker(folder: Path) -> None:
         run_experiment(run)
 
 
-def test_stops_where_it_is_told_and_goes_on(folder: Path) -> None:
+def test_stops_after_max_steps_and_resumes(folder: Path) -> None:
     run = _make(folder, "execution.max_steps_this_launch=4", runs="pieces")
     assert not run_experiment(run)
     assert [step for step, _ in history(run)] == [1, 2, 3, 4]

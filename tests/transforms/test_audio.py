@@ -285,7 +285,7 @@ def test_how_a_batch_is_split_for_the_cache_does_not_matter(monkeypatch):
         assert torch.equal(augment_audio(wave, keys, WARPED), whole)
 
 
-def test_the_input_is_left_alone_and_autocast_does_not_reach_in():
+def test_the_input_does_not_change_and_autocast_has_no_effect():
     wave = waves(4)
     before = wave.clone()
     expected = augment_audio(wave, keys_of(4), WARPED)

@@ -183,7 +183,7 @@ def test_everything_off_is_the_evaluation():
     torch.testing.assert_close(result[inner], expected[inner], atol=1e-5, rtol=0)
 
 
-def test_result_is_normalized_float_and_the_input_is_left_alone():
+def test_result_is_normalized_float_and_the_input_does_not_change():
     video, aspect, keys = batch()
     before = video.clone()
     result = augment_video(video, aspect, keys, SMALL)

@@ -27,7 +27,7 @@ NOT_YET = (
     *(ElementClickInterceptedException, ElementNotInteractableException),
     *(JavascriptException, StaleElementReferenceException),
 )
-"""What a page answers that is half built, or builds itself anew."""
+"""Errors of a page that is half built, or builds itself again."""
 
 Found = TypeVar("Found")
 
@@ -80,12 +80,12 @@ class Browser:
 
     def open(self, path: str) -> None:
         """Open a page, such as ``#/experiments/1/runs``, as on a first visit."""
-        # To a browser, all of MLflow is one page: without another in between it would not be loaded anew.
+        # To a browser, all of MLflow is one page: without another in between it would not be loaded again.
         self.driver.get("about:blank")
         self.driver.get(f"{self.uri}/{path}")
 
     def ask(self, script: str, *arguments: Any) -> Any:
-        """Return what JavaScript says of the page."""
+        """Return the value of a script on the page."""
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, until: Callable[[], Found], what: str) -> Found:

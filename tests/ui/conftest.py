@@ -35,7 +35,7 @@ def site(empty_store, tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("ui")
     shutil.copy(empty_store, folder / "mlflow.db")
     study = FinishedStudy(folder)
-    study.deliver(f"sqlite:///{folder}/mlflow.db")
+    study.sync(f"sqlite:///{folder}/mlflow.db")
     server = Server(folder)
     server.start()
     try:

@@ -63,7 +63,7 @@ class FinishedStudy:
         run.write_result({"metrics": {**metrics, "svm/c_av": 0.1}})
         self.top1[run.label] = top1
 
-    def deliver(self, uri: str) -> None:
+    def sync(self, uri: str) -> None:
         """Sync all runs to MLflow, as a launch does."""
         assert sync_runs(self.runs, uri, EXPERIMENT).failures == {}
 

@@ -23,7 +23,7 @@ from tests.tracking.jobs import (
 )
 
 
-def test_an_evaluation_is_the_child_of_its_pretraining_and_carries_what_that_was(uri, tmp_path):
+def test_an_evaluation_is_the_child_of_its_pretraining_and_has_its_tags(uri, tmp_path):
     parent = pretraining(tmp_path / "runs", seed=3)
     child = evaluation(parent)
     send(child, uri)
@@ -54,7 +54,7 @@ def test_the_clips_are_an_input_of_the_run_once(uri, tmp_path):
     child = RunDirectory.create("downstream", {**evaluation(parent).config, "data": data}, parents=[parent])
     for run, context in ((parent, "pretraining: train"), (child, "evaluation: train, test, fold 2")):
         run_id = send(run, uri).run_id
-        (run.path / "tracking.json").unlink()  # told again: there is no note that it has been
+        (run.path / "tracking.json").unlink()  # sent again: nothing records that it was
         assert send(run, uri)
         (entry,) = client(uri).get_run(run_id).inputs.dataset_inputs
         data = run.config["data"]
@@ -121,7 +121,7 @@ def test_status_and_artifacts_follow_the_run_directory(uri, tmp_path):
     assert (artifacts / "log.txt").read_text() == "first and last"
 
 
-def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
+def test_a_killed_job_does_not_stay_running(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
     progress = read_json(run.path / "progress.json")
@@ -133,7 +133,7 @@ def test_a_job_killed_without_a_word_is_not_running_for_ever(uri, tmp_path):
     assert all_runs(uri, run)[0]["status"] == "KILLED"
 
 
-def test_the_last_word_waits_for_no_grace(uri, tmp_path):
+def test_the_last_sync_needs_no_stale_time(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_progress(state="running", step=1, total=4)
     with SyncProcess([run], uri=uri, experiment=EXPERIMENT, timeout_s=300) as process:
@@ -184,7 +184,7 @@ def test_the_environment_is_that_of_the_job(uri, tmp_path):
     assert (artifacts / "code.diff").read_text() == "diff --git a/x b/x\n"
 
 
-def test_a_study_joined_after_the_end_is_told(uri, tmp_path):
+def test_a_study_joined_after_the_end_is_sent(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run.write_result({"metrics": {}})
     send(run, uri)

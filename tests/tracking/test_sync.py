@@ -32,7 +32,7 @@ from tests.tracking.jobs import (
 )
 
 
-def test_a_store_whose_making_was_killed_is_made_anew(tmp_path, monkeypatch):
+def test_a_store_whose_creation_was_killed_is_created_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mlflow.db"
     code = "from crisscross.tracking.client import *; create_tables(Path('mlflow.db').resolve())"
@@ -71,9 +71,9 @@ def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
     job.finish()
     assert "bytes of its history" in unsynced_reason(run, uri=uri, experiment=EXPERIMENT)
-    delivery = send(run, uri)
-    assert (delivery.points_sent, delivery.finished) == (3 * 3, True)
-    assert send(run, uri) == Sync(delivery.run_id, 0, True)
+    sent = send(run, uri)
+    assert (sent.points_sent, sent.finished) == (3 * 3, True)
+    assert send(run, uri) == Sync(sent.run_id, 0, True)
     assert_history_once(run, uri)
     assert all_runs(uri, run)[0]["status"] == "FINISHED"
     assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
@@ -84,9 +84,9 @@ def test_points_keep_the_time_of_the_journal(uri, tmp_path):
     job = Job(run)
     job.train(3)
     job.finish()
-    delivery = send(run, uri)
+    sent = send(run, uri)
     times = [json.loads(line)["time_ms"] for line in run.metrics_path.read_text().splitlines()]
-    assert [point.timestamp for point in client(uri).get_metric_history(delivery.run_id, "loss/0")] == times
+    assert [point.timestamp for point in client(uri).get_metric_history(sent.run_id, "loss/0")] == times
 
 
 def test_a_resumed_run_whose_journal_was_cut(uri, tmp_path):
@@ -97,7 +97,7 @@ def test_a_resumed_run_whose_journal_was_cut(uri, tmp_path):
     job.train(3)
     job.journal.sync()
     send(run, uri)
-    for _ in range(3):  # killed and started again: the steps after the checkpoint are written anew, at other times
+    for _ in range(3):  # killed and started again: the steps after the checkpoint are written again, at other times
         job.resume()
         job.train(4)
         job.journal.sync()
@@ -167,7 +167,7 @@ def test_killed_between_sending_and_noting_it(uri, tmp_path):
             break
         assert process.exitcode == -signal.SIGKILL
     else:
-        pytest.fail("a delivery that is killed in every second call should get to its end in the end")
+        pytest.fail("a sync that is killed in every second call must complete")
     assert send(run, uri).points_sent == 0
     (only,) = all_runs(uri, run)
     assert only["metrics"]["eval/extra"] == 0.25
@@ -201,8 +201,8 @@ def test_result_metrics_that_the_history_lacks_are_sent_once(uri, tmp_path):
     notes["stores"].popitem()
     write_json(child.path / "tracking.json", notes)
     os.utime(child.path / "result.json", (1, 1))  # copied to another disk
-    delivery = send(child, uri)
-    assert len(client(uri).get_metric_history(delivery.run_id, "eval/top1_v")) == 1
+    sent = send(child, uri)
+    assert len(client(uri).get_metric_history(sent.run_id, "eval/top1_v")) == 1
     assert len(all_runs(uri, child)) == 1
 
 
@@ -234,6 +234,24 @@ def test_a_store_that_was_deleted_is_filled_again(uri, tmp_path, monkeypatch):
     assert_history_once(parent, uri)
     (found,) = all_runs(uri, child)
     assert found["tags"]["mlflow.parentRunId"] == all_runs(uri, parent)[0]["run_id"]
+
+
+def test_verify_fills_a_store_that_was_replaced_by_an_older_copy(uri, tmp_path):
+    run, other = pretraining(tmp_path / "runs"), pretraining(tmp_path / "runs", seed=1)
+    for each in (run, other):
+        job = Job(each)
+        job.train(3)
+        job.finish()
+    assert sync_runs([run], uri, EXPERIMENT).num_due == 1
+    older = (tmp_path / "mlflow.db").read_bytes()
+    assert sync_runs([run, other], uri, EXPERIMENT).summary.endswith("brought up to date for 1 run(s)")
+    (tmp_path / "mlflow.db").write_bytes(older)
+    assert sync_runs([run, other], uri, EXPERIMENT).summary.endswith("is up to date")
+    report = sync_runs([run, other], uri, EXPERIMENT, verify=True)
+    assert (report.num_due, report.failures) == (1, {})
+    assert sync_runs([run, other], uri, EXPERIMENT, verify=True).num_due == 0
+    for each in (run, other):
+        assert_history_once(each, uri)
 
 
 def test_a_run_deleted_in_the_browser_is_restored_with_its_history(uri, tmp_path):

@@ -6,7 +6,7 @@ import json
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.query import experiment_tags, search_runs
-from crisscross.tracking.ui import COLOUR_OF_RELAXATION, UNTRAINED, VIEWS, view_tags
+from crisscross.tracking.ui import COLOR_OF_RELAXATION, UNTRAINED, VIEWS, view_tags
 from tests.tracking.jobs import EXPERIMENT, STUDY, all_runs, client, evaluation, pretraining, send
 
 
@@ -48,7 +48,7 @@ def test_views_are_small_enough_for_a_tag_and_have_addresses_of_their_own():
 def test_the_colour_of_a_relaxation_is_given_once_and_only_where_relaxation_is_studied(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     run_id = send(run, uri).run_id
-    assert all_runs(uri, run)[0]["tags"]["mlflow.runColor"] == COLOUR_OF_RELAXATION["mild"]
+    assert all_runs(uri, run)[0]["tags"]["mlflow.runColor"] == COLOR_OF_RELAXATION["mild"]
     client(uri).set_tag(run_id, "mlflow.runColor", "#123456")
     run.write_result({"metrics": {}})
     send(run, uri)
