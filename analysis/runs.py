@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.studies import STUDIES
+from crisscross.run.state import RunState
 from crisscross.tracking.address import TrackingError
 from crisscross.tracking.query import RunColumns, experiment_tags, study_runs
 from crisscross.utils.redact import mask_passwords
@@ -241,14 +242,14 @@ def reason_missing(evaluation: Mapping[str, Any] | None, pretraining: Mapping[st
         return "not measured", ""
     if pretraining is not None:
         if pretraining["status"] == "FAILED":
-            return "parent failed", pretraining["error"]
+            return RunState.PARENT_FAILED, pretraining["error"]
         if pretraining["status"] == "KILLED":
-            return f"parent {pretraining['state'] or 'interrupted'}", ""
+            return f"parent {pretraining['state'] or RunState.INTERRUPTED}", ""
         if pretraining["status"] == "RUNNING":
-            return f"pretraining {pretraining['progress'] or 'running'}", ""
+            return f"pretraining {pretraining['progress'] or RunState.RUNNING}", ""
     if status == "FAILED":
-        return "failed", known["error"]
+        return RunState.FAILED, known["error"]
     if status == "KILLED":
-        return known["state"] or "interrupted", ""
+        return known["state"] or RunState.INTERRUPTED, ""
     waits = status == "SCHEDULED" or (pretraining is not None and pretraining["status"] == "SCHEDULED")
-    return ("queued" if waits else "not run"), ""
+    return (RunState.QUEUED if waits else "not run"), ""

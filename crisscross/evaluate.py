@@ -23,6 +23,7 @@ from crisscross.evaluation.results import Results, write_results
 from crisscross.evaluation.retrieval import recall_at, retrieve
 from crisscross.evaluation.svm import evaluate_svm
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.utils.distributed import choose_device
 from crisscross.utils.rng import derive_key
 from crisscross.utils.signals import Preempted, raise_if_preempted
@@ -86,7 +87,7 @@ class _Evaluation:
             for modality in self._protocol.modalities:
                 raise_if_preempted()
                 where = f" of fold {fold.name}" if fold.name else ""
-                self._run.write_progress(state="running", phase=f"{self._protocol.name} on {modality}{where}")
+                self._run.write_progress(state=RunState.RUNNING, phase=f"{self._protocol.name} on {modality}{where}")
                 self._evaluate(fold, modality, *features.of(fold, modality), results)
         write_results(self._run, results)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.utils.files import read_json, write_bytes, write_json
 from crisscross.utils.git import CODE_ROOT, git_state, uncommitted_changes
 from crisscross.utils.signals import SHUTDOWN, Preempted
@@ -54,14 +55,14 @@ def _run_alone(directory: RunDirectory) -> bool:
     if directory.result is not None:  # the process that had the lock has finished it
         return True
     _record_launch(directory)
-    directory.write_progress(state="running", phase="starting")
+    directory.write_progress(state=RunState.RUNNING, phase="starting")
     try:
         done = _dispatch(directory)
     except BaseException as error:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
-        directory.write_progress(**{**(directory.progress or {}), "state": "failed", "error": first_line})
+        directory.write_progress(**{**(directory.progress or {}), "state": RunState.FAILED, "error": first_line})
         raise
-    state = "done" if done else "interrupted"
+    state = RunState.DONE if done else RunState.INTERRUPTED
     directory.write_progress(**{**(directory.progress or {}), "state": state, "signal": SHUTDOWN.signal_name})
     return done
 

@@ -1,4 +1,4 @@
-"""Stop a study, or an experiment and what needs it. What runs writes a checkpoint and leaves; launch again to go on.
+"""Stop a study, or an experiment and all that depend on it. Running jobs save first; launch again to resume.
 
 uv run launch/cancel.py relaxation
 uv run launch/cancel.py crisscross-mild-demo-s0      an experiment, by the name that launch/status.py shows
@@ -23,17 +23,17 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
 from launch.slurm.assignments import Assignment, submission_lock, write_assignment
 from launch.slurm.commands import QueuedTask, slurm
-from launch.slurm.job_status import SlurmView, read_slurm, record_final_states, table_claim
+from launch.slurm.job_status import SlurmView, read_slurm, record_final_states, table_assignment
 from launch.study.record import assignment_path, read_records, split_arguments, study_holder
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be stopped.
+    """Experiments to stop.
 
     Attributes:
-        record: the study's record.
-        members: those of its experiments that are meant.
+        record: the record of their study.
+        members: the experiments, a part of the study's.
     """
 
     record: Mapping[str, Any]
@@ -46,12 +46,12 @@ class Target:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the study as a whole is meant."""
+        """Whether it is the whole study."""
         return len(self.members) == len(self.record["members"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Stop what runs or waits, say what was stopped, and return the exit code."""
+    """Stop what runs or waits, print it, and return the exit code."""
     runs_root, names = split_arguments(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(names):
         print(__doc__.strip())
@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def targets(runs_root: Path, names: Sequence[str]) -> list[Target]:
-    """Return what is meant by names of studies and experiments; everything, where none is given.
+    """Return the targets for names of studies and experiments; all studies without names.
 
     Raises:
-        ValueError: when there is nothing of a name.
+        ValueError: if a name is neither.
     """
     everything = read_records(runs_root)
     labels = {member["label"] for record in everything for member in record["members"]}
@@ -88,7 +88,7 @@ def targets(runs_root: Path, names: Sequence[str]) -> list[Target]:
 
 
 def with_dependents(record: Mapping[str, Any], label: str) -> list[Mapping[str, Any]]:
-    """Return the experiments of a label and all that cannot run without them."""
+    """Return the experiments of a label and all that depend on them."""
     lost = {member["identity"] for member in record["members"] if member["label"] == label}
     size = -1
     while len(lost) != size:
@@ -98,12 +98,12 @@ def with_dependents(record: Mapping[str, Any], label: str) -> list[Mapping[str, 
 
 
 def running(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return name and holder (``pid``, ``host``) of the processes that work on it here, the launcher first."""
+    """Return name and holder (``pid``, ``host``) of local processes, the launcher first."""
     launcher = study_holder(runs_root, target.name) if target.is_whole else None
     found: list[tuple[str, Mapping[str, Any]]] = [(f"launcher of {target.name}", launcher)] if launcher else []
     for member in target.members:
         path = runs_root / member["path"]
-        if path in view.claims and view.task(view.claims[path]) is not None:  # Slurm's to stop
+        if path in view.assignments and view.task(view.assignments[path]) is not None:  # scancel stops it
             continue
         holder = read_json(path / "holder.json") if RunDirectory(path).is_running else None
         if holder:
@@ -112,10 +112,12 @@ def running(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str,
 
 
 def cancel(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
-    """Send SIGTERM to what works on it here; the launcher comes first, or it would start the next experiment.
+    """Send SIGTERM to its local processes.
+
+    The launcher comes first, or it would start the next experiment.
 
     Returns:
-        One line a process.
+        One line per process.
     """
     lines = []
     for name, holder in running(runs_root, target, view):
@@ -129,42 +131,42 @@ def cancel(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
 
 
 def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Path, Assignment, QueuedTask]]:
-    """Return name, claim file, claim and job of what waits or runs on Slurm."""
+    """Return name, assignment file, assignment and job of what is in Slurm's queue."""
     found = []
     for member in target.members:
         path = runs_root / member["path"]
-        claim = view.claims.get(path)
-        if claim is not None and (task := view.task(claim)) is not None:
-            found.append((member["label"], assignment_path(path), claim, task))
+        assignment = view.assignments.get(path)
+        if assignment is not None and (task := view.task(assignment)) is not None:
+            found.append((member["label"], assignment_path(path), assignment, task))
     return found
 
 
 def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
-    """Cancel its jobs, and the table's when the study as a whole is meant.
+    """Cancel its jobs, and for a whole study the job of its table.
 
     Returns:
-        One line a job.
+        One line per job.
 
     Raises:
-        SlurmError: when Slurm refuses.
+        SlurmError: if Slurm refuses.
     """
     jobs, lines = [], []
-    with submission_lock(runs_root, print_line=print):  # whatever a launch is just submitting is among them
+    with submission_lock(runs_root, print_line=print):  # a launch that submits right now is finished first
         view = read_slurm(runs_root, [target.record])
         found = on_slurm(runs_root, target, view)
-        for label, _, claim, task in found:
-            jobs.append(f"{task.job_id}_{claim.index}")
+        for label, _, assignment, task in found:
+            jobs.append(f"{task.job_id}_{assignment.index}")
             what = "writes a checkpoint and leaves" if task.is_running else "will not start"
             lines.append(f"{label}: cancelled job {jobs[-1]}: it {what}")
-        table = table_claim(runs_root, target.record) if target.is_whole else None
+        table = table_assignment(runs_root, target.record) if target.is_whole else None
         table_task = view.task(table) if table is not None else None
         if table_task is not None:
             jobs.append(table_task.job_id)
             lines.append(f"the table: cancelled job {table_task.job_id}")
         if jobs:
             slurm("scancel", *jobs)
-        for _, path, claim, _ in found:
-            write_assignment(path, replace(claim, cancelled=time.time()))
+        for _, path, assignment, _ in found:
+            write_assignment(path, replace(assignment, cancelled=time.time()))
         record_final_states(runs_root, [target.record], read_slurm(runs_root, [target.record]))
     return lines
 

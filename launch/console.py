@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from crisscross.data.catalog import describe_data
+from crisscross.run.state import RunState
 from crisscross.tracking.metadata import table_name
 from crisscross.utils.redact import mask_passwords
 from launch.study.graph import Graph
@@ -56,7 +57,7 @@ def print_header(plan: Plan, console: Console, *, how: str, states: Mapping[str,
 def counts(graph: Graph, states: Mapping[str, str]) -> str:
     """Return how many experiments there are, and how many are done."""
     kinds = [experiment.kind for experiment in graph]
-    num_done = sum(states[experiment.identity] == "done" for experiment in graph)
+    num_done = sum(states[experiment.identity] is RunState.DONE for experiment in graph)
     by_kind = f"{kinds.count('pretrain')} pretrainings, {kinds.count('downstream')} evaluations"
     return f"{len(kinds)} experiments ({by_kind}), {num_done} done already"
 

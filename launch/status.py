@@ -1,4 +1,4 @@
-"""How every experiment of every study stands, here or on Slurm. Looking also sends MLflow what it lacks.
+"""Show the state of every experiment, here or on Slurm, and sync MLflow in the background.
 
 uv run launch/status.py                      every study
 uv run launch/status.py relaxation           one study
@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.run.state import RunState
 from crisscross.tracking.metadata import script_of
 from crisscross.utils.files import read_json
 from crisscross.utils.redact import mask_passwords
 from launch.console import clock, describe
 from launch.slurm.commands import SlurmError
-from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of, table_claim
+from launch.slurm.job_status import JobStatus, SlurmView, read_slurm, read_status, record_final_states, table_assignment
 from launch.slurm.mlflow_sync import sync_in_background
 from launch.study.record import (
     last_lines,
@@ -39,26 +40,21 @@ from launch.study.record import (
 )
 
 WATCH_SECONDS = 5.0
-SHOWN_FAILURES = 3
-"""Failed experiments of a study whose logs are shown (chosen by us)."""
+SHOWN_FAILURES = 3  # ours: failed experiments of a study whose logs are shown
+LOG_LINES = 5  # ours: lines of such a log
+SILENT_SECONDS = 600.0  # ours: a running experiment without progress for so long is marked
 
-LOG_LINES = 5
-"""Lines of such a log (chosen by us)."""
-
-SILENT_SECONDS = 600.0
-"""A running experiment that has said nothing for so long is worth a look (chosen by us)."""
-
-_COLOURS = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "red",
-    "parent failed": "red",
-    "interrupted": "yellow",
-    "cancelled": "yellow",
-    "parent cancelled": "yellow",
-    "queued": "blue",
+_COLORS = {
+    RunState.DONE: "green",
+    RunState.RUNNING: "cyan",
+    RunState.FAILED: "red",
+    RunState.PARENT_FAILED: "red",
+    RunState.INTERRUPTED: "yellow",
+    RunState.CANCELLED: "yellow",
+    RunState.PARENT_CANCELLED: "yellow",
+    RunState.QUEUED: "blue",
 }
-_PLAIN_WIDTH = 200  # columns of the table where there is no terminal to fit
+_PLAIN_WIDTH = 200  # columns of the table if the output is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
-    """Print one table a study, then see to it that MLflow is brought up to date.
+    """Print one table per study, then sync MLflow in the background.
 
     Raises:
-        ValueError: when there is no study of a name.
+        ValueError: if there is no study of a name.
     """
     records = read_records(runs_root, names)
     single = {"members": []} if names else read_single_runs(runs_root)
@@ -107,7 +103,7 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
         _show_study(runs_root, record, slurm, console)
     if single["members"]:
         _say(console, "experiments of no study", style="bold")
-        _show_members(runs_root, single, _standings(runs_root, single, slurm), console)
+        _show_members(runs_root, single, _read_statuses(runs_root, single, slurm), console)
     record_final_states(runs_root, everything, slurm)
     for line in sync_in_background(runs_root, everything):
         _say(console, line)
@@ -116,34 +112,34 @@ def show(runs_root: Path, names: Sequence[str], *, console: Console) -> None:
 def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, console: Console) -> None:
     name = f"{record['study']}.{record['fingerprint']}"
     holder = study_holder(runs_root, name)
-    standings = _standings(runs_root, record, slurm)
-    num_done = sum(standing.state == "done" for standing in standings.values())
+    statuses = _read_statuses(runs_root, record, slurm)
+    num_done = sum(status.state is RunState.DONE for status in statuses.values())
     table = _table_job(runs_root, record, slurm)
-    on_slurm = {standing.state for standing in standings.values() if standing.job} & {"running", "queued", "waiting"}
+    on_slurm = {status.state for status in statuses.values() if status.job and not status.state.is_over}
     where = "not running"
     if holder:
         where = f"running (process {holder['pid']} on {holder['host']})"
     elif on_slurm:
-        counts = {state: sum(item.state == state for item in standings.values()) for state in sorted(on_slurm)}
+        counts = {state: sum(item.state == state for item in statuses.values()) for state in sorted(on_slurm)}
         where = "on Slurm: " + ", ".join(f"{count} {state}" for state, count in counts.items())
-    _say(console, f"{name}: {num_done} of {len(standings)} done, {where}{table}", style="bold")
-    _show_members(runs_root, record, standings, console)
-    _show_failures(runs_root, record, standings, console)
-    if holder is None and not on_slurm and num_done < len(standings):
+    _say(console, f"{name}: {num_done} of {len(statuses)} done, {where}{table}", style="bold")
+    _show_members(runs_root, record, statuses, console)
+    _show_failures(runs_root, record, statuses, console)
+    if holder is None and not on_slurm and num_done < len(statuses):
         again = shlex.join(["uv", "run", script_of(record), *record["overrides"]])
         _say(console, f"go on with: {mask_passwords(again)}")
 
 
 def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> str:
-    """Return how the job of the study's table stands, as the end of a line."""
-    claim = table_claim(runs_root, record)
-    if claim is None:
+    """Return the state of the job of the study's table, as the end of a line."""
+    assignment = table_assignment(runs_root, record)
+    if assignment is None:
         return ""
-    task = slurm.task(claim)
+    task = slurm.task(assignment)
     if task is None:
         name = f"{record['study']}.{record['fingerprint']}"
         ended = read_json(table_result_path(record_path(runs_root, name))) or {}
-        is_its_own = ended.get("time", 0) > claim.call.about.get("created", 0)
+        is_its_own = ended.get("time", 0) > assignment.call.about.get("created", 0)
         if not is_its_own or not ended["error"]:
             return ""
         return f"; table: failed ({ended['error']}): uv run analysis/make_tables.py makes it"
@@ -151,30 +147,30 @@ def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> 
 
 
 def _show_members(
-    runs_root: Path, record: Mapping[str, Any], standings: Mapping[str, Standing], console: Console
+    runs_root: Path, record: Mapping[str, Any], statuses: Mapping[str, JobStatus], console: Console
 ) -> None:
     table = Table(box=None, pad_edge=False)
     columns = ["experiment", "state", "progress", "restarts", "log"]
-    if any(standing.job for standing in standings.values()):
+    if any(status.job for status in statuses.values()):
         columns[4:4] = ["job", "node"]
     for column in columns:
         table.add_column(column, justify="right" if column == "restarts" else "left", overflow="fold")
     labels = {member["identity"]: member["label"] for member in record["members"]}
     for member in record["members"]:
-        standing = standings[member["identity"]]
+        status = statuses[member["identity"]]
         log = runs_root / member["path"] / "log.txt"
         waits_for = [
             labels.get(parent, parent[:12])
             for parent in member["parents"]
-            if parent not in standings or standings[parent].state != "done"
+            if parent not in statuses or statuses[parent].state is not RunState.DONE
         ]
         cells: dict[str, str | Text] = {
             "experiment": member["label"],
-            "state": Text(standing.state, style=_COLOURS.get(standing.state, "")),
-            "progress": _detail(standing, waits_for=waits_for, log=log),
-            "restarts": str(standing.restarts),
-            "job": standing.job,
-            "node": standing.nodes,
+            "state": Text(status.state, style=_COLORS.get(status.state, "")),
+            "progress": _detail(status, waits_for=waits_for, log=log),
+            "restarts": str(status.restarts),
+            "job": status.job,
+            "node": status.nodes,
             "log": os.path.relpath(log) if log.is_file() else "",
         }
         shown = [cells[column] for column in columns]
@@ -183,10 +179,10 @@ def _show_members(
 
 
 def _show_failures(
-    runs_root: Path, record: Mapping[str, Any], standings: Mapping[str, Standing], console: Console
+    runs_root: Path, record: Mapping[str, Any], statuses: Mapping[str, JobStatus], console: Console
 ) -> None:
-    """Print the ends of the logs of what failed."""
-    failed = [member for member in record["members"] if standings[member["identity"]].state == "failed"]
+    """Print the last log lines of failed experiments."""
+    failed = [member for member in record["members"] if statuses[member["identity"]].state is RunState.FAILED]
     for member in failed[:SHOWN_FAILURES]:
         lines = last_lines(runs_root / member["path"] / "log.txt", num_lines=LOG_LINES)
         if lines:
@@ -197,10 +193,10 @@ def _show_failures(
         _say(console, f"and {len(failed) - SHOWN_FAILURES} more failed", style="red")
 
 
-def _standings(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> dict[str, Standing]:
+def _read_statuses(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> dict[str, JobStatus]:
     paths = {member["identity"]: runs_root / member["path"] for member in record["members"]}
     return {
-        member["identity"]: standing_of(
+        member["identity"]: read_status(
             paths[member["identity"]],
             [paths[parent] for parent in member["parents"] if parent in paths],
             slurm=slurm,
@@ -209,27 +205,27 @@ def _standings(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> 
     }
 
 
-def _detail(standing: Standing, *, waits_for: Sequence[str], log: Path) -> str:
-    """Return what is worth knowing about an experiment in its state."""
-    if standing.state == "failed":
+def _detail(status: JobStatus, *, waits_for: Sequence[str], log: Path) -> str:
+    """Return what to print about an experiment in its state."""
+    if status.state is RunState.FAILED:
         lines = last_lines(log, num_lines=1)
-        return str(standing.progress.get("error") or standing.why or (lines[0] if lines else ""))
-    if standing.state == "running" and standing.why:  # what it said before it was told to stop is of no interest
-        return standing.why
-    parts = [standing.why] if standing.why else []
-    if standing.state in ("waiting", "parent failed", "parent cancelled") and waits_for:
+        return str(status.progress.get("error") or status.why or (lines[0] if lines else ""))
+    if status.state is RunState.RUNNING and status.why:  # its progress before the signal does not matter
+        return status.why
+    parts = [status.why] if status.why else []
+    if status.state in (RunState.WAITING, RunState.PARENT_FAILED, RunState.PARENT_CANCELLED) and waits_for:
         parts.insert(0, f"needs {', '.join(waits_for)}")
-    if standing.state == "running":
-        parts.insert(0, describe(standing.progress))
-        silent_s = time.time() - standing.progress.get("time", time.time())
-        if silent_s > SILENT_SECONDS:  # a process that is gone without Slurm having noticed looks like this
+    if status.state is RunState.RUNNING:
+        parts.insert(0, describe(status.progress))
+        silent_s = time.time() - status.progress.get("time", time.time())
+        if silent_s > SILENT_SECONDS:  # as a dead process that Slurm has not noticed
             parts.append(f"silent for {clock(silent_s)}")
-    if standing.state in ("interrupted", "cancelled", "queued") and standing.progress.get("total"):
-        parts.insert(0, f"at {standing.progress.get('step') or 0}/{standing.progress['total']}")
-    if standing.state == "queued" and standing.left.startswith("exit code"):
-        parts.append(f"its process was killed ({standing.left})")
-    if standing.preemptions:
-        parts.append(f"preempted {standing.preemptions} time{'s' if standing.preemptions > 1 else ''}")
+    if status.state in (RunState.INTERRUPTED, RunState.CANCELLED, RunState.QUEUED) and status.progress.get("total"):
+        parts.insert(0, f"at {status.progress.get('step') or 0}/{status.progress['total']}")
+    if status.state is RunState.QUEUED and status.left.startswith("exit code"):
+        parts.append(f"its process was killed ({status.left})")
+    if status.preemptions:
+        parts.append(f"preempted {status.preemptions} time{'s' if status.preemptions > 1 else ''}")
     return "; ".join(parts)
 
 

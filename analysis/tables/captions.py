@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from analysis.runs import StudyRuns
 from analysis.tables.measurements import PROTOCOLS, Result, Series
 from analysis.tables.published import shown
+from crisscross.run.state import RunState
 
 DIFFERENCES = {"difference": "Difference: with less without,", "over random init": "Over floor: how far above it,"}
 """First words about the columns of differences in a caption, by kind of column."""
@@ -14,8 +15,13 @@ PAIRED = (
     "paired by seed, ± the 95 % confidence interval of a paired t-test;"
     " of one seed (n=1) nothing can be said of its spread."
 )
-STATES = {"FINISHED": "done", "RUNNING": "running", "SCHEDULED": "queued", "FAILED": "failed"}
-"""How a note calls MLflow's statuses, in its order."""
+STATES = {
+    "FINISHED": RunState.DONE,
+    "RUNNING": RunState.RUNNING,
+    "SCHEDULED": RunState.QUEUED,
+    "FAILED": RunState.FAILED,
+}
+"""State of a run by MLflow's status, in the order of a note."""
 
 
 def about_of(question: str, series: Sequence[Series]) -> str:
@@ -88,11 +94,12 @@ def progress_notes(runs: StudyRuns) -> list[str]:
     """Return a line about the study's progress, unless it is complete."""
     parts = []
     for what, frame in (("pretrainings", runs.pretrainings), ("evaluations", runs.evaluations)):
-        states = [STATES.get(row.status, row.state or "interrupted") for row in frame.itertuples()]
+        states = [STATES.get(row.status, row.state or RunState.INTERRUPTED) for row in frame.itertuples()]
         counts = {state: states.count(state) for state in [*STATES.values(), *sorted(set(states))]}
-        if counts["done"] < len(states):
-            others = ", ".join(f"{number} {state}" for state, number in counts.items() if number and state != "done")
-            parts.append(f"{counts['done']} of {len(states)} {what} are done ({others})")
+        num_done = counts.pop(RunState.DONE)
+        if num_done < len(states):
+            others = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+            parts.append(f"{num_done} of {len(states)} {what} are done ({others})")
     return [f"The study is not complete: {'; '.join(parts)}."] if parts else []
 
 

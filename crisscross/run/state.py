@@ -1,33 +1,81 @@
-"""The state of an experiment, read from its run directory."""
+"""The states of an experiment, and its state as its run directory alone gives it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 
-STALE_SECONDS = 30.0
-"""A job that says it runs but has been silent for so long is looked at more closely. By us."""
+STALE_SECONDS = 30.0  # ours: a run that wrote nothing for so long runs only if a process holds its lock
 
-_OPEN = ("queued", "running")
-_NO_ERROR = ("interrupted", "cancelled", "done")
+
+class RunState(StrEnum):
+    """The state of an experiment. ``launch/status.py`` prints the values."""
+
+    NOT_STARTED = "not started"
+    QUEUED = "queued"
+    WAITING = "waiting"
+    """For a parent that is not done."""
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """The next start resumes it."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    PARENT_INTERRUPTED = "parent interrupted"
+    PARENT_CANCELLED = "parent cancelled"
+    PARENT_FAILED = "parent failed"
+    DONE = "done"
+
+    @property
+    def in_progress_json(self) -> str:
+        """The word for it in ``progress.json`` and in the MLflow tag ``crisscross.state``."""
+        return _WORDS_ON_DISK.get(self, self.value)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing follows unless the experiment is started again."""
+        return self not in (RunState.NOT_STARTED, RunState.QUEUED, RunState.WAITING, RunState.RUNNING)
+
+    @property
+    def of_child(self) -> RunState | None:
+        """The state of an experiment whose parent ended in this state; None if it can still run."""
+        return _OF_CHILD.get(self)
+
+
+_WORDS_ON_DISK = {
+    RunState.NOT_STARTED: "queued",
+    RunState.WAITING: "queued",
+    RunState.PARENT_INTERRUPTED: "queued",
+    RunState.PARENT_CANCELLED: "blocked",
+    RunState.PARENT_FAILED: "blocked",
+}
+_OF_CHILD = {
+    RunState.FAILED: RunState.PARENT_FAILED,
+    RunState.PARENT_FAILED: RunState.PARENT_FAILED,
+    RunState.CANCELLED: RunState.PARENT_CANCELLED,
+    RunState.PARENT_CANCELLED: RunState.PARENT_CANCELLED,
+}
+_STATES = {**{state.value: state for state in RunState}, "blocked": RunState.PARENT_FAILED}
+_HAS_ERROR = (RunState.FAILED, RunState.PARENT_FAILED)
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where an experiment stands.
+    """The state of an experiment, and what its run directory has on it.
 
     Attributes:
-        state: queued, running, done, failed, interrupted, ...
-        progress: how far it is, such as ``41 %``; empty when unknown.
-        error: why it failed, one line; empty when it did not.
-        result: the content of result.json once it is done, else None.
-        ended_ms: when it ended, in milliseconds since 1970; None as long as it has not.
+        state: the state.
+        progress: percentage of its steps, such as ``41 %``; empty if unknown or done.
+        error: the reason of a failure in one line; else empty.
+        result: content of ``result.json`` of a finished experiment, else None.
+        ended_ms: time of its end in milliseconds since 1970; None before it.
     """
 
-    state: str
+    state: RunState
     progress: str
     error: str
     result: dict[str, Any] | None
@@ -35,35 +83,42 @@ class RunStatus:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come, unless it is started again."""
-        return self.state not in _OPEN
+        """Whether nothing follows unless the experiment is started again."""
+        return self.state.is_over
 
 
 def read_state(run: RunDirectory, *, stale_s: float = STALE_SECONDS) -> RunStatus:
-    """Read where an experiment stands from its files.
+    """Read the state of an experiment from its run directory.
 
     Args:
         run: the run directory.
-        stale_s: after how much silence a job that says it runs is believed only while it holds its lock.
+        stale_s: seconds without progress after which a run counts as running only while a process holds its lock.
     """
     result = run.result
     progress = run.progress or {}
-    if result is not None:
-        state = "done"
-    else:
-        state = progress.get("state", "queued")
-        if state == "done":  # the proof of success is result.json alone
-            state = "interrupted"
-        silent_s = time.time() - progress.get("time", 0.0)
-        if state == "running" and silent_s > stale_s and not run.is_locked:
-            state = "interrupted"  # killed before it could say so
-    is_over = state not in _OPEN
-    last_word_s = (run.path / "result.json").stat().st_mtime if result is not None else progress.get("time")
+    state = RunState.DONE if result is not None else _unfinished(run, progress, stale_s)
+    last_s = (run.path / "result.json").stat().st_mtime if result is not None else progress.get("time")
     total = progress.get("total")
     return RunStatus(
         state=state,
         progress=f"{100 * progress.get('step', 0) / total:.0f} %" if total and result is None else "",
-        error=str(progress.get("error") or "") if is_over and state not in _NO_ERROR else "",
+        error=str(progress.get("error") or "") if state in _HAS_ERROR else "",
         result=result,
-        ended_ms=int(1000 * last_word_s) if is_over and last_word_s else None,
+        ended_ms=int(1000 * last_s) if state.is_over and last_s else None,
     )
+
+
+def state_on_disk(word: str) -> RunState:
+    """Return the state for a word of ``progress.json``; FAILED for an unknown one."""
+    return _STATES.get(word, RunState.FAILED)
+
+
+def _unfinished(run: RunDirectory, progress: Mapping[str, Any], stale_s: float) -> RunState:
+    """Return the state of an experiment without a result."""
+    state = state_on_disk(progress.get("state", RunState.QUEUED))
+    if state is RunState.DONE:  # only result.json proves success
+        return RunState.INTERRUPTED
+    silent_s = time.time() - progress.get("time", 0.0)
+    if state is RunState.RUNNING and silent_s > stale_s and not run.is_locked:
+        return RunState.INTERRUPTED  # killed
+    return state

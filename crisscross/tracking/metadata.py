@@ -16,31 +16,31 @@ from typing import Any
 
 from crisscross.run.identity import family, scientific
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.utils.files import read_json
 from crisscross.utils.plain import canonical_json
 from crisscross.utils.redact import mask_passwords
 
 STATUS_OF_STATE = {
-    "queued": "SCHEDULED",
-    "running": "RUNNING",
-    "interrupted": "KILLED",
-    "cancelled": "KILLED",
-    "failed": "FAILED",
-    "blocked": "FAILED",
-    "done": "FINISHED",
+    RunState.NOT_STARTED: "SCHEDULED",
+    RunState.QUEUED: "SCHEDULED",
+    RunState.WAITING: "SCHEDULED",
+    RunState.RUNNING: "RUNNING",
+    RunState.INTERRUPTED: "KILLED",
+    RunState.CANCELLED: "KILLED",
+    RunState.FAILED: "FAILED",
+    RunState.PARENT_INTERRUPTED: "SCHEDULED",
+    RunState.PARENT_CANCELLED: "FAILED",
+    RunState.PARENT_FAILED: "FAILED",
+    RunState.DONE: "FINISHED",
 }
-"""MLflow's status by state of progress.json. ``done`` counts only together with result.json."""
+"""MLflow's status of each state."""
 
 PACKAGES = ("torch", "mlflow")
 """Packages whose versions are tags; the artifact environment.json has all."""
 
 WHOLE_BLOCKS = ("data.toy", "optim.larc", "views.audio.transform", "views.video.transform")
 """Parts of a config that are one parameter each: their many numbers are rarely compared one by one."""
-
-
-def mlflow_status(state: str) -> str:
-    """Return MLflow's status for a state; FAILED for an unknown one."""
-    return STATUS_OF_STATE.get(state, "FAILED")
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, str]:

@@ -172,7 +172,7 @@ def sync_run(run: RunDirectory, store: Store, *, stale_s: float = STALE_SECONDS)
         finished = status.result is not None
         _send_params_and_tags(run, store, sent, status)
         points = _send_history(run, store, state, finished=finished) + _send_result(store, state, status)
-        mlflow_status = metadata.mlflow_status(status.state)
+        mlflow_status = metadata.STATUS_OF_STATE[status.state]
         if sent.status != mlflow_status:
             store.set_status(sent.run_id, mlflow_status, end_ms=status.ended_ms)
             sent.status = mlflow_status
@@ -213,7 +213,7 @@ def _create(run: RunDirectory, store: Store, state: SyncState) -> str:
 def _tags(run: RunDirectory, config: Mapping[str, Any], status: RunStatus) -> dict[str, str]:
     return {
         **metadata.tags(run, config),
-        "crisscross.state": status.state,
+        "crisscross.state": status.state.in_progress_json,
         "crisscross.progress": status.progress,
         "crisscross.error": status.error,
     }
@@ -314,10 +314,10 @@ def unsynced_reason(run: RunDirectory, *, uri: str, experiment: str, stale_s: fl
         return f"{missing} bytes of its history are not in MLflow yet"
     if status.result is None:
         as_sent = (sent.status, sent.tags.get("crisscross.state"), sent.tags.get("crisscross.error"))
-        is_sent = as_sent == (metadata.mlflow_status(status.state), status.state, status.error)
-        return "" if is_sent else f"its state is not in MLflow yet: {status.state}"
+        is_sent = as_sent == (metadata.STATUS_OF_STATE[status.state], status.state.in_progress_json, status.error)
+        return "" if is_sent else f"its state is not in MLflow yet: {status.state.in_progress_json}"
     if not sent.finished_as:
-        return f"its state is not in MLflow yet: {status.state}"
+        return f"its state is not in MLflow yet: {status.state.in_progress_json}"
     is_sent = sent.finished_as == (run.path / "run.json").stat().st_mtime_ns
     return "" if is_sent else "its studies are not in MLflow yet"
 

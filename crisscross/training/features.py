@@ -21,6 +21,7 @@ from crisscross.config.views import AudioTransformSettings, VideoTransformSettin
 from crisscross.data.loader import Clips, SegmentDataset, batch_loader
 from crisscross.data.media.decode import DecodeError
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.training.augment import segment_views
 from crisscross.utils.distributed import DistributedContext
 from crisscross.utils.files import read_json, write_json
@@ -127,7 +128,7 @@ def reporter(run: RunDirectory, *, phase: str, num_clips: int) -> Callable[[int,
 
     def report(done: int, rate: float) -> None:
         run.write_progress(
-            state="running",
+            state=RunState.RUNNING,
             phase=phase,
             step=done,
             total=num_clips,

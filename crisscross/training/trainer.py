@@ -27,6 +27,7 @@ from crisscross.methods.base import Trainable
 from crisscross.optim.build import build_optimizer, set_learning_rates
 from crisscross.optim.schedules import build_schedules
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.training.augment import augmented_views
 from crisscross.training.checkpoint import CHECKPOINTS_BEYOND_KEPT, CheckpointManager, require_space
 from crisscross.training.features import TrainSetFeatures, clear_train_set_features
@@ -314,7 +315,7 @@ class Trainer(Generic[Trained]):
             metrics = self.checkpoints.record(self.step, metrics, measured={**times, **self._machine.sample()})
         if self.world.is_main_process and self._meter.report_due():
             self.run.write_progress(
-                state="running",
+                state=RunState.RUNNING,
                 phase=self.task.phase,
                 step=self.step,
                 total=self.total_steps,

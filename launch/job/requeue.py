@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.utils.files import read_json, write_json
 from crisscross.utils.signals import PEER_LOST_EXIT_CODE
 from launch.job import slurm
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str]) -> int:
     progress = run.progress or {}
     if run.result is not None:
         return 0
-    if progress.get("state") == "failed" or not is_assigned_to(call, index, run):
+    if progress.get("state") == RunState.FAILED or not is_assigned_to(call, index, run):
         return code
     job = slurm.query_job()
     record_exit(run, "preempted" if job.is_preempted else str(progress.get("signal") or f"exit code {code}"))
-    was_killed = progress.get("state") != "interrupted"
+    was_killed = progress.get("state") != RunState.INTERRUPTED
     if was_killed and not job.is_preempted and not (code > 128 or code == PEER_LOST_EXIT_CODE):
         return code
     if was_killed and job.is_running and not job.is_preempted and is_crash_loop(run, code):
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         write_log(run, f"killed (exit code {code}): goes on from {resume_point(run)}")
     run.say_queued(step=(read_json(run.path / "durable.json") or {"history_step": 0})["history_step"])
     if not slurm.requeue_or_wait(job, signal_name):
-        run.write_progress(**{**progress, "state": "interrupted"})
+        run.write_progress(**{**progress, "state": RunState.INTERRUPTED})
     return code
 
 
@@ -70,7 +71,7 @@ def is_crash_loop(run: RunDirectory, code: int) -> bool:
     write_json(run.path / "kills.json", [] if is_loop else kills)  # the next launch gets as many attempts
     if is_loop:
         reason = f"killed {MAX_KILLS} times at the same place (exit code {code}; out of memory?)"
-        run.write_progress(**{**(run.progress or {}), "state": "failed", "error": reason})
+        run.write_progress(**{**(run.progress or {}), "state": RunState.FAILED, "error": reason})
         print(reason, file=sys.stderr)
     return is_loop
 

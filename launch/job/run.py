@@ -20,6 +20,7 @@ import psutil
 
 from crisscross import run_experiment as experiment
 from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from crisscross.run.state import RunState
 from crisscross.utils.files import DISK_FULL
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
 from launch.environment import UnusableEnvironmentError, check_environment
@@ -96,7 +97,7 @@ def record_failure(run: RunDirectory, error: BaseException) -> None:
     with contextlib.suppress(OSError), run.log_path.open("a") as log:
         traceback.print_exception(error, file=log)
     if not isinstance(error, AlreadyRunningError):  # then progress.json is that of the other process
-        run.write_progress(**{**(run.progress or {}), "state": "failed", "error": failure_line(run, error)})
+        run.write_progress(**{**(run.progress or {}), "state": RunState.FAILED, "error": failure_line(run, error)})
 
 
 def follow_parent() -> bool:

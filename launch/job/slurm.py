@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, PEER_LOST_EXIT_CODE, SHUTDOWN
 from launch.job.run import is_first_rank, report_uncaught, run_experiment
@@ -53,9 +54,9 @@ def run_task(folder: Path) -> int:
     if is_first_rank():
         redirect_output(str(run.log_path))
         print(f"--- job {job_name()} on {os.environ.get('SLURM_JOB_NODELIST', '?')}", flush=True)
-        run.write_progress(**kept, state="running", phase="starting")
+        run.write_progress(**kept, state=RunState.RUNNING, phase="starting")
     if SHUTDOWN.requested and "RANK" not in os.environ:  # several ranks exit together, in the loop
-        run.write_progress(**kept, state="interrupted", signal=SHUTDOWN.signal_name)
+        run.write_progress(**kept, state=RunState.INTERRUPTED, signal=SHUTDOWN.signal_name)
         return INTERRUPTED_EXIT_CODE
     try:
         with _syncing(run):
@@ -65,7 +66,7 @@ def run_task(folder: Path) -> int:
             raise
         print(f"another process of this job is gone: {error}", file=sys.stderr, flush=True)
         if str((run.progress or {}).get("error")) in str(error):  # else the other process has written its own error
-            run.write_progress(**{**(run.progress or {}), "state": "running", "error": ""})
+            run.write_progress(**{**(run.progress or {}), "state": RunState.RUNNING, "error": ""})
         return PEER_LOST_EXIT_CODE
 
 

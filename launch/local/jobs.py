@@ -1,4 +1,4 @@
-"""One experiment of a launch on this machine, and the command that runs it."""
+"""One experiment of a local launch, and the command that runs it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState
 from launch.study.graph import Experiment
 
 
@@ -18,15 +19,22 @@ class LocalJob:
     """One experiment of a launch.
 
     Attributes:
-        state: ``"waiting"``, ``"running"`` (as our child), ``"attached"`` (another process runs it) or one of
-            ``ENDED``.
+        experiment: the experiment.
+        run: its run directory.
+        state: WAITING until it starts or is known to be done.
+        attached: whether a process that is no child of this one runs it.
         kept: whether it was done before this launch.
         reason: why it failed, in one line.
+        process: its process, if this launch started one.
+        gpus: ids of its GPUs.
+        started: time of its start in seconds since 1970.
+        ended: time of its end.
     """
 
     experiment: Experiment
     run: RunDirectory
-    state: str = "waiting"
+    state: RunState = RunState.WAITING
+    attached: bool = False
     kept: bool = False
     reason: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -36,19 +44,19 @@ class LocalJob:
 
     @property
     def progress(self) -> Mapping[str, Any]:
-        """What the job said of itself since it was started; empty before its first word."""
+        """Content of ``progress.json`` since the start; empty before."""
         progress = self.run.progress or {}
         return progress if self.started is None or progress.get("time", 0) >= self.started else {}
 
     @property
     def child(self) -> subprocess.Popen[bytes]:
-        """The process of a job that runs as our child.
+        """The process of a job that this launch started.
 
         Raises:
-            RuntimeError: it does not.
+            RuntimeError: if there is none.
         """
         if self.process is None:
-            raise RuntimeError(f"{self.experiment.label}: {self.state}, but no child of ours")
+            raise RuntimeError(f"{self.experiment.label}: {self.state}, but not started by this launch")
         return self.process
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from crisscross.run.state import RunState
 from launch.console import say, short_path, this_command
 from launch.local.jobs import LocalJob
 from launch.run_log import warnings_in
@@ -31,22 +32,22 @@ def report_warnings(jobs: Sequence[LocalJob], console: Console) -> None:
 def report_failures(jobs: Sequence[LocalJob], console: Console) -> int:
     """Say what did not end well and return the exit code."""
     for job in jobs:
-        if job.state == "failed":
+        if job.state is RunState.FAILED:
             log = short_path(job.run.log_path)
             say(console, f"\nfailed: {job.experiment.label}: {job.reason}", style="red")
             for line in last_lines(job.run.log_path, num_lines=LOG_LINES):
                 say(console, f"    {line}")
             say(console, f"    log: {log}")
     count = {state: sum(job.state == state for job in jobs) for state in {job.state for job in jobs}}
-    if count.get("failed"):
-        lost = count.get("parent failed", 0)
+    if count.get(RunState.FAILED):
+        lost = count.get(RunState.PARENT_FAILED, 0)
         waiting = f"; {lost} experiment(s) that need them did not run" if lost else ""
         say(
             console,
-            f"{count['failed']} experiment(s) failed{waiting}. Try them again with: {this_command()}",
+            f"{count[RunState.FAILED]} experiment(s) failed{waiting}. Try them again with: {this_command()}",
         )
         return 1
-    if count.get("interrupted"):
-        say(console, f"{count['interrupted']} experiment(s) were interrupted. Go on with: {this_command()}")
+    if count.get(RunState.INTERRUPTED):
+        say(console, f"{count[RunState.INTERRUPTED]} experiment(s) were interrupted. Go on with: {this_command()}")
         return 75
     return 0

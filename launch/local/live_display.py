@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from crisscross.run.state import RunState
 from launch.console import clock, describe
 
 if TYPE_CHECKING:
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 HEARTBEAT_S = 10.0
 """Seconds between two plain lines of a running experiment (chosen by us)."""
 
-_COLOURS = {"done": "green", "failed": "red", "parent failed": "red", "interrupted": "yellow"}
+_COLORS = {
+    RunState.DONE: "green",
+    RunState.FAILED: "red",
+    RunState.PARENT_FAILED: "red",
+    RunState.INTERRUPTED: "yellow",
+}
 
 
 class Display:
@@ -61,29 +68,28 @@ class Display:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def event(self, job: LocalJob, what: str) -> None:
-        """Tell that a job has started or ended."""
+        """Print that a job has started or ended."""
         took = f" ({clock(job.ended - job.started)})" if job.ended and job.started else ""
         elapsed = clock(time.time() - self._began)
-        self.say(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLOURS.get(job.state))
+        self.say(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLORS.get(job.state))
 
     def update(self) -> None:
-        """Print the plain lines that are due; the live picture looks after itself."""
+        """Print the plain lines that are due. The live table updates itself."""
         now = time.time()
         if self._console.is_terminal or now < self._next_heartbeat:
             return
         self._next_heartbeat = now + self._heartbeat_s
         for job in self._jobs:
-            if job.state in ("running", "attached"):
+            if job.state is RunState.RUNNING:
                 self.say(f"[{clock(now - self._began):>7}] {job.experiment.label}: {describe(job.progress)}")
         self.say(f"[{clock(now - self._began):>7}] {self.overall()}")
 
     def overall(self) -> str:
-        """Return the line about the launch as a whole."""
-        count = {state: sum(job.state == state for job in self._jobs) for state in ("done", "failed", "parent failed")}
-        running = sum(job.state in ("running", "attached") for job in self._jobs)
-        parts = [f"{count['done']} of {len(self._jobs)} done", f"{running} running"]
-        if count["failed"]:
-            parts.append(f"{count['failed']} failed")
+        """Return one line about the whole launch."""
+        count = Counter(job.state for job in self._jobs)
+        parts = [f"{count[RunState.DONE]} of {len(self._jobs)} done", f"{count[RunState.RUNNING]} running"]
+        if count[RunState.FAILED]:
+            parts.append(f"{count[RunState.FAILED]} failed")
         parts.append(f"{clock(time.time() - self._began)} elapsed")
         left_s, is_whole = time_left_s(self._jobs, at_a_time=self._at_a_time)
         if left_s is not None:
@@ -93,7 +99,7 @@ class Display:
     def _picture(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for job in self._jobs:
-            if job.state in ("running", "attached"):
+            if job.state is RunState.RUNNING:
                 progress = job.progress
                 step, total = progress.get("step"), progress.get("total")
                 bar = ProgressBar(total=total, completed=step, width=12) if total and step is not None else Text("")
@@ -106,12 +112,12 @@ class Display:
 
 
 def time_left_s(jobs: Sequence[LocalJob], *, at_a_time: int) -> tuple[float | None, bool]:
-    """Estimate how long a launch still takes.
+    """Estimate the remaining time of a launch in seconds.
 
-    Every waiting experiment is taken to last as long as the mean of its kind, and the work to spread evenly.
+    A waiting experiment counts with the mean duration of its kind, and the work is taken to spread evenly.
 
     Returns:
-        The estimate, None as long as nobody knows, and whether it covers every kind of experiment that waits.
+        The estimate, or None if no experiment has a duration yet; and whether it covers every kind that waits.
     """
     now = time.time()
     lengths: dict[str, list[float]] = {}
@@ -119,14 +125,14 @@ def time_left_s(jobs: Sequence[LocalJob], *, at_a_time: int) -> tuple[float | No
     for job in jobs:
         if job.started is None or job.kept:
             continue
-        if job.state == "done" and job.ended is not None:
+        if job.state is RunState.DONE and job.ended is not None:
             lengths.setdefault(job.experiment.kind, []).append(job.ended - job.started)
-        elif job.state == "running" and job.progress.get("eta_s") is not None:
+        elif job.state is RunState.RUNNING and not job.attached and job.progress.get("eta_s") is not None:
             left.append(job.progress["eta_s"])
             lengths.setdefault(job.experiment.kind, []).append(now - job.started + left[-1])
     if not lengths:
         return None, False
     means = {kind: sum(values) / len(values) for kind, values in lengths.items()}
-    waiting = [job.experiment.kind for job in jobs if job.state == "waiting"]
+    waiting = [job.experiment.kind for job in jobs if job.state is RunState.WAITING]
     work = sum(left) + sum(means.get(kind, 0.0) for kind in waiting)
     return max([*left, work / at_a_time]), set(waiting) <= set(means)

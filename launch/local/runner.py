@@ -1,7 +1,7 @@
 """Run a graph of experiments as processes of this machine.
 
-Done work is kept, work that another process does is waited for, the rest is started: as many at a time as the
-machine allows, parents first. A job resumes by itself, so starting is all there is to do.
+Finished experiments are kept. An experiment that another process runs is waited for. The others start, parents first,
+as many at a time as the machine allows. A job resumes from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.state import RunState, read_state
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE
 from launch.environment import ENVIRONMENT_EXIT_CODE
 from launch.local.jobs import LocalJob, job_command
@@ -24,33 +25,26 @@ from launch.resources import Capacity, job_environment, num_processes
 from launch.study.graph import Graph
 from launch.study.record import last_lines
 
-STOP_SECONDS = 120.0
-"""How long jobs may take to write a checkpoint before they are killed (chosen by us)."""
-
-SECOND_REQUEST_SECONDS = 1.0
-"""A Ctrl-C so long after the first request to stop means: at once (chosen by us).
-
-One request may arrive twice: `uv run` passes a signal on that its process group got as well.
-"""
-
-ENDED = ("done", "failed", "interrupted", "parent failed", "parent interrupted")
-_PROGRESS_STATES = {"failed": "failed", "interrupted": "interrupted", "parent failed": "blocked"}
-"""What progress.json says of an experiment that ended like this."""
+STOP_SECONDS = 120.0  # ours: jobs may take so long to write a checkpoint before they are killed
+SECOND_REQUEST_SECONDS = 1.0  # ours: a Ctrl-C so long after the first request to stop kills the jobs
+"""One request may arrive twice: `uv run` passes on a signal that its process group receives as well."""
 
 
 @dataclass
 class LocalRunner:
-    """Runs a graph.
+    """Runner of a graph of experiments.
 
     Attributes:
         graph: the experiments.
         runs: their run directories, by identity.
-        capacity: what this machine has.
-        display: where progress is shown.
-        command: run directory -> argv.
-        poll_s: seconds between two looks at the jobs.
-        stop_seconds: how long jobs may take to leave when they are told to.
-        unusable: why no job can run in this environment; empty where one could. What has not begun is left as it was.
+        capacity: resources of this machine.
+        display: progress display.
+        command: returns the argv of a run directory.
+        poll_s: seconds between two polls of the jobs.
+        stop_seconds: seconds that jobs may take to save and exit after SIGTERM.
+        jobs: one per experiment, by identity.
+        unusable: why no job can run in this environment; empty if jobs can. Experiments that did not start stay as
+            they are.
     """
 
     graph: Graph
@@ -71,9 +65,9 @@ class LocalRunner:
         self.jobs = {item.identity: LocalJob(item, self.runs[item.identity]) for item in self.graph}
         for job in self.jobs.values():
             if job.run.result is not None:
-                job.state, job.kept = "done", True
-            elif (job.run.progress or {}).get("state") == "blocked":
-                job.run.write_progress(state="queued")
+                job.state, job.kept = RunState.DONE, True
+            elif read_state(job.run).state is RunState.PARENT_FAILED:
+                job.run.write_progress(state=RunState.QUEUED)
         heights = self.graph.heights()
         self._by_urgency = sorted(self.jobs.values(), key=lambda job: -heights[job.experiment.identity])
 
@@ -83,26 +77,26 @@ class LocalRunner:
         return self._stop_asked is not None
 
     def run(self) -> list[LocalJob]:
-        """Run everything that can run and return how each experiment ended."""
+        """Run everything that can run and return all jobs with their final states."""
         with self._signals(), self.display.showing(list(self.jobs.values())):
             try:
                 while self._step():
                     self.display.update()
                     time.sleep(self.poll_s)
             finally:
-                for job in self._running():  # only after an error of our own: tell them to save and leave
+                for job in self._running():  # only after an error in this loop: let them save
                     job.child.terminate()
         return list(self.jobs.values())
 
     def _step(self) -> bool:
-        """Look at every job, start what can start; return whether there is more to wait for."""
+        """Poll every job, start what can start, and return whether more is to come."""
         for job in self._by_urgency:
-            if job.state == "running":
+            if job.state is RunState.RUNNING and job.attached:
+                self._poll_attached(job)
+            elif job.state is RunState.RUNNING:
                 self._has_begun = self._has_begun or bool(job.progress)
                 self._reap(job)
-            elif job.state == "attached":
-                self._look_at_attached(job)
-            elif job.state == "waiting":
+            elif job.state is RunState.WAITING:
                 self._block(job)
         if self.was_stopped:
             self._hurry()
@@ -111,33 +105,35 @@ class LocalRunner:
         if self.unusable:
             return bool(self._running())
         for job in self._by_urgency:
-            if job.state == "waiting" and self._is_ready(job, busy):
+            if job.state is RunState.WAITING and self._is_ready(job, busy):
                 self._start(job)
                 busy = self._busy()
             if self._running() and not self._has_begun:
                 break  # the first one shows whether any can run here
-        return any(job.state not in ENDED for job in self.jobs.values())
+        return any(not job.state.is_over for job in self.jobs.values())
 
     def _running(self) -> list[LocalJob]:
-        return [job for job in self.jobs.values() if job.state == "running"]
+        """Return the jobs that run as children of this process."""
+        return [job for job in self.jobs.values() if job.state is RunState.RUNNING and not job.attached]
 
     def _parents(self, job: LocalJob) -> list[LocalJob]:
         return [self.jobs[parent.identity] for parent in job.experiment.parents]
 
     def _block(self, job: LocalJob) -> None:
-        """End what cannot run because a parent ended without a result."""
-        states = {parent.state for parent in self._parents(job)}
-        if states & {"failed", "parent failed"}:
-            job.reason = ", ".join(parent.experiment.label for parent in self._parents(job) if parent.state != "done")
-            self._end(job, "parent failed")
-        elif states & {"interrupted", "parent interrupted"}:
-            self._end(job, "parent interrupted")
+        """End a job that cannot run because a parent ended without a result."""
+        parents = self._parents(job)
+        states = {parent.state for parent in parents}
+        if RunState.PARENT_FAILED in {state.of_child for state in states}:
+            job.reason = ", ".join(parent.experiment.label for parent in parents if parent.state is not RunState.DONE)
+            self._end(job, RunState.PARENT_FAILED)
+        elif states & {RunState.INTERRUPTED, RunState.PARENT_INTERRUPTED}:
+            self._end(job, RunState.PARENT_INTERRUPTED)
 
     def _busy(self) -> list[LocalJob]:
-        return [job for job in self.jobs.values() if job.state in ("running", "attached")]
+        return [job for job in self.jobs.values() if job.state is RunState.RUNNING]
 
     def _is_ready(self, job: LocalJob, busy: Sequence[LocalJob]) -> bool:
-        if any(parent.state != "done" for parent in self._parents(job)):
+        if any(parent.state is not RunState.DONE for parent in self._parents(job)):
             return False
         used = sum(self.capacity.cost(other.experiment.config) for other in busy)
         return used + self.capacity.cost(job.experiment.config) <= self.capacity.total or not busy
@@ -145,15 +141,15 @@ class LocalRunner:
     def _start(self, job: LocalJob) -> None:
         try:
             if job.run.is_running:
-                job.state, job.started = "attached", None
+                job.state, job.attached, job.started = RunState.RUNNING, True, None
                 self.display.event(job, "attached to the process that runs it already")
                 return
             self._start_process(job)
-        except OSError as error:  # no room for its log, no memory for its process: the others may have better luck
+        except OSError as error:  # no room for its log, no memory for its process: others may still start
             job.reason = f"could not be started: {' '.join(str(error).split())}"
-            self._end(job, "failed")
+            self._end(job, RunState.FAILED)
             return
-        job.state = "running"
+        job.state, job.attached = RunState.RUNNING, False
         self.display.event(job, "started" if not job.run.checkpoints.is_dir() else "started again, resumes")
 
     def _start_process(self, job: LocalJob) -> None:
@@ -163,7 +159,7 @@ class LocalRunner:
         argv = list(self.command(job.run.path))
         with job.run.log_path.open("ab", buffering=0) as log:
             line = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()} starts {' '.join(argv)}\n"
-            with contextlib.suppress(OSError):  # a full disk: the job itself will say what cannot be written
+            with contextlib.suppress(OSError):  # a full disk: the job reports what it cannot write
                 log.write(line.encode())
             job.process = subprocess.Popen(
                 argv,
@@ -171,7 +167,7 @@ class LocalRunner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=job_environment(config, gpus=job.gpus),
-                start_new_session=True,  # the terminal's Ctrl-C reaches us alone; we pass it on once
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
             )
 
     def _free_gpus(self, count: int) -> tuple[str, ...]:
@@ -184,38 +180,39 @@ class LocalRunner:
         if code is None:
             return
         if job.run.result is not None:
-            self._end(job, "done")
+            self._end(job, RunState.DONE)
         elif code == ENVIRONMENT_EXIT_CODE or (code > 0 and not self._has_begun):
-            job.state, job.process = "waiting", None
+            job.state, job.process = RunState.WAITING, None
             self.unusable = " ".join(last_lines(job.run.log_path, num_lines=1)) or f"exit code {code}"
         elif code in (INTERRUPTED_EXIT_CODE, -signal.SIGTERM) or (self.was_stopped and code != 1):
-            self._end(job, "interrupted")
-        elif job.run.is_running:  # somebody else was faster
-            job.state, job.process = "attached", None
+            self._end(job, RunState.INTERRUPTED)
+        elif job.run.is_running:  # another process was faster
+            job.attached, job.process = True, None
         else:
             job.reason = _reason(job, code)
-            self._end(job, "failed")
+            self._end(job, RunState.FAILED)
 
-    def _look_at_attached(self, job: LocalJob) -> None:
+    def _poll_attached(self, job: LocalJob) -> None:
         if job.run.result is not None:
-            self._end(job, "done")
+            self._end(job, RunState.DONE)
         elif not job.run.is_running:
-            progress = job.run.progress or {}
-            if progress.get("state") == "failed":
-                job.reason = str(progress.get("error", "failed"))
-                self._end(job, "failed")
+            status = read_state(job.run)
+            if status.state is RunState.FAILED:
+                job.reason = status.error or status.state
+                self._end(job, status.state)
             else:
-                job.state = "waiting"  # it was interrupted: ours to go on with
+                job.state, job.attached = RunState.WAITING, False  # it was interrupted: this launch resumes it
 
-    def _end(self, job: LocalJob, state: str) -> None:
+    def _end(self, job: LocalJob, state: RunState) -> None:
         job.state, job.ended = state, time.time()
-        said = job.run.progress or {}
-        if _PROGRESS_STATES.get(state, said.get("state")) != said.get("state"):  # killed, or never started
-            job.run.write_progress(**{**said, "state": _PROGRESS_STATES[state], "error": job.reason})
+        progress, word = job.run.progress or {}, state.in_progress_json
+        is_written = state in (RunState.DONE, RunState.PARENT_INTERRUPTED) or progress.get("state") == word
+        if not is_written:  # killed, or never started
+            job.run.write_progress(**{**progress, "state": word, "error": job.reason})
         self.display.event(job, f"{state}: {job.reason}" if job.reason else state)
 
     def _hurry(self) -> None:
-        """Tell the jobs to leave; kill them when it takes too long, or on a second Ctrl-C."""
+        """Terminate the jobs; kill them after ``stop_seconds`` or a second Ctrl-C."""
         running = self._running()
         if self._stop_deadline is None:
             self._stop_deadline = time.monotonic() + self.stop_seconds
@@ -234,16 +231,16 @@ class LocalRunner:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note SIGINT, SIGTERM and SIGHUP instead of dying from them."""
+        """Record SIGINT, SIGTERM and SIGHUP instead of ending at once."""
 
-        def note(number: int, frame: object) -> None:
+        def record(number: int, frame: object) -> None:
             now = time.monotonic()
             if self._stop_asked is None:
                 self._stop_asked = now
             elif number == signal.SIGINT and now - self._stop_asked >= SECOND_REQUEST_SECONDS:
                 self._kill_asked = True
 
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        old = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:

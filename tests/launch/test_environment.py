@@ -13,7 +13,7 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from launch.environment import ENVIRONMENT_EXIT_CODE, UnusableEnvironmentError
-from launch.slurm.job_status import standing_of
+from launch.slurm.job_status import read_status
 from launch.slurm.preflight import check_imports
 from launch.study.cluster import ClusterSettings
 from launch.study.graph import Graph
@@ -52,7 +52,7 @@ def test_the_first_job_shows_it_before_the_others_start(tmp_path: Path, end: str
     assert sum(job.run.log_path.exists() for job in jobs) == 1
     for item in graph:
         assert RunDirectory(item.path).progress is None
-        assert standing_of(item.path).state == "not started"
+        assert read_status(item.path).state == "not started"
 
 
 def test_the_others_start_once_the_first_has_begun(tmp_path: Path) -> None:

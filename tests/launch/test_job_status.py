@@ -21,7 +21,7 @@ from launch.slurm.assignments import (
     write_assignment,
 )
 from launch.slurm.commands import Queue, QueuedTask, read_ended, read_queue
-from launch.slurm.job_status import SlurmView, Standing, read_slurm, record_final_states, standing_of
+from launch.slurm.job_status import JobStatus, SlurmView, read_slurm, read_status, record_final_states
 from launch.study.graph import Graph
 from launch.study.record import assignment_path, write_record
 from tests.launch.support import evaluation, pretraining, runs_of
@@ -37,22 +37,22 @@ class World:
         runs = runs_of(self.graph)
         self.parent, self.child = (runs[item.identity] for item in self.graph)
         slurm_folder(root).mkdir(parents=True)
-        self.claims = {}
+        self.assignments = {}
         for run, job_id in ((self.parent, "12"), (self.child, "13")):
             call = SbatchCall.create(root, kind="pretrain", runs={3: run.path}, dependency=None)
             call.record_job_id(job_id)
             write_assignment(assignment_path(run.path), Assignment(call, 3))
-            self.claims[run.path] = read_assignment(assignment_path(run.path), root)
+            self.assignments[run.path] = read_assignment(assignment_path(run.path), root)
 
     def view(self, *tasks: QueuedTask, **ended: str) -> SlurmView:
         words = {(job.removeprefix("job"), 3): word for job, word in ended.items()}
-        return SlurmView(Queue(tasks), {**self.claims}, words)
+        return SlurmView(Queue(tasks), {**self.assignments}, words)
 
-    def of_parent(self, view: SlurmView) -> Standing:
-        return standing_of(self.parent.path, slurm=view)
+    def of_parent(self, view: SlurmView) -> JobStatus:
+        return read_status(self.parent.path, slurm=view)
 
-    def of_child(self, view: SlurmView) -> Standing:
-        return standing_of(self.child.path, [self.parent.path], slurm=view)
+    def of_child(self, view: SlurmView) -> JobStatus:
+        return read_status(self.child.path, [self.parent.path], slurm=view)
 
 
 @pytest.fixture
@@ -115,18 +115,18 @@ def test_dependents_end_with_their_parent(world: World, parent_says: str, expect
     view = world.view(**({"job13": "CANCELLED"} if accounting else {}))
     if parent_says == "cancelled":
         write_assignment(
-            assignment_path(world.parent.path), Assignment(world.claims[world.parent.path].call, 3, cancelled=1.0)
+            assignment_path(world.parent.path), Assignment(world.assignments[world.parent.path].call, 3, cancelled=1.0)
         )
         view = SlurmView(
             view.queue,
-            {**view.claims, world.parent.path: read_assignment(assignment_path(world.parent.path), world.root)},
+            {**view.assignments, world.parent.path: read_assignment(assignment_path(world.parent.path), world.root)},
             view.ended,
         )
     assert world.of_child(view).state == expected
 
 
 def test_a_claim_without_a_job_is_being_submitted_for_a_while(world: World) -> None:
-    call = world.claims[world.parent.path].call
+    call = world.assignments[world.parent.path].call
     (call.folder / "job.json").unlink()
     assert world.of_parent(world.view()).why == "is being submitted"
     write_json(call.folder / "batch.json", {**call.about, "created": 0})
@@ -134,7 +134,7 @@ def test_a_claim_without_a_job_is_being_submitted_for_a_while(world: World) -> N
 
 
 def test_a_job_is_recognised_by_its_script(world: World) -> None:
-    call = world.claims[world.parent.path].call
+    call = world.assignments[world.parent.path].call
     (call.folder / "job.json").unlink()
     task = QueuedTask("99", 3, "RUNNING", "None", "n1", "N/A", str(call.script))
     assert world.of_parent(world.view(task)).job == "99_3"
@@ -184,14 +184,14 @@ def test_squeue_and_sacct_are_understood(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_only_its_own_sbatch_call_releases_an_assignment(world: World) -> None:
     path = assignment_path(world.parent.path)
-    release_assignment(path, world.claims[world.child.path].call)
+    release_assignment(path, world.assignments[world.child.path].call)
     assert path.exists()
-    release_assignment(path, world.claims[world.parent.path].call)
+    release_assignment(path, world.assignments[world.parent.path].call)
     assert read_assignment(path, world.root) is None
 
 
 def test_an_sbatch_call_finds_its_run_directories(world: World) -> None:
-    call = world.claims[world.parent.path].call
+    call = world.assignments[world.parent.path].call
     assert call.run_path(3) == world.parent.path
     with pytest.raises(FileNotFoundError, match="no experiment with index 4"):
         call.run_path(4)

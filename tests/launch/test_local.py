@@ -13,7 +13,7 @@ import pytest
 
 from crisscross.run.run_dir import RunDirectory
 from launch.local.jobs import LocalJob
-from launch.slurm.job_status import standing_of
+from launch.slurm.job_status import read_status
 from launch.study.graph import Graph
 from tests.launch.support import evaluation, make_runner, pretraining, runs_of
 from tests.requirements import missing
@@ -70,8 +70,8 @@ def test_what_failed_is_tried_again_and_what_is_done_is_kept(tmp_path: Path) -> 
     assert set(_states(jobs).values()) == {"done"}
     assert [job.kept for job in jobs] == [False, False, True]
     assert runs_of(graph)[good.identity].result == before
-    assert standing_of(bad.path).restarts == 1
-    assert standing_of(good.path).restarts == 0
+    assert read_status(bad.path).restarts == 1
+    assert read_status(good.path).restarts == 0
 
 
 def test_a_killed_job_says_by_what(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_runs_elsewhere_is_waited_for_and_not_started_twice(tmp_path: Path)
     process.wait()
     assert job.state == "done"
     assert "attached to the process that runs it already" in printed.getvalue()
-    assert standing_of(run.path).restarts == 0
+    assert read_status(run.path).restarts == 0
 
 
 def test_an_attached_experiment_that_is_interrupted_is_gone_on_with(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_attached_experiment_that_is_interrupted_is_gone_on_with(tmp_path: Pa
     (job,) = runner.run()
     assert job.state == "done"
     assert process.wait() == 75
-    assert standing_of(run.path).restarts == 1
+    assert read_status(run.path).restarts == 1
 
 
 def test_ctrl_c_lets_jobs_save_and_starts_nothing_more(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_ctrl_c_lets_jobs_save_and_starts_nothing_more(tmp_path: Path) -> None:
         "m-mild-demo-s0-svm-demo": "parent interrupted",
         "m-mild-demo-s1": "waiting",
     }
-    assert standing_of(parent.path).state == "interrupted"
+    assert read_status(parent.path).state == "interrupted"
     assert "stopping: 1 experiment(s) write a checkpoint, up to 120 s (Ctrl-C again kills them)" in printed.getvalue()
 
 
@@ -198,7 +198,7 @@ def test_a_killed_launcher_takes_its_jobs_along(tmp_path: Path) -> None:
     launcher.wait()
     psutil.wait_procs([child], timeout=300)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    assert standing_of(one.path).state == "interrupted"
+    assert read_status(one.path).state == "interrupted"
 
 
 def test_plain_lines_say_how_far_a_job_is(tmp_path: Path) -> None:

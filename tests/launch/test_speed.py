@@ -18,7 +18,7 @@ import pytest
 
 from crisscross.run.state import read_state
 from crisscross.tracking.address import store_key
-from crisscross.tracking.metadata import mlflow_status
+from crisscross.tracking.metadata import STATUS_OF_STATE
 from crisscross.tracking.sync_state import SyncState
 from launch.study import overrides as overrides_module
 from launch.study.plan import Plan, make_plan, register
@@ -64,9 +64,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     (folder / "mlflow.db").write_text("not empty")
     for run in register(plan, where="local").values():
         notes = SyncState(run, store_key(uri, "crisscross"))
-        standing = read_state(run)
-        notes.sent.run_id, notes.sent.status = "1", mlflow_status(standing.state)
-        notes.sent.tags = {"crisscross.state": standing.state, "crisscross.error": standing.error}
+        status = read_state(run)
+        notes.sent.run_id, notes.sent.status = "1", STATUS_OF_STATE[status.state]
+        notes.sent.tags = {"crisscross.state": status.state.in_progress_json, "crisscross.error": status.error}
         notes.save()
     return chosen
 
