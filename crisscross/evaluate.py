@@ -62,7 +62,7 @@ class _Evaluation:
         self._run, self._settings, self._protocol = run, settings, settings.frozen
         self._device = choose_device(settings.execution.device)
         self._manifest: Manifest = stage_in(
-            open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.say_phase
+            open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.record_phase
         )
         self._seed = (
             derive_key(settings.seed, "svm") % 2**31

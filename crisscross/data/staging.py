@@ -296,7 +296,7 @@ def stage_manifest(
     error: Exception | None = None
     try:
         manifest = open_manifest(data)
-        manifest = stage_in(manifest, data, splits=splits, report=run.say_phase if world.is_main_process else None)
+        manifest = stage_in(manifest, data, splits=splits, report=run.record_phase if world.is_main_process else None)
     except (OSError, ValueError, Preempted) as problem:
         error = problem
     error = world.first_error(error)

@@ -1,9 +1,8 @@
-"""What an experiment *is*: the hash of everything that can change its result.
+"""The identity of an experiment: the hash of everything that can change its result.
 
-The identity is the SHA-256 of the canonical JSON of the resolved config, less the keys listed in
-``EXECUTION_ONLY``, together with the identities of the experiments it builds on and a schema version. The same
-identity means the same run directory and the same MLflow run, for ever. The hash is over the whole config, never
-over a difference from defaults, so a changed default is a changed identity.
+It is the SHA-256 of the canonical JSON of the resolved config without the keys in ``EXECUTION_ONLY``, of the identities
+of the experiments it needs, and of a schema version. The same identity always has the same run directory and the same
+MLflow run. The hash is over the whole config, not over a difference from defaults: a changed default changes it.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from typing import Any
 from crisscross.utils.plain import canonical_json, without
 
 SCHEMA_VERSION = 1
-"""Raise it when the code changes what the same config computes."""
+"""Raised when the code computes something else from the same config."""
 
 EXECUTION_ONLY = (
-    "execution",  # device, processes, threads, workers, checkpoint interval. (Several processes on CPUs normalise each
-    # by its own share of the batch, on GPUs by all of it: the loop warns.)
+    "execution",  # device, processes, threads, workers, checkpoint interval. (On CPUs each of several processes
+    # normalizes by its own share of the batch, on GPUs by the whole batch: the training loop warns.)
     "tracking",  # where and how often the run is recorded
     "runs_root",
-    "scale",  # a name for a choice of files; what they hold is in the config itself
-    "weights.run",  # the parent's identity says which
-    "weights.video",  # `weights.fingerprint` says what the files hold
+    "scale",  # a name for a choice of config files, whose content is in the config itself
+    "weights.run",  # the identity of the parent is part of the identity
+    "weights.video",  # `weights.fingerprint` is the hash of the files
     "weights.audio",
-    # Where clips lie and how their list was read. What they are is `data.fingerprint`.
+    # Where clips are and how they are listed. `data.fingerprint` is the hash of the clips.
     "data.root",
     "data.csv",
     "data.annotations",
@@ -39,7 +38,7 @@ EXECUTION_ONLY = (
     "data.split_column",
     "data.test_fraction",
     "data.thorough",
-    "data.stage",  # from where a job reads the same bytes
+    "data.stage",  # where a job reads the same bytes
     "data.shards",
 )
 """The keys that cannot change a result. Everything else is part of the identity."""
@@ -47,23 +46,23 @@ EXECUTION_ONLY = (
 NOT_IN_PRETRAINING = (
     "views.evaluation_clips",
     "data.test_split",
-    "data.folds",  # a pretraining names its split whole: data.train_split=train1
+    "data.folds",  # a pretraining has its fold in data.train_split=train1
     "training.keep_epochs",  # which checkpoints stay on disk
 )
-"""Keys that only an evaluation depends on: changing one must not ask for new pretrainings."""
+"""Keys that only evaluations depend on; a change needs no new pretraining."""
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a resolved config without what cannot change its result."""
+    """Return a copy of a resolved config without keys that cannot change the result."""
     is_pretraining = "method" in config
     return without(config, (*EXECUTION_ONLY, *NOT_IN_PRETRAINING) if is_pretraining else EXECUTION_ONLY)
 
 
 def weights_hash(video: str | None, audio: str | None) -> str | None:
-    """Return the hash of what released weight files hold; None where none are given.
+    """Return the hash of released weight files; None without files.
 
     Raises:
-        FileNotFoundError: when there is no such file, naming the key.
+        FileNotFoundError: if the file of a key does not exist.
     """
     digests = []
     for modality, name in (("video", video), ("audio", audio)):
@@ -77,7 +76,7 @@ def weights_hash(video: str | None, audio: str | None) -> str | None:
 
 
 def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = ()) -> str:
-    """Return an experiment's identity.
+    """Return the identity of an experiment.
 
     Args:
         kind: ``"pretrain"`` or ``"downstream"``.
@@ -88,7 +87,7 @@ def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = (
         64 hexadecimal digits.
 
     Raises:
-        ValueError: when the data has no fingerprint yet, so that the config does not say what is learnt from.
+        ValueError: if the data has no fingerprint yet.
     """
     if "data" in config and not config["data"].get("fingerprint"):
         raise ValueError(

@@ -1,22 +1,7 @@
-"""The run directory: all of one experiment's state, and nothing else's.
+"""The run directory: the whole state of one experiment on disk.
 
-    config.yaml      the resolved config
-    run.json         kind, identity, label, parents, git commit, the studies it belongs to
-    checkpoints/     see training/checkpoint.py
-    metrics.jsonl    the history, see metrics_log.py; durable.json says how much of it is safe
-    features/        what an evaluation extracted; predictions.csv what it predicted
-    classifier.pt    what a fine-tuning made: a plain state dict of backbone and head
-    video_backbone.pt, audio_backbone.pt     what a pretraining made, in the format of released weights
-    launches.json    when and where it was started; holder.json says who works on it now
-    slurm.json       which Slurm job it was given to, see launch/slurm/assignments.py
-    environment.json what it runs on: packages, machine, commit, code snapshot
-    code.diff        what that code adds to its commit, for `git apply`; only where it adds something
-    progress.json    what it is doing now, for whoever watches
-    log.txt          what the job printed
-    result.json      written last, atomically: it is the proof of success
-    tracking.json    the MLflow run and how much of the history it has, see tracking.py
-
-A job is handed only this path. Starting it once, or ten times after ten kills, is the same call.
+crisscross/README.md lists its files. A job receives its path and nothing else, and is started in the same way the first
+time and after a kill.
 """
 
 from __future__ import annotations
@@ -40,7 +25,7 @@ from crisscross.utils.files import DISK_FULL, file_lock, read_json, write_json, 
 from crisscross.utils.git import git_state
 
 logger = logging.getLogger(__name__)
-# The text of safe_dump and the values of safe_load, in a fifth of the time, where PyYAML was built with libyaml.
+# With libyaml: the text of safe_dump and the values of safe_load, in a fifth of the time.
 _YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -51,10 +36,10 @@ class AlreadyRunningError(RuntimeError):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One experiment's folder.
+    """The folder of one experiment.
 
     Attributes:
-        path: the folder, which exists and holds ``config.yaml`` and ``run.json``.
+        path: the folder, which exists and contains ``config.yaml`` and ``run.json``.
     """
 
     path: Path
@@ -68,16 +53,16 @@ class RunDirectory:
         parents: Sequence[RunDirectory] = (),
         studies: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> RunDirectory:
-        """Make the folder of an experiment, or find it where it is there already.
+        """Create the folder of an experiment, or open the existing one.
 
         Args:
             kind: ``"pretrain"`` or ``"downstream"``.
             config: the resolved config.
             parents: the experiments whose results this one uses.
-            studies: what is known of the studies it belongs to, by study name; merged into what is there.
+            studies: the studies it belongs to, by study name; merged into ``run.json``.
 
         Raises:
-            OSError: when the folder cannot be written.
+            OSError: if the folder cannot be written.
         """
         run_identity = identity(kind, config, parents=[parent.identity for parent in parents])
         label = label_of(kind, config, parents=[parent.label for parent in parents])
@@ -104,7 +89,7 @@ class RunDirectory:
                 }
                 write_json(run.path / "run.json", known)
             elif run.result is None and not run.is_running and run.config != config:
-                # By identity they differ in execution-only settings, and the next start follows the newest.
+                # The same identity: only execution-only settings differ, and the next start uses the newest.
                 run._write_config(config)
             merged = {**known["studies"], **(studies or {})}
             if merged != known["studies"]:
@@ -119,7 +104,7 @@ class RunDirectory:
         """Open an existing run directory.
 
         Raises:
-            FileNotFoundError: when the folder is none, saying what was expected.
+            FileNotFoundError: if the folder is no run directory.
         """
         folder = Path(path)
         for name in ("config.yaml", "run.json"):
@@ -146,103 +131,102 @@ class RunDirectory:
 
     @property
     def identity(self) -> str:
-        """The experiment's identity, 64 hexadecimal digits."""
+        """The identity of the experiment, 64 hexadecimal digits."""
         return self.about["identity"]
 
     @property
     def label(self) -> str:
-        """A name that reads well, such as ``crisscross-mild-demo-s0``."""
+        """A readable name, such as ``crisscross-mild-demo-s0``."""
         return self.about["label"]
 
     @property
     def parents(self) -> list[RunDirectory]:
-        """The run directories of the experiments this one builds on."""
+        """Run directories of the experiments that this one needs."""
         return [RunDirectory((self.path / parent).resolve()) for parent in self.about["parents"]]
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints; it may not exist yet."""
+        """Folder of the checkpoints. It may not exist yet."""
         return self.path / "checkpoints"
 
     @property
     def metrics_path(self) -> Path:
-        """The metric history, one JSON object a line."""
+        """The metrics log, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def log_path(self) -> Path:
-        """What the job printed."""
+        """Output of the job."""
         return self.path / "log.txt"
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The content of ``result.json``, or None as long as the experiment is not done."""
+        """The content of ``result.json``; None before the experiment is done."""
         return read_json(self.path / "result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Declare success: write ``result.json``, the last thing an experiment does."""
+        """Write ``result.json``: the last step of an experiment, and the proof of its success."""
         write_json(self.path / "result.json", dict(result))
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """What the job last said of itself; None before its first word, or when that was lost."""
+        """The content of ``progress.json``; None without a readable one."""
         try:
             return read_json(self.path / "progress.json")
         except ValueError:
             return None
 
     def write_progress(self, **progress: Any) -> None:
-        """Say what the job is doing: ``state``, ``step``, ``total``, ``loss``, ``rate``, ``eta_s``.
+        """Write ``progress.json``: ``state``, ``step``, ``total``, ``loss``, ``rate``, ``eta_s``.
 
-        Written without fsync and without fuss: it may be lost, costs next to nothing, and never stops what it tells of.
-        On a full disk it is written over the last word, whose block is there already: otherwise nobody would learn that
-        the disk is full.
+        Written without fsync: it may be lost, costs little, and an error is only logged. On a full disk the old file is
+        overwritten in place, as its block exists already: the error would not be visible otherwise.
         """
-        said = self.path / "progress.json"
+        path = self.path / "progress.json"
         temporary = self.path / f".progress.{os.getpid()}.part"
         text = json.dumps({**progress, "time": time.time()})
         try:
             try:
                 temporary.write_text(text)
-                temporary.replace(said)
+                temporary.replace(path)
             except OSError as error:
                 if error.errno not in DISK_FULL:
                     raise
                 temporary.unlink(missing_ok=True)
-                with said.open("r+") as file:
+                with path.open("r+") as file:
                     file.write(text)
                     file.truncate()
         except OSError as error:
             logger.warning("progress.json could not be written: %s", error)
 
-    def say_phase(self, phase: str) -> None:
-        """Say what a running job does before its first step, keeping what is known of how far it is."""
+    def record_phase(self, phase: str) -> None:
+        """Write what a running job does before its first step, keeping ``step`` and ``total``."""
         known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
         self.write_progress(**known, state="running", phase=phase)
 
-    def say_queued(self, *, step: int | None = None) -> None:
-        """Say that the experiment waits for its turn (again), keeping what is known of how far it is.
+    def record_queued(self, *, step: int | None = None) -> None:
+        """Write that the experiment is queued, keeping ``step`` and ``total``.
 
         Args:
-            step: from where a training goes on, when that is known better.
+            step: step from which a training resumes, if known.
         """
-        said = self.progress or {}
-        known = {name: value for name, value in said.items() if name in ("step", "total")}
-        counts_steps = self.kind == "pretrain" or said.get("phase") == "fine-tuning"  # its test counts clips
+        progress = self.progress or {}
+        known = {name: value for name, value in progress.items() if name in ("step", "total")}
+        counts_steps = self.kind == "pretrain" or progress.get("phase") == "fine-tuning"  # its test counts clips
         if step is not None and "step" in known and counts_steps:
             known["step"] = step
         self.write_progress(**known, state="queued")
 
     @contextlib.contextmanager
     def lock(self, *, patience_s: float = 1.0) -> Iterator[None]:
-        """Hold the right to work here. The operating system lets go of it when the process dies.
+        """Hold the lock of this run directory. The operating system releases it if the process dies.
 
         Args:
-            patience_s: how long to wait for another process to let go. Whoever asks `is_locked` holds the lock for an
-                instant; a node that died may hold it until the file server has noticed.
+            patience_s: seconds to wait for another holder. ``is_locked`` holds the lock for an instant; after the death
+                of a node a file server may hold it for a while.
 
         Raises:
-            AlreadyRunningError: when another process holds it, naming that process.
+            AlreadyRunningError: if another process holds it; names that process.
         """
         lock = file_lock(self.path / ".run.lock", timeout_s=patience_s)
         try:
@@ -262,7 +246,7 @@ class RunDirectory:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process works here now. Asking takes the lock for an instant."""
+        """Whether a process holds the lock. The check takes the lock for an instant."""
         lock = file_lock(self.path / ".run.lock", timeout_s=0)
         try:
             with lock:
@@ -272,17 +256,17 @@ class RunDirectory:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process works here now; the lock is only tried where ``holder.json`` says that there may be one."""
+        """Whether a process works here. The lock is only tried if there is a ``holder.json``."""
         return (self.path / "holder.json").is_file() and self.is_locked
 
 
 def path_of(kind: str, config: Mapping[str, Any], *, label: str, run_identity: str) -> Path:
-    """Return where an experiment's run directory is, or will be."""
+    """Return the path of an experiment's run directory."""
     return Path(config["runs_root"]).resolve() / kind / f"{label}-{run_identity[:12]}"
 
 
 def label_of(kind: str, config: Mapping[str, Any], *, parents: Sequence[str] = ()) -> str:
-    """Return a readable name: what was trained, how, on what, with which seed."""
+    """Return a readable name from method, relaxation, data and seed."""
     name = _slug(config["data"]["name"])
     if kind == "pretrain":
         method, weight = config["method"], config["method"].get("async_weight", 1.0)

@@ -220,7 +220,7 @@ class Submitter:
         call = SbatchCall.create(self.runs_root, kind=array.kind, runs=paths, dependency=array.dependency)
         for index, path in paths.items():
             write_assignment(assignment_path(path), Assignment(call, index))
-            runs[array.tasks[index].identity].say_queued()
+            runs[array.tasks[index].identity].record_queued()
         write_text(call.script, self.script_of(array, call.folder))
         try:
             array.job_id = _submit(call)
