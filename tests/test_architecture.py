@@ -49,17 +49,16 @@ def test_few_imports_inside_functions_and_each_has_its_reason() -> None:
     found, unexplained = 0, []
     for path, tree in trees():
         lines = (ROOT / path).read_text().splitlines()
-        for block in import_blocks(tree):
+        for function, block in import_blocks(tree):
             found += len(block)
-            around = lines[block[0].lineno - 2 : block[-1].end_lineno]  # from the line above
-            if not any("#" in line for line in around):
+            if not any("#" in line for line in lines[function.lineno : block[-1].end_lineno]):
                 unexplained.append(f"{path}:{block[0].lineno}")
     assert unexplained == []
     assert found < 30
 
 
-def import_blocks(tree: ast.Module) -> Iterator[list[ast.stmt]]:
-    """Yield the imports inside functions, those that follow each other together."""
+def import_blocks(tree: ast.Module) -> Iterator[tuple[ast.stmt, list[ast.stmt]]]:
+    """Yield the imports inside functions with their function, consecutive ones together."""
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -67,7 +66,7 @@ def import_blocks(tree: ast.Module) -> Iterator[list[ast.stmt]]:
             for statements in (getattr(parent, name, None) for name in ("body", "orelse", "finalbody")):
                 for is_import, block in groupby(statements if isinstance(statements, list) else [], key=_is_import):
                     if is_import:
-                        yield list(block)
+                        yield function, list(block)
 
 
 def _is_import(node: ast.stmt) -> bool:

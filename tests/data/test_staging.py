@@ -149,13 +149,14 @@ class TestWhatIsStaged:
 
     def test_a_clip_that_has_changed_is_named(self, config, manifest, tmp_path) -> None:
         path = manifest.root / manifest.clips["path"][0]
-        content = path.read_bytes()
+        content, status = path.read_bytes(), path.stat()
         path.write_bytes(content + b"x")
         try:
             with pytest.raises(ValueError, match=rf"{path} has {len(content) + 1} bytes, expected {len(content)}: it"):
                 stage_in(manifest, settings(config, tmp_path))
         finally:
             path.write_bytes(content)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def test_from_tar_files(self, config, manifest, tmp_path, monkeypatch) -> None:
         shards = packed(manifest, tmp_path / "shards")
@@ -304,14 +305,15 @@ class TestTraining:
         local = RunDirectory.create("pretrain", {**config, "data": data, "runs_root": str(folder / "local")})
         hidden = manifest.root / "train" / manifest.clips["path"].iloc[-1].split("/")[1]
         stage_in(manifest, settings(config, tmp_path))
-        spare = {path: path.read_bytes() for path in hidden.iterdir()}
+        spare = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in hidden.iterdir()}
         for path in spare:  # from now on clips are not read here
             path.write_bytes(b"not a clip")
         try:
             assert run_experiment(local)
         finally:
-            for path, content in spare.items():
+            for path, (content, mtime_ns) in spare.items():
                 path.write_bytes(content)
+                os.utime(path, ns=(mtime_ns, mtime_ns))
         assert local.identity == plain.identity
         assert history(local) == history(plain)
         assert_same_state(final_state(local), final_state(plain))
