@@ -1,4 +1,4 @@
-"""Progress of a launch: a live picture on a terminal, plain lines anywhere else."""
+"""Progress of a local launch: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,13 +15,9 @@ from rich.text import Text
 
 from crisscross.run.state import RunState
 from launch.console import clock, describe
+from launch.local.jobs import LocalJob
 
-if TYPE_CHECKING:
-    from launch.local.jobs import LocalJob
-
-
-HEARTBEAT_S = 10.0
-"""Seconds between two plain lines of a running experiment (chosen by us)."""
+HEARTBEAT_S = 10.0  # ours: seconds between two plain lines of a running experiment
 
 _COLORS = {
     RunState.DONE: "green",
@@ -33,14 +28,14 @@ _COLORS = {
 
 
 class Display:
-    """Shows the jobs of a launch."""
+    """The progress display of a local launch."""
 
     def __init__(self, console: Console, *, at_a_time: int, heartbeat_s: float = HEARTBEAT_S) -> None:
-        """Show nothing yet.
+        """Create the display; it shows nothing yet.
 
         Args:
-            console: where to.
-            at_a_time: experiments that run side by side, for the estimate of the time left.
+            console: output.
+            at_a_time: experiments that run at a time, for the estimate of the remaining time.
             heartbeat_s: seconds between two plain lines of a running experiment.
         """
         self._console = console
@@ -53,25 +48,25 @@ class Display:
 
     @contextlib.contextmanager
     def showing(self, jobs: Sequence[LocalJob]) -> Iterator[None]:
-        """Show these jobs for as long as the block lasts."""
+        """Show jobs inside a ``with`` block."""
         self._jobs = jobs
         if not self._console.is_terminal:
             yield
             return
-        with Live(console=self._console, refresh_per_second=4, get_renderable=self._picture, transient=True) as live:
+        with Live(console=self._console, refresh_per_second=4, get_renderable=self._live_table, transient=True) as live:
             self._live = live
             yield
         self._live = None
 
-    def say(self, text: str, *, style: str | None = None) -> None:
-        """Print one line that stays."""
+    def print_line(self, text: str, *, style: str | None = None) -> None:
+        """Print one line above the live table."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def event(self, job: LocalJob, what: str) -> None:
         """Print that a job has started or ended."""
         took = f" ({clock(job.ended - job.started)})" if job.ended and job.started else ""
         elapsed = clock(time.time() - self._began)
-        self.say(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLORS.get(job.state))
+        self.print_line(f"[{elapsed:>7}] {job.experiment.label}: {what}{took}", style=_COLORS.get(job.state))
 
     def update(self) -> None:
         """Print the plain lines that are due. The live table updates itself."""
@@ -81,8 +76,8 @@ class Display:
         self._next_heartbeat = now + self._heartbeat_s
         for job in self._jobs:
             if job.state is RunState.RUNNING:
-                self.say(f"[{clock(now - self._began):>7}] {job.experiment.label}: {describe(job.progress)}")
-        self.say(f"[{clock(now - self._began):>7}] {self.overall()}")
+                self.print_line(f"[{clock(now - self._began):>7}] {job.experiment.label}: {describe(job.progress)}")
+        self.print_line(f"[{clock(now - self._began):>7}] {self.overall()}")
 
     def overall(self) -> str:
         """Return one line about the whole launch."""
@@ -96,7 +91,7 @@ class Display:
             parts.append(f"{'about' if is_whole else 'at least'} {clock(left_s)} left")
         return ", ".join(parts)
 
-    def _picture(self) -> Group:
+    def _live_table(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for job in self._jobs:
             if job.state is RunState.RUNNING:

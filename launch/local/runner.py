@@ -219,7 +219,7 @@ class LocalRunner:
             for job in running:
                 job.child.terminate()  # the job alone: its loader workers are needed to finish the step
             if running:
-                self.display.say(
+                self.display.print_line(
                     f"stopping: {len(running)} experiment(s) write a checkpoint, up to"
                     f" {self.stop_seconds:.0f} s (Ctrl-C again kills them)"
                 )

@@ -1,4 +1,4 @@
-"""What a launch on this machine says at its end: warnings and failures."""
+"""Warnings and failures that a local launch prints at its end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from launch.local.jobs import LocalJob
 from launch.run_log import warnings_in
 from launch.study.record import last_lines
 
-LOG_LINES = 10
-"""Lines of a failed experiment's log that are shown."""
+LOG_LINES = 10  # ours: lines of a failed experiment's log that are shown
 
 
 def report_warnings(jobs: Sequence[LocalJob], console: Console) -> None:
-    """Show what the runs of this launch have warned of, each once, and in which log it stands."""
+    """Print each warning of the runs of this launch once, with its log."""
     logs: dict[str, list[Path]] = {}
     for job in jobs:
         if not job.kept:
@@ -30,7 +29,7 @@ def report_warnings(jobs: Sequence[LocalJob], console: Console) -> None:
 
 
 def report_failures(jobs: Sequence[LocalJob], console: Console) -> int:
-    """Say what did not end well and return the exit code."""
+    """Print failed and interrupted experiments and return the exit code."""
     for job in jobs:
         if job.state is RunState.FAILED:
             log = short_path(job.run.log_path)
