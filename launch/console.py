@@ -45,13 +45,13 @@ def print_header(plan: Plan, console: Console, *, how: str, states: Mapping[str,
         states: by identity, the state of each experiment.
     """
     study, config = plan.launch.study, plan.config
-    say(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
-    say(console, f"{counts(plan.graph, states)}; {how}")
-    say(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
+    print_line(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
+    print_line(console, f"{counts(plan.graph, states)}; {how}")
+    print_line(console, f"scale {config['scale']['name']}, runs in {plan.runs_root}")
     for line in dict.fromkeys(describe_data(experiment.config["data"]) for experiment in plan.graph):
-        say(console, line)
+        print_line(console, line)
     for line in plan.warnings:
-        say(console, f"warning: {line}", style="yellow")
+        print_line(console, f"warning: {line}", style="yellow")
 
 
 def counts(graph: Graph, states: Mapping[str, str]) -> str:
@@ -71,7 +71,7 @@ def print_graph(plan: Plan, console: Console, *, states: Mapping[str, str]) -> N
         needs = ", ".join(parent.label for parent in experiment.parents)
         after = f"  after {needs}" if needs else ""
         state = states[experiment.identity]
-        say(console, f"{label:<{width}}  {experiment.kind:<10}  {experiment.identity[:12]}  {state}{after}")
+        print_line(console, f"{label:<{width}}  {experiment.kind:<10}  {experiment.identity[:12]}  {state}{after}")
 
 
 def this_command() -> str:
@@ -109,6 +109,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def say(console: Console, text: str, *, style: str | None = None) -> None:
+def print_line(console: Console, text: str, *, style: str | None = None) -> None:
     """Print a line as it is."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crisscross.tracking.sync import sync_runs
-from launch.console import counts, help_text, print_graph, print_header, say, this_command
+from launch.console import counts, help_text, print_graph, print_header, print_line, this_command
 from launch.environment import UnusableEnvironmentError
 from launch.local.failures import report_failures, report_warnings
 from launch.local.jobs import job_command
@@ -100,11 +100,13 @@ def _print_headers(plans: Sequence[Plan], graph: Graph, at_a_time: int, console:
     for plan in plans:
         print_header(plan, console, how=f"{at_a_time} at a time", states=states)
     if len(plans) > 1:
-        say(console, f"in all: {counts(graph, states)}")
+        print_line(console, f"in all: {counts(graph, states)}")
     if plans[0].launch.dry_run:
         for plan in plans:
             print_graph(plan, console, states=states)
-        say(console, "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made")
+        print_line(
+            console, "dry_run: every config is valid; the clips are ready; nothing was started, no run directory made"
+        )
 
 
 def _run_here(
@@ -134,7 +136,7 @@ def _run_here(
                 of_plan = [runs[experiment.identity] for experiment in plan.graph]
                 sync_runs(of_plan, tracking["uri"], tracking["experiment"], verify=True)
     if runner.was_stopped:
-        say(console, f"stopped. What is done is kept; go on with: {this_command()}")
+        print_line(console, f"stopped. What is done is kept; go on with: {this_command()}")
         return 130
     report_warnings(jobs, console)
     code = report_failures(jobs, console)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from crisscross.tracking.address import TrackingError
 from crisscross.utils.redact import mask_passwords
-from launch.console import say
+from launch.console import print_line
 from launch.study.plan import Plan
 from launch.tracking import try_set_latest_tag
 
@@ -52,22 +52,22 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, s
     """
     tracking = plans[0].config["tracking"]
     if tracking["delivery"] == "off":
-        say(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
+        print_line(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return True
     for plan in plans:
         study, variant = plan.launch.study.name, plan.fingerprint
-        try_set_latest_tag(study, variant, tracking=tracking, print_line=lambda text: say(console, text))
+        try_set_latest_tag(study, variant, tracking=tracking, print_line=lambda text: print_line(console, text))
     try:
         return make(tracking["uri"], tracking["experiment"]) == 0
     except (TrackingError, ValueError, OSError) as error:
-        say(console, f"no table: {mask_passwords(str(error))}", style="red")
+        print_line(console, f"no table: {mask_passwords(str(error))}", style="red")
         return False
 
 
 def print_next_steps(plan: Plan, console: Console) -> None:
     """Say what may be done after a launch."""
     for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
-        say(console, line)
+        print_line(console, line)
 
 
 def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from crisscross.data.catalog import prepare
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
-from launch.console import say
+from launch.console import print_line
 from launch.environment import UnusableEnvironmentError
 from launch.job import slurm
 from launch.job.folds import WRONG_SETTING, require_one_job_a_fold, run_folds
@@ -125,7 +125,7 @@ def run_in_process(kind: str, config: dict[str, Any]) -> None:
         code = run_folds(
             config,
             lambda part: _run_and_show(kind, part, console),
-            print_line=lambda text: say(console, text),
+            print_line=lambda text: print_line(console, text),
         )
     except UnusableEnvironmentError as error:  # every other experiment of a sweep would end in the same way
         print(f"error: {error}", file=sys.stderr)
@@ -171,22 +171,22 @@ def _run_and_show(kind: str, config: dict[str, Any], console: Console) -> tuple[
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_SETTING, {}
     path = os.path.relpath(run.path)
-    say(console, f"{run.label}: {path}")
+    print_line(console, f"{run.label}: {path}")
     if run.result is not None:
-        say(console, "done already: nothing to run")
+        print_line(console, "done already: nothing to run")
     synced = [run] if config["tracking"]["delivery"] == "direct" and is_first_rank() else []
     with logging_to(run.log_path) as warnings, syncing(synced, tracking=config["tracking"]):
         SHUTDOWN.install()  # from here on Ctrl-C means: save and leave
         code = 0 if run.result is not None else _run(run, console, warnings)
     if code == INTERRUPTED_EXIT_CODE:
-        say(console, "interrupted: what was computed is kept; the same command goes on")
+        print_line(console, "interrupted: what was computed is kept; the same command goes on")
     if code or not is_first_rank():  # rank 0 writes the result
         return code, {}
     result = run.result
     assert result is not None  # because the code is 0
     for name, value in sorted(result["metrics"].items(), key=_by_number):
-        say(console, f"  {name:<28} {value:.4g}")
-    say(console, f"result: {path}/result.json")
+        print_line(console, f"  {name:<28} {value:.4g}")
+    print_line(console, f"result: {path}/result.json")
     return 0, result["metrics"]
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from crisscross.run.identity import family, identity
+from crisscross.run.identity import group_hash, identity
 from crisscross.utils.plain import without
 
 CONFIG = {
@@ -70,9 +70,9 @@ def test_without_fingerprint_there_is_no_identity() -> None:
 
 def test_family_leaves_the_axes_out() -> None:
     axes = ("relaxation", "seed")
-    assert family(CONFIG, axes=axes) == family(_changed("relaxation", "none"), axes=axes)
-    assert family(CONFIG, axes=axes) == family(_changed("seed", 4), axes=axes)
-    assert family(CONFIG, axes=axes) != family(_changed("method.name", "avid"), axes=axes)
+    assert group_hash(CONFIG, axes=axes) == group_hash(_changed("relaxation", "none"), axes=axes)
+    assert group_hash(CONFIG, axes=axes) == group_hash(_changed("seed", 4), axes=axes)
+    assert group_hash(CONFIG, axes=axes) != group_hash(_changed("method.name", "avid"), axes=axes)
 
 
 def test_without_takes_a_copy() -> None:

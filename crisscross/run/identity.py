@@ -102,11 +102,11 @@ def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = (
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def family(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
+def group_hash(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
     """Return the hash of a config with a study's axes (seed, relaxation, ...) left out.
 
-    Experiments of one family differ in nothing but the axes, so their results may stand in one table. A fine-tuning is
-    one fold: those of all folds are one family.
+    Experiments with the same hash differ in nothing but the axes, so their results belong in one table. The folds of a
+    fine-tuning have the same hash.
     """
     one_fold = config.get("downstream", {}).get("name") == "finetune"
     left_out = [*axes, "data.folds"] if one_fold else axes

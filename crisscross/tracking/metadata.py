@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from crisscross.run.identity import family, scientific
+from crisscross.run.identity import group_hash, scientific
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run.state import RunState
 from crisscross.utils.files import read_json
@@ -111,11 +111,11 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
     if pretraining:
         found["relaxation"] = pretraining["relaxation"]
         found["pretrain_data"] = pretraining["data"]["name"]
-        found["crisscross.pretrain_family"] = family(pretraining, axes=("seed", "relaxation"))[:8]
+        found["crisscross.pretrain_family"] = group_hash(pretraining, axes=("seed", "relaxation"))[:8]
     if about["kind"] == "downstream":
         found["downstream_data"] = config["data"]["name"]
         found["protocol"] = config["downstream"]["name"]
-        found["crisscross.family"] = family(config, axes=("seed", "weights.fingerprint"))[:8]
+        found["crisscross.family"] = group_hash(config, axes=("seed", "weights.fingerprint"))[:8]
     found.update({f"study.{name}": canonical_json(entry.get("point", {})) for name, entry in about["studies"].items()})
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
 

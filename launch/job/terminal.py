@@ -18,7 +18,7 @@ from rich.text import Text
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.signals import SHUTDOWN
-from launch.console import describe, say
+from launch.console import describe, print_line
 from launch.job.run import is_first_rank
 from launch.local.live_display import HEARTBEAT_S
 from launch.run_log import Warnings, handler_for
@@ -52,7 +52,7 @@ def showing_progress(run: RunDirectory, console: Console) -> Iterator[None]:
 
     def report() -> None:
         while not ended.wait(HEARTBEAT_S):
-            say(console, describe(progress()))
+            print_line(console, describe(progress()))
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()

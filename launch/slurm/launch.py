@@ -8,7 +8,7 @@ from rich.console import Console
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.sync import sync_runs
-from launch.console import print_graph, print_header, say, this_command
+from launch.console import print_graph, print_header, print_line, this_command
 from launch.results import print_next_steps, print_table
 from launch.slurm.arrays import Array, Planner
 from launch.slurm.commands import SlurmError, site_facts
@@ -74,7 +74,7 @@ def _finish(plan: Plan, runs: Sequence[RunDirectory], console: Console, *, has_r
     """
     tracking = plan.config["tracking"]
     if tracking["delivery"] != "off":
-        say(console, sync_runs(runs, tracking["uri"], tracking["experiment"], verify=True).summary)
+        print_line(console, sync_runs(runs, tracking["uri"], tracking["experiment"], verify=True).summary)
     if has_report:
         return 0
     has_table = print_table(plan, console)
@@ -88,7 +88,7 @@ def _submitter(plan: Plan, cluster: ClusterSettings, code: Snapshot, console: Co
         cluster=cluster,
         runs_root=plan.runs_root,
         code=snapshot_environment(code),
-        print_line=lambda text: say(console, text),
+        print_line=lambda text: print_line(console, text),
     )
 
 
@@ -110,11 +110,13 @@ def _dry_run(plan: Plan, submitter: Submitter, console: Console) -> int:
     code = 0
     if has_slurm:
         for line in check_kinds(submitter, arrays):
-            say(console, line)
+            print_line(console, line)
             code = 1 if "refused" in line else code
     else:
-        say(console, "no Slurm on this machine: the scripts were not shown to it")
-    say(console, "dry_run: every config is valid; the clips are ready; nothing was submitted, no run directory made")
+        print_line(console, "no Slurm on this machine: the scripts were not shown to it")
+    print_line(
+        console, "dry_run: every config is valid; the clips are ready; nothing was submitted, no run directory made"
+    )
     return code
 
 
@@ -150,8 +152,8 @@ def check_kinds(submitter: Submitter, arrays: Sequence[Array]) -> list[str]:
 
 
 def _print_script(title: str, text: str, console: Console) -> None:
-    say(console, f"\n# ---- {title}", style="bold")
-    say(console, text.rstrip())
+    print_line(console, f"\n# ---- {title}", style="bold")
+    print_line(console, text.rstrip())
 
 
 def _describe(array: Array) -> str:
@@ -169,27 +171,27 @@ def _some(experiments: Sequence[Experiment]) -> str:
 def _print_submission(plan: Plan, done: Submission, console: Console) -> None:
     """Print the submitted jobs, Slurm's refusal if any, and the next steps."""
     if done.kept:
-        say(console, f"{len(done.kept)} experiments are queued or running already")
+        print_line(console, f"{len(done.kept)} experiments are queued or running already")
     if done.elsewhere:
-        say(
+        print_line(
             console,
             f"{len(done.elsewhere)} experiments are run by a process outside Slurm, or need one that is: launch again"
             f" when it has ended ({_some(done.elsewhere)})",
         )
     for array in done.arrays:
-        say(console, f"  {_describe(array)}")
+        print_line(console, f"  {_describe(array)}")
     if done.table_job:
-        say(console, f"  job {done.table_job}: the table, when all of them have ended")
-    say(
+        print_line(console, f"  job {done.table_job}: the table, when all of them have ended")
+    print_line(
         console,
         f"submitted {done.num_submitted} experiments in {done.num_calls} sbatch call(s), {done.seconds:.1f} s",
     )
     if done.error:
-        say(console, f"Slurm refused: {done.error}", style="red")
+        print_line(console, f"Slurm refused: {done.error}", style="red")
         if done.not_submitted:
             rest = f"{len(done.not_submitted)} experiments ({_some(done.not_submitted)})"
-            say(console, f"not submitted: {rest}, nor the table")
-        say(console, f"when the cause is gone: {this_command()}")
+            print_line(console, f"not submitted: {rest}, nor the table")
+        print_line(console, f"when the cause is gone: {this_command()}")
     elif done.num_calls:
-        say(console, "this shell may be closed: the jobs run, resume and finish by themselves")
+        print_line(console, "this shell may be closed: the jobs run, resume and finish by themselves")
     print_next_steps(plan, console)

@@ -1,4 +1,4 @@
-"""From a study's axes and entries to the configs of its experiments. Nothing is written and no data is touched."""
+"""Expand a study's axes and entries into the configs of its experiments. Reads no data and writes nothing."""
 
 from __future__ import annotations
 
@@ -44,24 +44,21 @@ ABOUT_A_DATASET = (
     *(f"data.{key}" for key in ("root", "csv", "annotations", "name", "kind", "require", "folds", "shards")),
     *(f"data.{key}" for key in ("train_split", "test_split", "label_column", "file_column", "split_column")),
 )
-"""Overrides that describe one dataset: where a study names another one, they are not meant for that."""
+"""Overrides that describe one dataset. They do not apply to another one that a study names."""
 
 SHARED = ("model", "views", "training")
-"""What methods have in common where they are compared with ``fair=true``."""
+"""Config nodes that all methods share with ``fair=true``."""
 
 
 class Variant(Settings):
-    """What a value of an axis stands for, where it is more than ``axis=value``: overrides by kind of experiment.
-
-    With neither, the value is what it says.
-    """
+    """The overrides of an axis value, by kind of experiment; without any, it is ``axis=value``."""
 
     pretrain: list[str] | None = None
     downstream: list[str] | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is ``axis=value``."""
+        """Whether it is just ``axis=value``."""
         return self.pretrain is None and self.downstream is None
 
     def overrides(self, kind: str) -> list[str]:
@@ -88,46 +85,46 @@ class StudySettings(Settings):
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
     def variant(self, axis: str, value: Any) -> Variant:
-        """Return what a value stands for."""
+        """Return the overrides of a value."""
         values = self.axes[axis]
         return values[value] if isinstance(values, dict) else Variant()
 
     def with_authors(self) -> StudySettings:
-        """Return the study in which each value that has a variant of its authors' is that."""
+        """Return the study with the settings of the methods' authors where it has them."""
         axes = dict(self.axes)
         for axis, variants in self.authors.items():
             axes[axis] = {value: variants.get(value, self.variant(axis, value)) for value in axes[axis]}
         return self.model_copy(update={"axes": axes})
 
 
-class Composer:
-    """Composes each kind of experiment as few times as possible: Hydra is slow, setting a key is not."""
+class ConfigComposer:
+    """The configs of a study. Hydra composes as few as possible, as it is slow; the rest differ by one key."""
 
     def __init__(
         self,
         routed: RoutedOverrides,
         study: StudySettings,
         *,
-        roots: Mapping[str, str],
+        dataset_roots: Mapping[str, str],
         cluster: ClusterSettings | None = None,
         fair: bool = False,
     ) -> None:
-        """Describe what is composed.
+        """Set up a composer.
 
         Args:
-            routed: what the user typed.
+            routed: the overrides of the command line.
             study: axes and entries.
-            roots: where datasets lie, by ``data.name``.
-            cluster: where experiments run; None = here.
+            dataset_roots: folders of datasets, by ``data.name``.
+            cluster: the cluster; None = this machine.
             fair: whether all methods get the same inputs, backbones, epochs and batch (``SHARED``).
         """
-        self._routed, self._study, self._roots, self._cluster = routed, study, roots, cluster
+        self._routed, self._study, self._roots, self._cluster = routed, study, dataset_roots, cluster
         self._fair = fair
         self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         self._data: dict[str, dict[str, Any]] = {}
 
     def config(self, kind: str, point: Point, *, seed: int, entry: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the config of one experiment: a point on the axes, a seed and a study's own overrides."""
+        """Return the config of one experiment, from a point on the axes, a seed and an entry."""
         config = plain_copy(self._base(kind, point, entry))
         for axis, value in point.items():
             if self._is_key(kind, axis, value) and has_key(config, axis):
@@ -135,7 +132,7 @@ class Composer:
         config["seed"] = seed
         config["tracking"] = resolve(config["tracking"], where="study" if self._cluster is None else "slurm")
         if self._cluster is not None:
-            _place(kind, config, self._cluster)
+            _set_cluster(kind, config, self._cluster)
         config["data"] = self._data.get(canonical_json(config["data"]), config["data"])
         if kind == "downstream":
             pretraining = self.config("pretrain", point, seed=seed)
@@ -144,24 +141,24 @@ class Composer:
         return config
 
     def evaluations(self, point: Point, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield the evaluations of one pretraining: its config, and that of untrained backbones beside it.
+        """Yield the evaluations of one pretraining, each with its random-init baseline.
 
-        A fine-tuning is one evaluation a fold. What the method does not train is not evaluated.
+        A fine-tuning is one evaluation per fold. Modalities that the method does not train are left out.
         """
         pretraining = self.config("pretrain", point, seed=seed)
         for entry in self._study.downstream:
-            for floor in fold_by_fold(self.config("downstream", point, seed=seed, entry=entry)):
-                config = _restricted(plain_copy(floor), modalities_of(pretraining["method"]))
-                floor["weights"]["epoch"] = None  # untrained backbones have no epochs
+            for baseline in fold_by_fold(self.config("downstream", point, seed=seed, entry=entry)):
+                config = _restrict(plain_copy(baseline), modalities_of(pretraining["method"]))
+                baseline["weights"]["epoch"] = None  # a random init has no epochs
                 if config is not None:
                     check_pretraining(pretraining, config)
-                    yield config, floor
+                    yield config, baseline
 
     def all_configs(self, seeds: Sequence[int]) -> list[tuple[str, dict[str, Any]]]:
         """Return every distinct config that the study uses, with its kind.
 
         Raises:
-            ValueError: an axis is no setting of any experiment.
+            ValueError: if an axis is no setting of any experiment.
         """
         configs = []
         for point, seed in itertools.product(self._study.points(), seeds):
@@ -174,55 +171,66 @@ class Composer:
         return configs
 
     def prepare_data(self, prepare: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
-        """Prepare each dataset once; experiments with the same data settings share it."""
+        """Prepare each dataset once, for all experiments with the same data settings."""
         for base in self._bases.values():
             key = canonical_json(base["data"])
             if key not in self._data:
                 self._data[key] = prepare(base["data"])
 
     def _base(self, kind: str, point: Point, entry: Sequence[str]) -> dict[str, Any]:
-        """Return what Hydra makes of all overrides."""
-        ours, choices = list(entry), []
+        """Return the config that Hydra composes from all overrides."""
+        of_study, choices = list(entry), []
         for axis, value in point.items():
             variant = self._study.variant(axis, value)
-            ours += variant.overrides(kind)
+            of_study += variant.overrides(kind)
             if variant.is_plain and axis in groups_of(kind):
                 choices.append(f"{axis}={value}")
-        overrides = (*_joined(ours, self._routed.kinds[kind]), *choices)
+        overrides = (*_join(of_study, self._routed.kinds[kind]), *choices)
         if (kind, *overrides) not in self._bases:
             base = compose_config(kind, overrides)
             if self._fair and kind == "pretrain":
                 common = compose_config(kind, [override for override in overrides if _key(override) != "method"])
                 base |= {node: common[node] for node in SHARED}
-            self._bases[(kind, *overrides)] = {**base, "data": _placed(base["data"], self._roots)}
+            self._bases[(kind, *overrides)] = {**base, "data": _with_root(base["data"], self._roots)}
         return self._bases[(kind, *overrides)]
 
     def _is_key(self, kind: str, axis: str, value: Any) -> bool:
-        """Whether a value of an axis is set as a key, rather than chosen by Hydra."""
+        """Whether an axis is a config key and not a config group of Hydra."""
         return self._study.variant(axis, value).is_plain and axis not in groups_of(kind)
 
 
-def _joined(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """Put a study's overrides and the user's together: the user's count, but not for data that the study names."""
-    if any(_key(override) == "data" for override in ours):
-        theirs = [override for override in theirs if _key(override) not in ABOUT_A_DATASET]
-    typed = {_key(override) for override in theirs}
-    return [*(override for override in ours if _key(override) not in typed), *theirs]
+def _join(of_study: Sequence[str], of_user: Sequence[str]) -> list[str]:
+    """Join the overrides of a study and of the user.
+
+    The user's take precedence, except those that describe a dataset if the study names another one.
+    """
+    if any(_key(override) == "data" for override in of_study):
+        of_user = [override for override in of_user if _key(override) not in ABOUT_A_DATASET]
+    keys = {_key(override) for override in of_user}
+    return [*(override for override in of_study if _key(override) not in keys), *of_user]
 
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _placed(data: Mapping[str, Any], roots: Mapping[str, str]) -> dict[str, Any]:
-    """Say where a dataset lies, where only its name is known."""
+def _with_root(data: Mapping[str, Any], roots: Mapping[str, str]) -> dict[str, Any]:
+    """Return the data settings with the folder of a dataset that is given by its name."""
     if data["root"] is not None or data.get("csv"):
         return dict(data)
     return {**data, "root": roots.get(data["name"])}
 
 
-def _restricted(config: dict[str, Any], trained: str) -> dict[str, Any] | None:
-    """Return an evaluation of what a method trains, ``v``, ``a`` or ``av``; None where nothing is left of it."""
+def _restrict(config: dict[str, Any], trained: str) -> dict[str, Any] | None:
+    """Restrict an evaluation to the modalities that a method trains.
+
+    Args:
+        config: the evaluation; changed in place.
+        trained: ``v``, ``a`` or ``av``.
+
+    Returns:
+        The config, or None if no modality is left.
+    """
     if set(streams_of(config["downstream"])) <= set(trained):
         return config
     possible = [name for name in config["downstream"].get("modalities", ()) if set(name) <= set(trained)]
@@ -238,8 +246,8 @@ def _set_key(config: dict[str, Any], dotted: str, value: Any) -> None:
     config[last] = value
 
 
-def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
-    """Say in a config how it runs on a cluster: on how many devices, in which folder, recorded where."""
+def _set_cluster(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
+    """Set devices, folder and MLflow store of an experiment on a cluster."""
     asked = cluster.resources_of(resource_kind_of(kind, config))
     if not trains(config) and asked.num_tasks > 1:
         raise ValueError(
@@ -257,29 +265,35 @@ def _place(kind: str, config: dict[str, Any], cluster: ClusterSettings) -> None:
 
 
 def known_roots(roots: Mapping[str, str | None], typed: Sequence[str]) -> dict[str, str]:
-    """Return where datasets lie, by ``data.name``.
+    """Return the known folders of datasets, by ``data.name``.
+
+    Kinetics-Sound is a part of Kinetics400.
 
     Args:
         roots: the ``roots`` of the launch.
-        typed: overrides of the pretrainings: ``data=NAME data.root=DIR`` says it as well.
-
-    Returns:
-        Without those of which nothing is known. Kinetics-Sound is a part of Kinetics400.
+        typed: overrides of the pretrainings, which may have ``data=NAME data.root=DIR``.
     """
-    said = dict(override.split("=", 1) for override in typed if override.startswith(("data=", "data.root=")))
+    given = dict(override.split("=", 1) for override in typed if override.startswith(("data=", "data.root=")))
     known = {name: root for name, root in roots.items() if root}
-    if {"data", "data.root"} <= set(said):
-        known.setdefault(said["data"], said["data.root"])
+    if {"data", "data.root"} <= set(given):
+        known.setdefault(given["data"], given["data.root"])
     if "kinetics400" in known:
         known.setdefault("kinetics_sound", known["kinetics400"])
     return known
 
 
 def without_unknown(study: StudySettings, roots: Mapping[str, str]) -> tuple[StudySettings, list[str]]:
-    """Return a study without the evaluations on datasets that are nowhere, and a line for each such dataset.
+    """Return a study without evaluations on datasets without a folder.
+
+    Args:
+        study: the study.
+        roots: folders of datasets, by ``data.name``.
+
+    Returns:
+        The study, and one line for each dataset that is left out.
 
     Raises:
-        ValueError: nothing would be left of it.
+        ValueError: if no evaluation is left.
     """
     kept, lacking = [], []
     for entry in study.downstream:

@@ -98,7 +98,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def route(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
+def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
     """Say which override goes where; call it inside ``hydra_configs``.
 
     Args:

@@ -1,8 +1,4 @@
-"""A study: command line -> graph of experiments -> what is missing is run -> table.
-
-Launching reconciles: done work is kept, running work is waited for, the rest is started. Launching twice
-starts nothing new.
-"""
+"""The plan of a study: from the command line to a graph of experiments and their run directories."""
 
 from __future__ import annotations
 
@@ -19,29 +15,28 @@ from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
 from crisscross.config.experiment import KINDS as SETTINGS
 from crisscross.config.experiment import ignored, training_node, training_of, trains
-from crisscross.run.identity import family
+from crisscross.run.identity import group_hash
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.plain import canonical_json
-from launch.study.expand import Composer, LaunchSettings, StudySettings, known_roots, without_unknown
+from launch.study.expand import ConfigComposer, LaunchSettings, StudySettings, known_roots, without_unknown
 from launch.study.graph import Experiment, Graph
-from launch.study.overrides import RoutedOverrides, hydra_configs, route
+from launch.study.overrides import RoutedOverrides, hydra_configs, route_overrides
 from launch.study.record import write_record
 
 Prepare = Callable[[Mapping[str, Any]], dict[str, Any]]
-NUM_CREATORS = 8
-"""Run directories that are made side by side; each mostly waits for the disk (chosen by us)."""
+NUM_CREATORS = 8  # ours: threads that create run directories, mostly waiting for the disk
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study expanded.
+    """An expanded study.
 
     Attributes:
         launch: the settings of the launch.
         graph: the experiments.
-        fingerprint: 8 hexadecimal digits that launches have in common whose results may stand in one table.
-        overrides: what the user typed.
-        warnings: a line for each setting that will have no effect, and for what is left out.
+        fingerprint: the study hash, see ``study_hash``.
+        overrides: the overrides of the command line.
+        warnings: one line for each setting without effect, and for what is left out.
     """
 
     launch: LaunchSettings
@@ -57,7 +52,7 @@ class Plan:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The config of the first experiment, for what all have in common."""
+        """The config of the first experiment, for settings that all share."""
         return next(iter(self.graph)).config
 
     @property
@@ -67,18 +62,18 @@ class Plan:
 
 
 def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None = None) -> Plan:
-    """Expand a study, checking every config before any data is touched.
+    """Expand a study; check every config before any data is read.
 
     Args:
         study: name of a file in ``experiments/conf/study``.
-        overrides: what the user typed.
-        prepare: makes the clips ready and fills in their fingerprint; None = ``catalog.prepare``.
+        overrides: the overrides of the command line.
+        prepare: prepares the clips and sets their hash; None = ``catalog.prepare``.
 
     Raises:
-        ValueError, OSError: one line that says what is wrong and what to do.
+        ValueError, OSError: if a setting is wrong or data is missing; one line with the remedy.
     """
     with hydra_configs():
-        routed = route(overrides, study=study)
+        routed = route_overrides(overrides, study=study)
         launch = parse(LaunchSettings, {**routed.launch, "seeds": _unique(routed.launch["seeds"])})
         _require_cluster(routed.launcher, launch)
         if not launch.fair:
@@ -86,48 +81,55 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
         roots = known_roots(launch.roots, routed.kinds["pretrain"])
         known, left_out = without_unknown(launch.study, roots)
         launch = launch.model_copy(update={"study": known})
-        composer = Composer(routed, known, roots=roots, cluster=launch.cluster, fair=launch.fair)
+        composer = ConfigComposer(routed, known, dataset_roots=roots, cluster=launch.cluster, fair=launch.fair)
         checked = [parse(SETTINGS[kind], config) for kind, config in composer.all_configs(launch.seeds)]
-        whole = _families_of_whole(routed, launch)
+        whole = _groups_of_whole_study(routed, launch)
     composer.prepare_data(prepare or _prepare)
     if prepare is None:
         _check_batches(composer, launch)
     graph = Graph(_expand(composer, launch))
-    families = whole or {family(item.config, axes=[*launch.study.axes, "seed"]) for item in graph}
+    groups = whole or {group_hash(item.config, axes=[*launch.study.axes, "seed"]) for item in graph}
     ineffective = dict.fromkeys(line for settings in checked for line in ignored(settings))
-    return Plan(launch, graph, study_fingerprint(families), tuple(overrides), (*left_out, *ineffective))
+    return Plan(launch, graph, study_hash(groups), tuple(overrides), (*left_out, *ineffective))
 
 
-def _families_of_whole(routed: RoutedOverrides, launch: LaunchSettings) -> set[str]:
-    """Return the families of all that a study could run, whichever part of it was asked for; empty where axes are keys.
+def _groups_of_whole_study(routed: RoutedOverrides, launch: LaunchSettings) -> set[str]:
+    """Return the group hashes of the whole study, whichever part of it is launched.
 
-    A value of an axis that changes much of a config, such as a method, cannot be left out of it: launches of parts of
-    a study have in common what the whole is. Its data need not be there, so it counts by its settings.
+    A value of an axis that changes much of a config, such as a method, cannot be left out of the hash. Launches of
+    parts of such a study share the hash of the whole. Its data may be missing, so its settings are hashed instead.
+
+    Returns:
+        An empty set if all axes are config keys or groups.
     """
     if all(isinstance(values, list) for values in launch.study.axes.values()):
         return set()
     whole = parse(StudySettings, routed.whole_study)
-    composer = Composer(routed, whole if launch.fair else whole.with_authors(), roots={}, fair=launch.fair)
+    composer = ConfigComposer(
+        routed, whole if launch.fair else whole.with_authors(), dataset_roots={}, fair=launch.fair
+    )
     configs = [config for _, config in composer.all_configs(launch.seeds[:1])]
-    return {family({**config, "data": _settings_of_data(config["data"])}, axes=["seed"]) for config in configs}
+    return {group_hash({**config, "data": _settings_of_data(config["data"])}, axes=["seed"]) for config in configs}
 
 
 def _settings_of_data(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key != "fingerprint"}
 
 
-def study_fingerprint(families: Iterable[str]) -> str:
-    """Return 8 hexadecimal digits that launches have in common whose results may stand in one table.
+def study_hash(groups: Iterable[str]) -> str:
+    """Return the hash that is common to launches whose results belong in one table.
 
     Args:
-        families: what the experiments are when axes and seeds are left out (``crisscross.run.identity.family``).
+        groups: group hashes of the experiments (``crisscross.run.identity.group_hash``).
+
+    Returns:
+        8 hexadecimal digits.
     """
-    families = sorted(set(families))
-    return hashlib.sha256(canonical_json(families).encode()).hexdigest()[:8]
+    return hashlib.sha256(canonical_json(sorted(set(groups))).encode()).hexdigest()[:8]
 
 
 def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
-    """Make or find the run directories of a plan.
+    """Create the run directories of a plan, or open existing ones.
 
     Args:
         plan: the study.
@@ -137,7 +139,7 @@ def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
         Run directories by identity.
 
     Raises:
-        OSError: when they cannot be written.
+        OSError: if they cannot be written.
     """
     study = plan.launch.study
     about = {
@@ -164,16 +166,16 @@ def create_runs(plan: Plan, *, launched: float) -> dict[str, RunDirectory]:
     return runs
 
 
-def _expand(composer: Composer, launch: LaunchSettings) -> list[Experiment]:
-    experiments, floors = [], []
+def _expand(composer: ConfigComposer, launch: LaunchSettings) -> list[Experiment]:
+    experiments, baselines = [], []
     for seed, point in itertools.product(launch.seeds, launch.study.points()):
         pretrain = Experiment("pretrain", composer.config("pretrain", point, seed=seed), point=point)
         experiments.append(pretrain)
-        for config, floor in composer.evaluations(point, seed):
-            floors.append(Experiment("downstream", floor))
+        for config, baseline in composer.evaluations(point, seed):
+            baselines.append(Experiment("downstream", baseline))
             config["weights"]["run"] = str(pretrain.path)
             experiments.append(Experiment("downstream", config, (pretrain,), point=point))
-    return [*experiments, *floors] if launch.study.floor else experiments
+    return [*experiments, *baselines] if launch.study.floor else experiments
 
 
 def _unique(values: Any) -> Any:
@@ -181,13 +183,13 @@ def _unique(values: Any) -> Any:
 
 
 def _prepare(data: Mapping[str, Any]) -> dict[str, Any]:
-    from crisscross.data.catalog import prepare
+    from crisscross.data.catalog import prepare  # imports PyAV and the samplers, which `--help` does not need
 
     return prepare(data, progress=True)
 
 
-def _check_batches(composer: Composer, launch: LaunchSettings) -> None:
-    from crisscross.data.catalog import check_batch
+def _check_batches(composer: ConfigComposer, launch: LaunchSettings) -> None:
+    from crisscross.data.catalog import check_batch  # as above
 
     checked = set()
     for _, config in composer.all_configs(launch.seeds):
@@ -196,14 +198,14 @@ def _check_batches(composer: Composer, launch: LaunchSettings) -> None:
         if trains(config) and sizes not in checked:
             checked.add(sizes)
             split = config["data"]["train_split"]
-            if "downstream" in config:  # with the number of its fold, where it has one
+            if "downstream" in config:  # with the number of its fold, if it has one
                 split = parse(DataSettings, config["data"]).splits[0]
             node = {"data": {**config["data"], "train_split": split}, "training": training_of(config), "method": method}
             check_batch(node, node=training_node(config))
 
 
 def _require_cluster(launcher: str, launch: LaunchSettings) -> None:
-    """Check that the chosen launcher is one that studies know."""
+    """Check that the launcher has a cluster or is local."""
     if launch.cluster is None and launcher not in ("local", "basic"):
         raise ValueError(
             f"hydra/launcher={launcher}: it describes no cluster: use one of experiments/conf/hydra/launcher, or copy"
@@ -212,12 +214,12 @@ def _require_cluster(launcher: str, launch: LaunchSettings) -> None:
 
 
 def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = None) -> dict[str, RunDirectory]:
-    """Write a study's record and make or find its run directories.
+    """Write the record of a study, and create or open its run directories.
 
     Args:
         plan: the study.
         where: ``"local"`` or ``"slurm"``.
-        together: the studies that it was launched with, itself included, and their variants: they get one report.
+        together: all studies of this launch with their hashes, for one report.
 
     Returns:
         Run directories by identity.
@@ -238,7 +240,7 @@ def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = Non
 
 
 def make_writable(runs_root: Path) -> None:
-    """Make sure that run directories can be made, before anything is computed."""
+    """Check that run directories can be created, before anything is computed."""
     try:
         (runs_root / "studies").mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=runs_root / "studies"):

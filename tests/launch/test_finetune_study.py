@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crisscross.data import catalog
-from crisscross.run.identity import family
+from crisscross.run.identity import group_hash
 from crisscross.run.run_dir import RunDirectory
 from launch.job.make_run import make_run
 from launch.resources import num_processes
@@ -140,12 +140,12 @@ def test_an_entry_with_data_of_its_own_keeps_it_whatever_the_pretrainings_learn_
 
 def test_the_folds_of_a_fine_tuning_are_one_family_and_those_of_others_are_not() -> None:
     whole, first = _plan(_folded()), _plan(_folded("data.folds=[1]"))
-    assert len({family(item.config, axes=("seed",)) for item in _finetunings(whole)}) == 1
+    assert len({group_hash(item.config, axes=("seed",)) for item in _finetunings(whole)}) == 1
     assert len({item.identity for item in _finetunings(whole)}) == 6
     assert whole.fingerprint == first.fingerprint  # folds that are added later belong to the same table
     svm = {"downstream": {"name": "svm"}, "data": {"fingerprint": "f", "folds": [1]}}
     other = {**svm, "data": {**svm["data"], "folds": [1, 2]}}
-    assert family(svm, axes=()) != family(other, axes=())
+    assert group_hash(svm, axes=()) != group_hash(other, axes=())
 
 
 def test_a_fold_typed_by_hand_is_the_one_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
