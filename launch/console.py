@@ -1,4 +1,4 @@
-"""What a launch does and says, from the header to the table."""
+"""The lines that launch commands print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launch.study.plan import Plan
 
 
 def help_text(studies: Sequence[str]) -> str:
-    """Return what ``--help`` prints."""
+    """Return the text of ``--help``."""
     main = sys.modules["__main__"]
     return "\n".join(
         [
@@ -35,14 +35,14 @@ def help_text(studies: Sequence[str]) -> str:
     )
 
 
-def print_header(plan: Plan, console: Console, *, how: str, states: Mapping[str, str]) -> None:
-    """Print what is launched: the study, its experiments, its data.
+def print_header(plan: Plan, console: Console, *, how: str, states: Mapping[str, RunState]) -> None:
+    """Print a study, its experiments and its data.
 
     Args:
         plan: the study.
-        console: where to.
-        how: how experiments are run, for the line that counts them.
-        states: by identity, the state of each experiment.
+        console: output.
+        how: how the experiments run, such as ``2 at a time``.
+        states: states of the experiments by identity.
     """
     study, config = plan.launch.study, plan.config
     print_line(console, f"{plan.name} ({table_name(study.table)}): {study.question}", style="bold")
@@ -54,7 +54,7 @@ def print_header(plan: Plan, console: Console, *, how: str, states: Mapping[str,
         print_line(console, f"warning: {line}", style="yellow")
 
 
-def counts(graph: Graph, states: Mapping[str, str]) -> str:
+def counts(graph: Graph, states: Mapping[str, RunState]) -> str:
     """Return how many experiments there are, and how many are done."""
     kinds = [experiment.kind for experiment in graph]
     num_done = sum(states[experiment.identity] is RunState.DONE for experiment in graph)
@@ -62,8 +62,8 @@ def counts(graph: Graph, states: Mapping[str, str]) -> str:
     return f"{len(kinds)} experiments ({by_kind}), {num_done} done already"
 
 
-def print_graph(plan: Plan, console: Console, *, states: Mapping[str, str]) -> None:
-    """Print the experiments with their states, each below those that it needs."""
+def print_graph(plan: Plan, console: Console, *, states: Mapping[str, RunState]) -> None:
+    """Print the experiments with their states, each after its parents."""
     width = max(len(experiment.label) for experiment in plan.graph) + 2
     depth = {experiment.identity: level for level, some in enumerate(plan.graph.levels()) for experiment in some}
     for experiment in plan.graph:
@@ -81,7 +81,7 @@ def this_command() -> str:
 
 
 def short_path(path: str | Path | None) -> str:
-    """Return a path as seen from here, where that is shorter."""
+    """Return a path relative to the working directory, if that is shorter."""
     if path is None:
         return "?"
     relative = os.path.relpath(path)
@@ -89,7 +89,7 @@ def short_path(path: str | Path | None) -> str:
 
 
 def describe(progress: Mapping[str, Any]) -> str:
-    """Return what a job says of itself as one short line."""
+    """Return the content of ``progress.json`` as one short line."""
     parts = [str(progress.get("phase") or "starting")]
     if progress.get("total") and progress.get("step") is not None:
         parts[0] += f" {progress['step']}/{progress['total']}"
@@ -110,5 +110,5 @@ def clock(seconds: float) -> str:
 
 
 def print_line(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is."""
+    """Print a line without markup or wrapping."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

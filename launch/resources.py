@@ -1,4 +1,4 @@
-"""How many experiments this machine runs side by side, and on which GPUs. No torch: nvidia-smi is asked."""
+"""Resources of this machine: how many experiments run at a time, on which GPUs. Without torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is to share out.
+    """Resources of this machine.
 
     Attributes:
         total: number of units.
-        unit: ``"experiments"`` (chosen by the user), ``"GPUs"`` or ``"cores"``.
-        gpus: ids for CUDA_VISIBLE_DEVICES; empty on a machine without.
+        unit: ``"experiments"`` (with ``max_parallel``), ``"GPUs"`` or ``"cores"``.
+        gpus: ids for CUDA_VISIBLE_DEVICES; empty without GPUs.
     """
 
     total: int
@@ -30,26 +30,26 @@ class Capacity:
     gpus: tuple[str, ...] = ()
 
     def cost(self, config: Mapping[str, Any]) -> int:
-        """Units that one experiment takes; never more than there are, so that each can run alone."""
+        """Return the units of one experiment, at most all: each can run alone."""
         execution = config["execution"]
         devices = num_processes(config)
         cost = {"experiments": 1, "GPUs": devices, "cores": devices * execution["num_threads"]}[self.unit]
         return min(self.total, cost)
 
     def at_a_time(self, experiments: Iterable[Experiment]) -> int:
-        """How many of these experiments run side by side."""
+        """Return how many of these experiments run at a time."""
         return self.total // max((self.cost(experiment.config) for experiment in experiments), default=1)
 
 
 def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None = None) -> Capacity:
-    """Look at this machine.
+    """Return the resources of this machine.
 
     Args:
-        experiments: what shall run.
+        experiments: the experiments to run.
         max_parallel: experiments at a time; None = as many as cores or GPUs allow.
 
     Raises:
-        ValueError: when the experiments ask for GPUs that are not there.
+        ValueError: if the experiments need GPUs that this machine lacks.
     """
     executions = [experiment.config["execution"] for experiment in experiments]
     gpus = visible_gpus() if any(execution["device"] != "cpu" for execution in executions) else ()
@@ -68,12 +68,12 @@ def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None =
 
 
 def num_processes(config: Mapping[str, Any]) -> int:
-    """Processes, one a device, of an experiment: a training shares its batches out, any other evaluation is one."""
+    """Return the processes of an experiment: one per device for a training, else one."""
     return config["execution"]["num_devices"] if trains(config) else 1
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -92,12 +92,12 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def thread_environment(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that tell numerical libraries how many threads to use; they read them when imported."""
+    """Return the variables that set thread counts. Libraries read them on import."""
     return {name: str(config["execution"]["num_threads"]) for name in _THREAD_VARIABLES}
 
 
 def job_environment(config: Mapping[str, Any], *, gpus: Iterable[str] = ()) -> dict[str, str]:
-    """Return the environment of a job: threads as configured, the GPUs given to it."""
+    """Return the environment of a job, with its threads and GPUs."""
     chosen = ",".join(gpus)
     return {
         **os.environ,

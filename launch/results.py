@@ -1,4 +1,4 @@
-"""What is shown of the results of a launch: a table, or a report of several studies, and what may be done next."""
+"""Print the results of a launch: a table or a report of several studies, and next steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from launch.tracking import try_set_latest_tag
 
 
 def variants(plans: Sequence[Plan]) -> dict[str, str]:
-    """Return which variant of each study several plans are, for their common report; none for a single one."""
+    """Return the study hashes of several plans by study; none for a single one."""
     return {plan.launch.study.name: plan.fingerprint for plan in plans} if len(plans) > 1 else {}
 
 
 def print_table(plan: Plan, console: Console) -> bool:
-    """Print the table of a study; return whether there is the one that was asked for."""
-    from analysis.make_tables import print_tables
+    """Print the table of a study; return whether it is complete."""
+    from analysis.make_tables import print_tables  # a tenth of a second that a dry run does not need
 
     def make(uri: str, experiment: str) -> int:
         study, variant = plan.launch.study.name, plan.fingerprint
@@ -33,8 +33,12 @@ def print_table(plan: Plan, console: Console) -> bool:
 
 
 def print_report(plans: Sequence[Plan], console: Console) -> bool:
-    """Print the tables of studies, draw their figures, make one page of all; return whether all of it is there."""
-    from analysis.make_report import make_report
+    """Print the tables of several studies and write figures and one report.
+
+    Returns:
+        Whether everything was made.
+    """
+    from analysis.make_report import make_report  # as above
 
     def make(uri: str, experiment: str) -> int:
         return make_report(uri, experiment=experiment, studies=variants(plans), runs_root=plans[0].runs_root)
@@ -43,12 +47,15 @@ def print_report(plans: Sequence[Plan], console: Console) -> bool:
 
 
 def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, str], int]) -> bool:
-    """Make something of what MLflow has of some studies, which are its latest now; return whether that worked.
+    """Tag the studies as the latest in MLflow, and make tables from it.
 
     Args:
         plans: the studies.
-        console: where to.
-        make: URI of the store, name of the MLflow experiment -> exit code.
+        console: output.
+        make: takes the URI of the store and the name of the MLflow experiment, and returns an exit code.
+
+    Returns:
+        Whether the exit code is 0.
     """
     tracking = plans[0].config["tracking"]
     if tracking["delivery"] == "off":
@@ -65,19 +72,19 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, s
 
 
 def print_next_steps(plan: Plan, console: Console) -> None:
-    """Say what may be done after a launch."""
+    """Print next steps after a launch."""
     for line in next_steps(plan.runs_root, tracking=plan.config["tracking"]):
         print_line(console, line)
 
 
 def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
-    """Return the lines that say what may be done after a launch; passwords in them are masked.
+    """Return lines with next steps after a launch. Passwords are masked.
 
     Args:
         runs_root: folder of the run directories.
         tracking: ``uri`` and ``experiment`` of the config.
     """
-    from analysis.make_tables import command_line, is_default
+    from analysis.make_tables import command_line, is_default  # as above
 
     uri = mask_passwords(tracking["uri"])
     root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")

@@ -63,7 +63,7 @@ class LogReader:
         self._path, self._warnings = path, warnings
         self._offset = path.stat().st_size if path.is_file() else 0
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Print the warnings since the last call; an incomplete line waits."""
         with contextlib.suppress(OSError), self._path.open("rb") as log:
             log.seek(self._offset)

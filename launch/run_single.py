@@ -203,7 +203,7 @@ def _run(run: RunDirectory, console: Console, warnings: Warnings) -> int:
     reader = LogReader(run.log_path, warnings)
     try:
         with showing_progress(run, console), run.log_path.open("a") as log:
-            return run_experiment(run, patience_s=slurm.lock_patience_s(), log=log, meanwhile=reader.look)
+            return run_experiment(run, patience_s=slurm.lock_patience_s(), log=log, meanwhile=reader.poll)
     except UnusableEnvironmentError:
         raise
     except Exception as error:

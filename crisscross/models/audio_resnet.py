@@ -1,4 +1,4 @@
-"""The audio backbone: ResNet over a log-mel spectrogram (section 1 of PAPER.md).
+"""The audio backbone: ResNet over a log-mel spectrogram (as in the paper).
 
 ResNet-18 with one input channel: 11,170,240 parameters, the paper's 11.17 M. Modules have the names of the authors'
 released weights (``block1`` instead of torchvision's ``layer1``; the stem's layers are numbered). The total stride is

@@ -1,4 +1,4 @@
-"""Heads: projector and predictor (section 1 of PAPER.md), MLP, and classifier.
+"""Heads: projector and predictor (as in the paper), MLP, and classifier.
 
 Every linear layer has a bias, also before batch normalization, where it has no effect. This reproduces the paper's
 49.66 M for the whole model:
@@ -89,7 +89,7 @@ def mlp(input_dim: int, dims: Sequence[int], *, batch_norm: bool = False) -> nn.
 def classifier(
     input_dim: int, num_classes: int, *, hidden_dim: int | None = None, batch_norm: bool = False, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Build the head of fine-tuning (section 5 of PAPER.md).
+    """Build the head of fine-tuning (as in the paper).
 
     A linear layer, and optional layers before it.
 

@@ -1,4 +1,4 @@
-"""The video backbone: R(2+1)D with inner width equal to output width (section 1 of PAPER.md).
+"""The video backbone: R(2+1)D with inner width equal to output width (as in the paper).
 
 It differs from torchvision's ``r2plus1d_18`` (31.5 M parameters) in four ways: the stem is one full 3-D convolution
 followed by a max-pool; there are as many channels between a spatial and a temporal convolution as in the block's

@@ -1,4 +1,4 @@
-"""LARC: layer-wise adaptive rate clipping for any optimizer (section 4 of PAPER.md).
+"""LARC: layer-wise adaptive rate clipping for any optimizer (as in the paper).
 
 For a parameter p with gradient g, learning rate lr and weight decay wd (You, Gitman, Ginsburg 2017; in clip mode the
 rate is only ever lowered):

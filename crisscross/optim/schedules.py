@@ -17,7 +17,7 @@ LearningRateSchedule = Callable[[int], float]
 
 
 def constant(step: int, *, value: float) -> float:
-    """Return ``value`` at every step (the predictors' schedule, section 4 of PAPER.md).
+    """Return ``value`` at every step (the predictors' schedule, as in the paper).
 
     Raises:
         ValueError: if ``step`` is negative.
@@ -31,7 +31,7 @@ def warmup_cosine(
 ) -> float:
     """Return a linear warm-up followed by a cosine decay.
 
-    The schedule of backbones and projectors (section 4 of PAPER.md). It is exactly ``start`` at step 0 (``peak``
+    The schedule of backbones and projectors (as in the paper). It is exactly ``start`` at step 0 (``peak``
     without warm-up), ``peak`` at ``warmup_steps``, and ``final`` at ``total_steps``, after the last update (ours: these
     exact steps).
 
@@ -65,7 +65,7 @@ def steps_decay(
 ) -> float:
     """Multiply the rate by ``gamma`` at each milestone, after an optional warm-up.
 
-    The schedule of fine-tuning (section 5 of PAPER.md).
+    The schedule of fine-tuning (as in the paper).
 
     Args:
         step: number of the update, from 0.

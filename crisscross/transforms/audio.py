@@ -1,6 +1,6 @@
 """Log spectrograms, mel or linear, and their batched augmentation on the batch's device.
 
-As in ``video.py``, the parameters of a clip's augmentation depend only on its key (PAPER.md, section 3); they are drawn
+As in ``video.py``, the parameters of a clip's augmentation depend only on its key (as in the paper); they are drawn
 in NumPy on the CPU and applied by tensor operations without a loop over clips. Spectrograms are normalized first, so
 that the fill value 0 is the data's mean.
 """
@@ -49,7 +49,7 @@ class AudioParams:
 
 
 def log_spectrogram(wave: Tensor, settings: AudioTransformSettings) -> Tensor:
-    """Return normalized log power spectrograms (PAPER.md, section 3).
+    """Return normalized log power spectrograms (as in the paper).
 
     Equal to librosa's ``melspectrogram`` with its defaults (Hann window, centered frames, zero padding, Slaney mel
     scale and norm), then ``log(power + log_offset)``, minus ``mean``, divided by ``std``. With ``num_mels=None``, the
@@ -105,7 +105,7 @@ def eval_transform_audio(wave: Tensor, settings: AudioTransformSettings) -> Tens
 
 
 def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettings) -> Tensor:
-    """Augment a batch of waves for pretraining (PAPER.md, section 3).
+    """Augment a batch of waves for pretraining (as in the paper).
 
     Args:
         wave: float, shape (B, S), as in ``log_spectrogram``.

@@ -1,8 +1,8 @@
 """Batched video augmentation on the batch's device.
 
-The parameters of a clip's augmentation depend only on its key and are the same for all its frames (PAPER.md, section
-3). ``sample_video_params`` draws them in NumPy on the CPU; ``apply_video`` applies them with tensor operations, without
-a loop over clips. Clips with the same operation are sorted next to each other, so that an operation works in place on a
+The parameters of a clip's augmentation depend only on its key and are the same for all its frames, as in the paper.
+``sample_video_params`` draws them in NumPy on the CPU; ``apply_video`` applies them with tensor operations, without a
+loop over clips. Clips with the same operation are sorted next to each other, so that an operation works in place on a
 slice and costs nothing for clips that it skips.
 
 Colors are floats in [0, 1] and are not rounded to 8 bits between operations.
@@ -59,7 +59,7 @@ class VideoParams:
 def augment_video(
     video: Tensor, aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings
 ) -> Tensor:
-    """Augment a batch of clips for pretraining (PAPER.md, section 3).
+    """Augment a batch of clips for pretraining (as in the paper).
 
     Args:
         video: uint8, shape (B, T, Hc, Wc, 3): frames scaled to a common canvas, which may change their aspect ratio.
@@ -77,7 +77,7 @@ def augment_video(
 
 
 def eval_transform_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTransformSettings) -> Tensor:
-    """Resize the short side to crop_px / 0.875 and crop the center (PAPER.md, section 3).
+    """Resize the short side to crop_px / 0.875 and crop the center (as in the paper).
 
     Both are one resampling.
 

@@ -1,10 +1,10 @@
-"""The last job of a study on Slurm: bring MLflow up to date, then make the table.
+"""The last job of a study on Slurm: sync MLflow, then make the table.
 
-Of a study that was launched together with others (launch/reproduce_paper.py), its figures and the page of all as well.
+For a study that is launched with others (launch/reproduce_paper.py), also its figures and the common report.
 
     python -m launch.slurm.report_job RECORD
 
-RECORD is the study's file below ``runs/studies``. Does the work again, harmlessly, each time it is started.
+RECORD is the study's file below ``runs/studies``. The job can be repeated.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis import make_report
+from analysis.make_tables import print_tables
 from crisscross.tracking.address import TrackingError
 from crisscross.utils.files import file_lock, read_json, write_json
 from crisscross.utils.redact import mask_passwords
 from launch.slurm.mlflow_sync import sync_studies
 from launch.study.record import table_result_path
 
-REPORT_PATIENCE_S = 600.0  # chosen by us: as long as the figures of other studies may take
+REPORT_PATIENCE_S = 600.0  # ours: as long as the figures of other studies may take
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the table of a study; return 0 when there is one."""
+    """Make the table of a study; return 0 if it is complete."""
     if len(arguments) != 1:
         print("usage: python -m launch.slurm.report_job RECORD", file=sys.stderr)
         return 2
-    # Short, and harmless to do again: whoever wants this job gone may kill it and queue it again.
+    # Short and repeatable: SIGKILL may end it at any time.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     path = Path(arguments[0])
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
-    """Bring MLflow up to date and make the table; return the exit code and, where there is none, the reason."""
+    """Sync MLflow and make the table; return the exit code and the reason of a failure."""
     runs_root, tracking = path.parents[1], record["tracking"]
     lines = sync_studies(runs_root, [record], verify=True)
     for line in lines:
@@ -56,8 +58,6 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
     if tracking["delivery"] == "off":
         print("tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return 0, ""
-    from analysis.make_tables import print_tables
-
     try:
         code = print_tables(
             tracking["uri"],
@@ -75,9 +75,11 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def add_to_report(record: Mapping[str, Any], runs_root: Path) -> int:
-    """Draw the figures of a study and make the page of all that were launched together; return 0 when that worked."""
-    from analysis import make_report
+    """Add a study and its figures to the report of all that were launched together.
 
+    Returns:
+        The exit code.
+    """
     place = {key: record["tracking"][key] for key in ("uri", "experiment")}
     studies = {"study": record["study"], "studies": record["together"]}
     try:

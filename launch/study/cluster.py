@@ -1,4 +1,4 @@
-"""A Slurm cluster as ``experiments/conf/hydra/launcher`` describes it: the node ``cluster`` of a launch's config."""
+"""Settings of a Slurm cluster: the node ``cluster`` of ``experiments/conf/hydra/launcher/*.yaml``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from launch.study.graph import Experiment
 
 Count = Annotated[int, Field(gt=0)]
 RESOURCE_KINDS = ("pretrain", "downstream", "finetune", "cpu")
-"""What ``cluster.resources`` describes: pretrainings, evaluations, those that train, and what needs no GPU."""
+"""Keys of ``cluster.resources``: pretrainings, evaluations, fine-tunings, and jobs without a GPU."""
 
 _SHARED = ("partition", "account", "qos", "constraint", "exclude")
-"""Keys that a kind of job may leave to the cluster's settings."""
+"""Keys with a default for all kinds of jobs."""
 
 
 class Resources(Settings):
-    """What one kind of job asks for. Null leaves the choice to the cluster's settings, or to the site."""
+    """Resources of one kind of job. Null: the default of the cluster, or of the site."""
 
     nodes: Count = 1
     tasks_per_node: Count = 1
@@ -48,7 +48,7 @@ class Resources(Settings):
 
 
 class ResourcesByKind(Settings):
-    """One entry a kind of job."""
+    """Resources of each kind of job."""
 
     pretrain: Resources
     downstream: Resources
@@ -75,14 +75,15 @@ class ClusterSettings(Settings):
     resources: ResourcesByKind
 
     def resources_of(self, kind: str) -> Resources:
-        """Return what a kind of job asks for, completed by the cluster's own settings."""
+        """Return the resources of a kind of job, with the defaults of the cluster."""
         asked: Resources = getattr(self.resources, kind)
         return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in _SHARED})
 
     def python_command(self) -> str:
-        """Return what runs Python in a job, for a shell: each word quoted but for variables such as ``$SCRATCH``.
+        """Return the command that runs Python in a job, quoted for a shell.
 
-        ``cluster.python`` is a list of words, or a line of them; a path with spaces is one word if it is a file here.
+        Variables such as ``$SCRATCH`` stay unquoted. ``cluster.python`` is a list of words, or a line of them; a path
+        with spaces is one word if it is a file.
         """
         if not self.python:
             return shlex.quote(sys.executable)
@@ -111,15 +112,15 @@ class ClusterSettings(Settings):
         return lines
 
     def place(self, runs_root: str) -> str:
-        """Return where run directories go: a relative ``runs_root`` begins at ``scratch``.
+        """Return the folder of run directories. A relative ``runs_root`` is below ``scratch``.
 
         Raises:
-            ValueError: when ``scratch`` names a variable that is not set here.
+            ValueError: if ``scratch`` contains a variable that is not set here.
         """
         return str(self._scratch() / runs_root)
 
     def place_store(self, uri: str) -> str:
-        """Return the address of the MLflow store, that of a SQLite file made absolute: it begins at ``scratch`` too."""
+        """Return the URI of the MLflow store. A relative SQLite file is below ``scratch``."""
         scheme, colon, file = uri.partition(":///")
         return f"{scheme}{colon}{self._scratch() / file}" if scheme == "sqlite" and file else uri
 
@@ -137,19 +138,19 @@ class ClusterSettings(Settings):
 
 
 def _with_variables(word: str) -> str:
-    """Quote a word for a shell, which still replaces variables in it."""
+    """Quote a word for a shell; variables in it are still replaced."""
     if "$" not in word:
         return shlex.quote(word)
     return '"' + re.sub(r'(["\\`])', r"\\\1", word) + '"'
 
 
 def asked_of_slurm(key: str, *, _root_: DictConfig) -> Any:
-    """Return what the jobs of a ``--multirun`` sweep ask for, as ``${asked_of_slurm:KEY}`` in a launcher's file.
+    """Resolve ``${asked_of_slurm:KEY}`` in a launcher's file: a resource of a ``--multirun`` sweep.
 
-    A sweep has one answer for all its jobs: that for what the config says without the settings that it sweeps over.
+    All jobs of a sweep have the same resources: those of the config without the settings that it sweeps over.
 
     Args:
-        key: of ``cluster.resources.KIND``.
+        key: a key of ``cluster.resources.KIND``.
     """
     kind = resource_kind_of(_root_.hydra.job.config_name, _root_)
     asked = _root_.cluster.resources[kind][key]
@@ -157,10 +158,10 @@ def asked_of_slurm(key: str, *, _root_: DictConfig) -> Any:
 
 
 def check_one_kind(overrides: Sequence[Override]) -> None:
-    """Make sure that the jobs of a sweep may ask Slurm for the same.
+    """Check that all jobs of a sweep need the same resources.
 
     Raises:
-        ValueError: one line, when some fine-tune and others do not.
+        ValueError: if some of them fine-tune and others do not; one line.
     """
     for item in overrides:
         if item.key_or_group == "downstream" and item.is_sweep_override():
@@ -176,12 +177,12 @@ OmegaConf.register_new_resolver("asked_of_slurm", asked_of_slurm, replace=True)
 
 
 def resource_kind(experiment: Experiment) -> str:
-    """Return which entry of ``cluster.resources`` serves an experiment."""
+    """Return the entry of ``cluster.resources`` for an experiment."""
     return resource_kind_of(experiment.kind, experiment.config)
 
 
 def resource_kind_of(kind: str, config: Mapping[str, Any]) -> str:
-    """As ``resource_kind``, from a kind of experiment and its config."""
+    """Return the entry of ``cluster.resources`` for a config."""
     if kind == "pretrain":
         return kind
     if config["execution"]["device"] == "cpu":

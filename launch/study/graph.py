@@ -1,4 +1,4 @@
-"""Experiments and what they wait for. Plain Python: nothing is composed, written or started here."""
+"""Experiments and their dependencies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Experiment:
     Attributes:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config, plain dicts, lists and scalars.
-        parents: what must be done before.
-        point: the values of its study's axes; empty for untrained backbones. No part of what the experiment is.
+        parents: the experiments that must be done before.
+        point: values of the study's axes; empty for a random-init baseline. Not part of the identity.
     """
 
     kind: str
@@ -35,21 +35,21 @@ class Experiment:
 
     @cached_property
     def label(self) -> str:
-        """A name that reads well."""
+        """A readable name."""
         return label_of(self.kind, self.config, parents=[parent.label for parent in self.parents])
 
     @cached_property
     def path(self) -> Path:
-        """Where ``RunDirectory.create`` puts it; it may not exist yet."""
+        """Path of its run directory, which may not exist yet."""
         return path_of(self.kind, self.config, label=self.label, run_identity=self.identity)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Experiments by identity, every one after its parents. The same experiment given twice is one.
+    """Experiments by identity, each after its parents. Equal experiments are one node.
 
     Attributes:
-        experiments: what was asked for; parents that are not among them are added.
+        experiments: the experiments; missing parents are added.
     """
 
     experiments: Iterable[Experiment]
@@ -67,14 +67,14 @@ class Graph:
             self._nodes[experiment.identity] = experiment
 
     def __iter__(self) -> Iterator[Experiment]:
-        """In topological order."""
+        """Iterate in topological order."""
         return iter(self._nodes.values())
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def dependents(self, experiment: Experiment) -> list[Experiment]:
-        """What waits for this experiment directly."""
+        """Return the experiments that have this one as a parent."""
         return self._dependents.get(experiment.identity, [])
 
     @cached_property
@@ -86,7 +86,7 @@ class Graph:
         return found
 
     def descendants(self, experiment: Experiment) -> list[Experiment]:
-        """What cannot run without this experiment, directly or not, in topological order."""
+        """Return all that depend on this experiment, in topological order."""
         lost = {experiment.identity}
         for other in self:
             if any(parent.identity in lost for parent in other.parents):
@@ -94,7 +94,7 @@ class Graph:
         return [other for other in self if other.identity in lost and other.identity != experiment.identity]
 
     def levels(self) -> list[list[Experiment]]:
-        """Experiments by the length of the chain before them: those of a level may run side by side."""
+        """Return the experiments by the number of ancestors in line. Those of a level may run in parallel."""
         depth: dict[str, int] = {}
         for experiment in self:
             depth[experiment.identity] = 1 + max((depth[parent.identity] for parent in experiment.parents), default=-1)
@@ -104,7 +104,7 @@ class Graph:
         ]
 
     def heights(self) -> dict[str, int]:
-        """By identity: length of the longest chain behind an experiment. The highest should start first."""
+        """Return the longest chain of dependents by identity. The highest should start first."""
         height: dict[str, int] = {}
         for experiment in reversed(list(self)):
             height[experiment.identity] = 1 + max(

@@ -1,6 +1,6 @@
-"""Command-line overrides: which of them goes to the launch, which to which kind of experiment.
+"""Command-line overrides: route each to the launch or to kinds of experiments, and check it.
 
-Hydra composes; this says beforehand, in one line, what is wrong with an override.
+Hydra composes the configs. A wrong override is reported here first, in one line with a remedy.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LAUNCH_KEYS = ("seeds", "fair", "roots", "dry_run", "max_parallel", "study.floor
 
 @dataclass(frozen=True)
 class RoutedOverrides:
-    """Overrides by where they go.
+    """Overrides by destination.
 
     Attributes:
         launch: the composed launch config (study, seeds, dry_run, max_parallel), its axes as restricted.
-        whole_study: the study as it is before its axes are restricted.
+        whole_study: the study before its axes are restricted.
         launcher: name of the chosen ``hydra/launcher``.
         kinds: overrides by kind of experiment.
     """
@@ -47,7 +47,7 @@ class RoutedOverrides:
 
 @contextmanager
 def hydra_configs() -> Iterator[None]:
-    """Make the config folder known to Hydra for as long as configs are composed, each once."""
+    """Initialize Hydra with the config folder inside a ``with`` block."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             yield
@@ -56,10 +56,10 @@ def hydra_configs() -> Iterator[None]:
 
 
 def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose and resolve one config; call it inside ``hydra_configs``.
+    """Compose and resolve one config, inside ``hydra_configs``.
 
     Raises:
-        ValueError: one line, when Hydra does not accept an override.
+        ValueError: if Hydra does not accept an override; one line.
     """
     try:
         return plain_copy(_composed(name, tuple(overrides)))
@@ -69,21 +69,21 @@ def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Compose: a tenth of a second each time, and a study asks for the same config while it checks overrides."""
+    """Compose one config, or return it from the cache: it takes a tenth of a second."""
     return _plain(compose(name, list(overrides)), throw_on_missing=True)
 
 
 def _plain(config: DictConfig, *, throw_on_missing: bool = False) -> dict[str, Any]:
     """Resolve a config to plain dicts, lists and scalars."""
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=throw_on_missing)
-    return cast(dict[str, Any], plain)  # which a DictConfig becomes
+    return cast(dict[str, Any], plain)  # of a DictConfig
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Read overrides in Hydra's grammar.
+    """Parse overrides in Hydra's grammar.
 
     Raises:
-        ValueError: one line, when one cannot be read.
+        ValueError: if one cannot be parsed; one line.
     """
     parsed = []
     for argument in arguments:
@@ -99,14 +99,14 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
-    """Say which override goes where; call it inside ``hydra_configs``.
+    """Route overrides to the launch and to kinds of experiments, inside ``hydra_configs``.
 
     Args:
-        arguments: what the user typed.
-        study: the study whose axes may be restricted.
+        arguments: the command line.
+        study: the study, whose axes may be restricted.
 
     Raises:
-        ValueError: one line that names the override and the remedy, closest settings first.
+        ValueError: if an override is wrong; one line with the override and the remedy.
     """
     overrides = parse_overrides(arguments)
     to_launch = [item for item in overrides if _belongs_to_launch(item)]
@@ -115,7 +115,7 @@ def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
     whole_study, axes = plain_copy(launch["study"]), launch["study"]["axes"]
     for item in [item for item in rest if item.key_or_group in axes]:
         known, values = axes[item.key_or_group], _axis_values(item)
-        # A value that the study does not know of stands for itself.
+        # A value that is not in the study is itself the override.
         axes[item.key_or_group] = {str(v): known.get(str(v), {}) for v in values} if isinstance(known, dict) else values
     rest = [item for item in rest if item.key_or_group not in axes]
     for item in rest:
@@ -128,17 +128,19 @@ def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
 
 
 def _at_scale(study: str, overrides: Sequence[Override]) -> str:
-    """Return the study's file: that of the chosen scale, where it has one of its own."""
+    """Return the study's file, that of the chosen scale if there is one."""
     scales = [str(item.value()) for item in overrides if item.key_or_group == "scale"]
     named = f"{study}_{scales[-1]}" if scales else study
     return named if (CONF / "study" / f"{named}.yaml").is_file() else study
 
 
 def check_overrides(kind: str, arguments: Sequence[str]) -> None:
-    """Check the overrides of one experiment (of the first one, in a sweep); call it inside ``hydra_configs``.
+    """Check the overrides of one experiment, inside ``hydra_configs``.
+
+    In a sweep, those of its first experiment.
 
     Raises:
-        ValueError: one line that names the override and the remedy.
+        ValueError: if an override is wrong; one line with the override and the remedy.
     """
     known = [
         item
@@ -153,7 +155,7 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
     """Return the overrides of the first experiment of a sweep.
 
     Raises:
-        ValueError: one line, when an override cannot be read.
+        ValueError: if an override cannot be parsed; one line.
     """
     overrides = parse_overrides(arguments)
     first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
@@ -165,14 +167,14 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
 
 @cache
 def groups_of(kind: str) -> frozenset[str]:
-    """Names of the config groups that a kind of experiment chooses from."""
+    """Return the names of the config groups of a kind of experiment."""
     defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text())["defaults"]
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return frozenset(name for name in names if not name.startswith(("override", "optional")))
 
 
 def has_key(config: Mapping[str, Any], dotted: str) -> bool:
-    """Whether a nested config has a dotted key."""
+    """Return whether a nested config has a dotted key."""
     node: Any = config
     for part in dotted.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -183,7 +185,7 @@ def has_key(config: Mapping[str, Any], dotted: str) -> bool:
 
 def _typed(item: Override) -> str:
     """Return an override as it was typed."""
-    assert item.input_line is not None  # the parser notes it
+    assert item.input_line is not None  # the parser sets it
     return item.input_line
 
 
@@ -191,8 +193,8 @@ def _belongs_to_launch(item: Override) -> bool:
     name = item.key_or_group
     if name == "seed":
         raise ValueError(f"{item.input_line}: a study has one copy a seed: write 'seeds=[...]'")
-    ours = {"study", "seeds", "fair", "roots", "dry_run", "max_parallel", "cluster"}
-    return name.split(".")[0] in ours or name.startswith("hydra")
+    of_launch = {"study", "seeds", "fair", "roots", "dry_run", "max_parallel", "cluster"}
+    return name.split(".")[0] in of_launch or name.startswith("hydra")
 
 
 def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:
@@ -217,13 +219,13 @@ def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str
 
 
 def _cluster_keys() -> list[str]:
-    """All keys of a cluster."""
+    """Return all keys of a cluster."""
     described = yaml.safe_load((CONF / "hydra/launcher/slurm.yaml").read_text())
     return _keys({"cluster": described["cluster"]})
 
 
 def _as_list(item: Override) -> str:
-    """Write `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
+    """Return `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
     value = _typed(item).split("=", 1)[1].strip()
     return _typed(item) if value.startswith("[") else f"{item.key_or_group}=[{value}]"
 
@@ -246,7 +248,7 @@ def _reject_reserved(item: Override) -> None:
 def _route_to_kinds(
     overrides: Sequence[Override], *, extra: Sequence[str], kinds: Sequence[str] = KINDS
 ) -> dict[str, tuple[str, ...]]:
-    """Give every override to the kinds that have its group or key."""
+    """Return the overrides of each kind: those whose group or key it has."""
     goes_to: dict[int, list[str]] = {index: [] for index in range(len(overrides))}
     candidates: list[str] = list(extra)
     for kind in kinds:
@@ -282,7 +284,7 @@ def _check_choice(item: Override) -> None:
 
 
 def _unknown(item: Override, candidates: Sequence[str]) -> str:
-    """Say that nothing has such a key, and what the user may have meant."""
+    """Return a message about an unknown key, with similar ones."""
     key = item.key_or_group
     group, _, name = key.partition(".")
     for path in sorted((CONF / group).glob("*.yaml")):
@@ -296,7 +298,7 @@ def _unknown(item: Override, candidates: Sequence[str]) -> str:
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """All dotted keys of a nested config."""
+    """Return all dotted keys of a nested config."""
     keys = []
     for key, value in config.items():
         keys.append(f"{prefix}{key}")

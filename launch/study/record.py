@@ -1,4 +1,4 @@
-"""What is on disk about studies and their experiments: read by whoever launches, watches or stops them.
+"""The records of studies on disk, for launch, status and cancel.
 
 runs/studies/<study>-<fingerprint>.json     members, overrides, last launch
 runs/studies/<study>-<fingerprint>.lock     held by the process that runs the study
@@ -23,7 +23,7 @@ class StudyRunningError(RuntimeError):
 
 
 def last_lines(path: Path, *, num_lines: int) -> list[str]:
-    """Return the last lines of a log that are not empty; none when there is no log."""
+    """Return the last non-empty lines of a log; none without a log."""
     if not path.is_file():
         return []
     with path.open("rb") as file:
@@ -33,28 +33,28 @@ def last_lines(path: Path, *, num_lines: int) -> list[str]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the folder of the run directories and the names of studies among a script's arguments."""
+    """Return the folder of the run directories and the studies in a command line."""
     roots = [item.removeprefix("runs_root=") for item in arguments if item.startswith("runs_root=")]
     return Path(roots[-1] if roots else "runs"), [item for item in arguments if not item.startswith("runs_root=")]
 
 
 def assignment_path(run_path: Path) -> Path:
-    """Where the claim of a run directory is: which Slurm job it was given to, see launch/slurm/assignments.py."""
+    """Return the path of a run directory's assignment, see launch/slurm/assignments.py."""
     return run_path / "slurm.json"
 
 
 def table_assignment_path(record: Path) -> Path:
-    """Where the claim of a study's table is, beside the study's record."""
+    """Return the path of the assignment of a study's table."""
     return record.with_name(f".{record.stem}.table.json")
 
 
 def table_result_path(record: Path) -> Path:
-    """Where the job of a study's table says how it ended."""
+    """Return the path where the job of a study's table records its end."""
     return record.with_name(f".{record.stem}.table-result.json")
 
 
 def record_path(runs_root: Path, name: str) -> Path:
-    """Where a study's record is; ``name`` is ``<study>.<fingerprint>``."""
+    """Return the path of the record of a study, ``<study>.<fingerprint>``."""
     return runs_root / "studies" / f"{name.replace('.', '-')}.json"
 
 
@@ -67,14 +67,14 @@ def write_record(
     overrides: Sequence[str],
     where: str = "local",
 ) -> dict[str, Any]:
-    """Add a launch to a study's record: members of earlier launches stay.
+    """Add a launch to the record of a study. Members of earlier launches stay.
 
     Args:
         runs_root: folder of the run directories.
         name: ``<study>.<fingerprint>``.
         experiments: members of this launch.
-        about: what the study is: ``study``, ``table``, ``fingerprint``, ``tracking``.
-        overrides: what the user typed.
+        about: ``study``, ``table``, ``fingerprint``, ``tracking``.
+        overrides: the overrides of the command line.
         where: ``"local"`` or ``"slurm"``.
 
     Returns:
@@ -84,11 +84,11 @@ def write_record(
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     known = read_json(path) or {"launched": time.time(), "members": []}
     now = [_member(experiment, runs_root) for experiment in experiments]
-    ours = {member["identity"] for member in now}
+    identities = {member["identity"] for member in now}
     record = {
         **known,
         **about,
-        "members": [*(member for member in known["members"] if member["identity"] not in ours), *now],
+        "members": [*(member for member in known["members"] if member["identity"] not in identities), *now],
         "overrides": list(overrides),
         "last_launch": {
             "time": time.time(),
@@ -98,7 +98,7 @@ def write_record(
         },
     }
     write_json(path, record)
-    path.chmod(0o600)  # tracking.uri may hold a password
+    path.chmod(0o600)  # tracking.uri may contain a password
     return record
 
 
@@ -113,10 +113,14 @@ def _member(experiment: Experiment, runs_root: Path) -> dict[str, Any]:
 
 
 def read_records(runs_root: Path, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Read the records of all studies, or of the named ones (``relaxation`` or ``relaxation.<fingerprint>``).
+    """Read the records of all studies, or of the named ones.
+
+    Args:
+        runs_root: folder of the run directories.
+        names: names such as ``relaxation`` or ``relaxation.<fingerprint>``.
 
     Raises:
-        ValueError: when there is no such study, naming those that there are.
+        ValueError: if there is no such study; lists those that exist.
     """
     paths = sorted(path for path in (runs_root / "studies").glob("*.json") if not path.name.startswith("."))
     records = [read_json(path) for path in paths]
@@ -129,7 +133,7 @@ def read_records(runs_root: Path, names: Sequence[str] = ()) -> list[dict[str, A
 
 
 def read_single_runs(runs_root: Path) -> dict[str, Any]:
-    """Return a record, as of a study, of the experiments that belong to none."""
+    """Return a record of the experiments that belong to no study."""
     members = []
     for path in sorted(runs_root.glob("*/*/run.json")):
         about = read_json(path)
@@ -148,15 +152,15 @@ def read_single_runs(runs_root: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the right to run a study. The operating system lets go of it when the process dies.
+    """Hold the lock of a study. The operating system releases it if the process dies.
 
     Args:
         runs_root: folder of the run directories.
         name: ``<study>.<fingerprint>``.
-        patience_s: how long to wait for another process: one that submits is gone in a moment.
+        patience_s: seconds to wait for another process; a submission takes a moment.
 
     Raises:
-        StudyRunningError: one line, when another process holds it, naming that process.
+        StudyRunningError: if another process holds it; one line that names the process.
     """
     path = record_path(runs_root, name).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -180,7 +184,7 @@ def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterat
 
 
 def study_holder(runs_root: Path, name: str) -> dict[str, Any] | None:
-    """Return pid, host and time of the process that runs a study, or None when none does."""
+    """Return pid, host and start time of the process that runs a study, or None."""
     holder = read_json(_holder_path(runs_root, name))
     if holder is None:
         return None

@@ -163,8 +163,8 @@ def test_warnings_are_shown_once_and_kept_in_the_log(tmp_path: Path, capsys: pyt
         other.warning("not ours")
         with (tmp_path / "log.txt").open("a") as log:  # as another process would
             log.write(f"12:00:00 warning: {expected[1]}\n12:00:00 warning: c\n12:")
-        reader.look()
-        reader.look()
+        reader.poll()
+        reader.poll()
     assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in expected]
     assert warnings_in(tmp_path / "log.txt") == expected
     assert "not ours" in (tmp_path / "log.txt").read_text()

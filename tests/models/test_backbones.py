@@ -77,7 +77,7 @@ def test_state_dict_keys_are_the_released_ones() -> None:
 
 
 def reference_video(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Compute depth 10 from section 1 of PAPER.md and the state dict alone, in eval mode."""
+    """Compute depth 10 from the paper and the state dict alone, in eval mode."""
 
     def bn(x: torch.Tensor, name: str) -> torch.Tensor:
         shape = (1, -1, 1, 1, 1)
@@ -144,7 +144,7 @@ def test_audio_map_shapes(frames: int, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("seconds", "values"), [(1, 1_536), (2, 4_608), (5, 10_752)])
 def test_audio_map_gives_the_downstream_feature_lengths(seconds: int, values: int) -> None:
-    """Section 5 of PAPER.md: max-pool kernel (1, 3) stride (1, 2), then flattened."""
+    """As in the paper: max-pool kernel (1, 3) stride (1, 2), then flattened."""
     with torch.device("meta"):
         features = AudioBackbone().feature_map(torch.empty(1, 1, 80, 100 * seconds + 1))
         assert F.max_pool2d(features, (1, 3), (1, 2)).numel() == values
