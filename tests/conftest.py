@@ -42,11 +42,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a scr
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the workers of ``-n auto``: one more than cores, as tests on Slurm mostly wait."""
+    """Return the workers of ``-n auto``: two more than cores, as tests on Slurm mostly wait."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + 1
+    return cores + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -212,5 +212,5 @@ def _clip_table(
 
 
 def _probed_stat(found: Mapping[str, Any]) -> FileStat:
-    """Return size and time of a file at the time of its probe."""
+    """Return a file's size and time as of its probe."""
     return int(found["size_bytes"]), int(found["mtime_ns"])

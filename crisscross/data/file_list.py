@@ -220,9 +220,9 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def checked_name(row: ListedClip) -> ListedClip:
-    """Escape a name that is not UTF-8 and give the row a problem.
+    """Escape a name that is not UTF-8.
 
-    No table can hold such a name.
+    No table can hold such a name, so the row gets a problem, too.
     """
     try:
         "".join((row.path, row.label, row.split or "")).encode()

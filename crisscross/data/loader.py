@@ -75,7 +75,10 @@ class Batch:
 
 
 class Clips:
-    """The clips of one split as flat arrays, which loader workers share without copying."""
+    """The clips of one split as flat arrays.
+
+    Loader workers share the arrays without copying.
+    """
 
     def __init__(self, frame: pd.DataFrame, root: Path) -> None:
         self.root = root

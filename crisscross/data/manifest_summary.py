@@ -33,7 +33,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
 
 
 def read_current(directory: str | Path, **options: Any) -> dict[str, Any] | None:
-    """Read the summary of a stored manifest if it is up to date.
+    """Read a stored manifest's summary if it is up to date.
 
     The settings, the list, and the size and time of every file are compared with those of the last build, and the
     tables with their hashes.

@@ -165,9 +165,10 @@ def _check_that_workers_start(label: str) -> None:
 
 
 def num_usable_cores() -> int:
-    """Return how many cores this process may use: those of its Slurm job, not all of the node.
+    """Return how many cores this process may use.
 
-    Not every cluster binds a job to its cores, so the number requested limits the result, too.
+    These are the cores of its Slurm job, not all of the node. Not every cluster binds a job to its cores, so the number
+    requested limits the result, too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -175,9 +176,10 @@ def num_usable_cores() -> int:
 
 
 def _worker_pool(jobs: int) -> ProcessPoolExecutor:
-    """Return a pool whose processes leave Ctrl-C to this one and do not outlive it.
+    """Return a pool of worker processes.
 
-    Spawned, not forked: the caller may have threads (torch) that a fork would break.
+    The workers ignore Ctrl-C, which this process handles, and end with this process. They are spawned, not forked: the
+    caller may have threads (torch) that a fork would break.
     """
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
 
@@ -196,7 +198,10 @@ def _start_worker() -> None:
 
 @contextlib.contextmanager
 def _working_folder(root: Path) -> Iterator[Path]:
-    """Give a hidden folder below ``root`` for partial files; remove those that killed processes left."""
+    """Create a hidden folder below ``root`` for partial files.
+
+    It is removed at the end of the context. Old folders of killed processes are removed, too.
+    """
     for old in root.glob(".making-*"):
         with contextlib.suppress(FileNotFoundError):  # another process removes them, too
             if time.time() - old.stat().st_mtime > _STALE_AFTER_S:

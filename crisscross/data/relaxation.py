@@ -147,7 +147,10 @@ def even_starts(start_s: float, end_s: float, *, seconds: float, num: int) -> li
 
 @dataclass(frozen=True)
 class _Limits:
-    """Start and end of the outer and the inner stream, and the lengths of their segments."""
+    """Limits of the outer and the inner stream.
+
+    These are the start and end of each stream, and the lengths of their segments.
+    """
 
     outer_start_s: float
     outer_end_s: float
@@ -236,7 +239,10 @@ def _independent(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None
 
 
 def _half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewStarts | None:
-    """Draw view 1 in the first half, and put view 2 half a clip later."""
+    """Draw two views that are half a clip apart.
+
+    View 1 is in the first half, and view 2 is half a clip later.
+    """
     first = _draw_spans(limits.first_half(), rng, 0.0)
     if first is None:
         return None
@@ -284,7 +290,10 @@ def _inner_half_a_clip_apart(limits: _Limits, rng: np.random.Generator) -> ViewS
 
 
 class Relaxation(NamedTuple):
-    """How to draw the two views, and what replaces it in a clip that is too short."""
+    """A way to draw the two views, and its replacement.
+
+    ``narrower`` replaces it in a clip that is too short.
+    """
 
     draw: _Draw
     narrower: str  # the next narrower relaxation; "" = pad

@@ -93,7 +93,10 @@ def sample_ids_of(clips: np.ndarray, *, num_clips: int) -> np.ndarray:
 
 
 class RankBatches:
-    """The micro-batches of one process: lists of (epoch, sample id), the loader's batch sampler."""
+    """The micro-batches of one process.
+
+    They are lists of (epoch, sample id). The loader uses them as its batch sampler.
+    """
 
     def __init__(self, plan: EpochPlan, start: int, end: int, *, share: int, rank: int, num_ranks: int) -> None:
         """Select this process's samples of the steps in ``[start, end)``.

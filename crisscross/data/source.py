@@ -27,7 +27,10 @@ NO_FILE: FileStat = (0, 0)
 
 @dataclass(frozen=True)
 class Source:
-    """How clips are listed and which are usable; see ``of`` for the settings."""
+    """Rules for listing clips and for which are usable.
+
+    See ``of`` for the settings.
+    """
 
     root: Path
     csv: Path | None
@@ -146,7 +149,11 @@ class Source:
 
 
 def file_stat(root: Path, path: str) -> FileStat | None:
-    """Return size and time of a file, or None if it is no regular file."""
+    """Return size and time of a file.
+
+    Returns:
+        Size in bytes and time of modification in ns; None if it is no regular file.
+    """
     try:
         status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a tenth of the time, and there may be 240,000)
     except (OSError, ValueError):  # ValueError: not a valid file name

@@ -116,7 +116,10 @@ def stage_in(
 
 
 def local_disk(stage: str) -> Path | None:
-    """Return the folder of ``data.stage`` in this job; None if there is none.
+    """Return the folder of ``data.stage`` in this job.
+
+    Returns:
+        The folder; None if there is none.
 
     Raises:
         ValueError: if it contains a variable that is not set, or is not an absolute path.
@@ -204,7 +207,11 @@ def _copy_missing(
 
 
 def _from_tars(folder: Path, incoming: Path, shards: Path, clips: list[_Clip], progress: _Progress) -> list[_Clip]:
-    """Unpack the clips that tar files hold; return those that are left, or whose size or time differs there."""
+    """Unpack the clips that tar files hold.
+
+    Returns:
+        The other clips: those in no tar file, or with a different size or time there.
+    """
     left = {clip.path: clip for clip in clips}
     for path in sorted(shards.glob("*.tar")):
         try:
@@ -241,7 +248,10 @@ def _from_root(root: Path, incoming: Path, folder: Path, clips: list[_Clip], pro
 
 
 def _put(partial: Path, folder: Path, clip: _Clip, source: Path | None = None) -> None:
-    """Set the time of a complete clip and rename it. No fsync: a power loss ends the job, too."""
+    """Set the time of a complete clip and rename it.
+
+    There is no fsync: a power loss ends the job, too.
+    """
     size = partial.stat().st_size
     if size != clip.num_bytes:
         raise ValueError(
@@ -279,7 +289,9 @@ class _Progress:
 def stage_manifest(
     run: RunDirectory, data: DataSettings, world: DistributedContext, *, splits: Sequence[str]
 ) -> Manifest:
-    """Read a manifest and stage its clips on each node; all ranks succeed or fail together.
+    """Read a manifest and stage its clips on each node.
+
+    All ranks succeed or fail together.
 
     Args:
         run: the run directory, whose progress names the current step.

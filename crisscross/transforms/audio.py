@@ -125,7 +125,10 @@ def augment_audio(wave: Tensor, keys: np.ndarray, settings: AudioTransformSettin
 
 
 def sample_audio_params(keys: np.ndarray, num_frames: int, settings: AudioTransformSettings) -> AudioParams:
-    """Draw a batch's parameters; row b depends only on ``keys[b]``, ``num_frames`` and settings."""
+    """Draw the random parameters of a batch.
+
+    Row b depends only on ``keys[b]``, ``num_frames`` and the settings.
+    """
     volume = uniforms(keys, "audio/volume", 1)[:, 0]
     size = np.array([settings.num_bins, num_frames])
     canvas = np.floor(size * [settings.canvas_frequency, settings.canvas_time])
@@ -173,10 +176,10 @@ def _apply_part(wave: Tensor, params: AudioParams, settings: AudioTransformSetti
 
 
 def time_warp(x: Tensor, warps: np.ndarray) -> Tensor:
-    """Move one frame of each spectrogram (B, 1, F, T) and stretch both sides.
+    """Move one frame of each spectrogram and stretch both sides.
 
     Args:
-        x: spectrograms.
+        x: spectrograms (B, 1, F, T).
         warps: shape (B, 2): frame ``c`` moves to ``d``; both from 1 to T - 1. The first ``c`` frames are resized
             (bicubic) to ``d``, the others to T - ``d``, as is common for SpecAugment's warp (Park et al., 2019).
 
@@ -196,21 +199,24 @@ def time_warp(x: Tensor, warps: np.ndarray) -> Tensor:
 
 
 def mask_out_(x: Tensor, frequency_masks: np.ndarray, time_masks: np.ndarray) -> Tensor:
-    """Set ranges of bins and frames of spectrograms (B, 1, F, T) to 0, the mean, in place."""
+    """Set ranges of bins and frames to 0, in place.
+
+    ``x`` holds spectrograms of shape (B, 1, F, T); 0 is their mean.
+    """
     keep_bins = _outside(frequency_masks, x.shape[-2], x)
     keep_frames = _outside(time_masks, x.shape[-1], x)
     return x.mul_(keep_bins[:, None, :, None]).mul_(keep_frames[:, None, None, :])
 
 
 def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor:
-    """Crop a box from each spectrogram (B, 1, F, T) and resize it bicubically.
+    """Crop a box from each spectrogram and resize it bicubically.
 
     The spectrogram is in the middle of a canvas of zeros, so a crop may be shifted and have a border. This is the
     random resize-crop of BYOL-A (Niizumi et al., 2021). If a box is larger than the result, the filter is widened
     (ours: otherwise frames would be skipped).
 
     Args:
-        x: spectrograms.
+        x: spectrograms (B, 1, F, T).
         boxes: shape (B, 4): top, left, height, width in whole pixels of the canvas.
         canvas: height and width of the canvas, at least F and T.
 
@@ -227,7 +233,16 @@ def resize_crop(x: Tensor, boxes: np.ndarray, canvas: tuple[int, int]) -> Tensor
 
 
 def _masks(draw: np.ndarray, longest: int, length: int) -> np.ndarray:
-    """Map uniforms (B, 2 * number) to starts and lengths (B, number, 2), at most ``longest``."""
+    """Map uniforms to starts and lengths of masks.
+
+    Args:
+        draw: uniforms, shape (B, 2 * number).
+        longest: largest length of a mask.
+        length: number of bins or frames.
+
+    Returns:
+        Starts and lengths, shape (B, number, 2).
+    """
     draw = draw.reshape(len(draw), draw.shape[1] // 2, 2)
     extent = np.floor(draw[..., 0] * (min(longest, length) + 1))
     return np.stack([np.floor(draw[..., 1] * (length - extent + 1)), extent], axis=2)
@@ -246,14 +261,22 @@ def _warps(draw: np.ndarray, window: int, num_frames: int) -> np.ndarray:
 
 
 def _outside(masks: np.ndarray, length: int, x: Tensor) -> Tensor:
-    """Return (B, length): 0 inside any of the masks (B, number, 2), 1 outside."""
+    """Return which positions are outside of all masks.
+
+    Returns:
+        Shape (B, length): 0 inside any of the masks (B, number, 2), 1 outside.
+    """
     places = np.arange(length)
     start, extent = masks[..., :1], masks[..., 1:]
     return _rows(~((places >= start) & (places < start + extent)).any(1), x, columns=length)
 
 
 def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
-    """Return per-clip numbers as a (B, columns) tensor on the device of ``x``."""
+    """Return per-clip numbers as a tensor.
+
+    Returns:
+        Shape (B, columns), on the device of ``x``.
+    """
     rows = torch.from_numpy(values.astype(np.float32)).to(x.device)
     return rows.view(len(values), -1 if columns is None else columns)
 
@@ -262,7 +285,11 @@ def _rows(values: np.ndarray, x: Tensor, columns: int | None = None) -> Tensor:
 def _tables(
     sample_rate_hz: int, n_fft: int, num_mels: int | None, f_min_hz: float, f_max_hz: float, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the window (n_fft,) and the mel filters (num_mels, n_fft // 2 + 1)."""
+    """Return the window and the mel filters.
+
+    Returns:
+        Shapes (n_fft,) and (num_mels, n_fft // 2 + 1); no filters (None) without ``num_mels``.
+    """
     # Tensors created in inference mode cannot be used outside it.
     with torch.inference_mode(False):
         window = torch.hann_window(n_fft).to(device)

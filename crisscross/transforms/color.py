@@ -38,13 +38,14 @@ def adjust_saturation_(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_hue_(x: Tensor, factors: Tensor) -> Tensor:
-    """Rotate the hue by ``factors`` of a turn (-0.5 to 0.5), in place.
+    """Rotate the hue by fractions of a turn, in place.
 
-    Shapes as in ``adjust_brightness_``. Value and saturation do not change: a pixel keeps its minimum ``low`` and its
-    range ``span``; only the position of each channel in this range changes. On the hue hexagon, in sixths of a turn, a
-    channel is at its maximum within 1 of its corner (red 0, green 2, blue 4) and falls to its minimum at 2; conversely,
-    the distance from the red corner is 1 - red + green + blue. All values are multiplied by ``span``, which avoids a
-    division by 0, and computed from minima and absolute values, which cost a tenth of ``torch.where`` on the CPU.
+    ``factors`` are from -0.5 to 0.5 turns; shapes as in ``adjust_brightness_``. Value and saturation do not change: a
+    pixel keeps its minimum ``low`` and its range ``span``; only the position of each channel in this range changes. On
+    the hue hexagon, in sixths of a turn, a channel is at its maximum within 1 of its corner (red 0, green 2, blue 4)
+    and falls to its minimum at 2; conversely, the distance from the red corner is 1 - red + green + blue. All values
+    are multiplied by ``span``, which avoids a division by 0, and computed from minima and absolute values, which cost a
+    tenth of ``torch.where`` on the CPU.
     """
     red, green, blue = x.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -60,7 +61,10 @@ def adjust_hue_(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def to_grayscale_(x: Tensor) -> Tensor:
-    """Replace all channels of (B, 3, T, H, W) by the luma, in place."""
+    """Replace all color channels by the luma, in place.
+
+    ``x`` has shape (B, 3, T, H, W).
+    """
     return x.copy_(_luma(x).expand_as(x))
 
 
@@ -71,11 +75,11 @@ def gaussian_blur(x: Tensor, sigmas_px: np.ndarray, kernel: int) -> Tensor:
 
 
 def cut_out_(x: Tensor, cutouts_px: Tensor) -> Tensor:
-    """Set a square of each clip (B, 3, T, H, W) to 0, in place.
+    """Set a square of each clip to 0, in place.
 
-    ``cutouts_px`` (B, 3) is top, left, side in pixels. The side is uniform from 1 to ``cutout_max_px``, and the square
-    is inside the crop and the same in all frames. For normalized colors, 0 is the data's mean. (Ours, except the
-    maximal side, which is the paper's.)
+    ``x`` has shape (B, 3, T, H, W), and ``cutouts_px`` (B, 3) is top, left, side in pixels. The side is uniform from 1
+    to ``cutout_max_px``, and the square is inside the crop and the same in all frames. For normalized colors, 0 is the
+    data's mean. (Ours, except the maximal side, which is the paper's.)
     """
     outside = [
         (places < start[:, None]) | (places >= (start + cutouts_px[:, 2])[:, None])

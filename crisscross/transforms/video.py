@@ -77,9 +77,9 @@ def augment_video(
 
 
 def eval_transform_video(video: Tensor, aspect: Tensor | np.ndarray, settings: VideoTransformSettings) -> Tensor:
-    """Resize the short side to crop_px / 0.875 and crop the center (as in the paper).
+    """Resize the short side and crop the center.
 
-    Both are one resampling.
+    The short side becomes crop_px / 0.875, as in the paper. Both steps are one resampling.
 
     Args:
         video: as in ``augment_video``.
@@ -99,7 +99,10 @@ def eval_transform_video(video: Tensor, aspect: Tensor | np.ndarray, settings: V
 
 
 def sample_video_params(aspect: Tensor | np.ndarray, keys: np.ndarray, settings: VideoTransformSettings) -> VideoParams:
-    """Draw a batch's parameters; row b depends only on ``keys[b]``, ``aspect[b]`` and settings."""
+    """Draw the random parameters of a batch.
+
+    Row b depends only on ``keys[b]``, ``aspect[b]`` and the settings.
+    """
     aspect = _aspects(aspect)
     if np.shape(keys) != aspect.shape:
         raise ValueError(f"keys got shape {np.shape(keys)}; expected {aspect.shape}: pass one key per clip")
@@ -238,7 +241,11 @@ def _crop(
     *,
     beyond_box: bool = False,
 ) -> Tensor:
-    """Crop boxes from uint8 clips to floats (B, 3, T, crop, crop) in [0, 1]."""
+    """Crop boxes from uint8 clips and convert them to floats.
+
+    Returns:
+        Values in [0, 1], shape (B, 3, T, crop, crop).
+    """
     num_clips, num_frames, height, width, _ = video.shape
     planes = video.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     boxes_px = torch.from_numpy((boxes * [height, width, height, width]).astype(np.float32)).to(video.device)

@@ -20,9 +20,10 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def read(dataset: DatasetFolder) -> list[ListedClip]:
-    """List the clips of the dataset's classes, the validation set as split ``val``.
+    """List the clips of the dataset's classes.
 
-    For Kinetics-Sound, files of the other classes of Kinetics400 are ignored.
+    The clips of the validation set get the split ``val``. For Kinetics-Sound, files of the other classes of Kinetics400
+    are ignored.
 
     Raises:
         FileNotFoundError: if one of the two lists is missing.
@@ -62,7 +63,11 @@ def _of_another(row: ListedClip, dataset: DatasetFolder, kinetics400: DatasetFol
 
 
 def _checked(row: ListedClip, kinetics400: DatasetFolder, starts_s: dict[str, float]) -> ListedClip:
-    """Compare a file's folder, and the times in its name, with the list."""
+    """Compare a file's folder and its name's times with the list.
+
+    Returns:
+        The row, with the folder's class if it has no label, and with a problem if folder or times differ.
+    """
     folder = kinetics400.class_of(row.path)
     if not row.label:
         return replace(row, label=folder or "")

@@ -20,9 +20,12 @@ def video_id(file: str) -> str | None:
 
 
 def wrong_time(file: str, start_s: float) -> str:
-    """Return why a file is another part of its video than in the list; "" if it is not.
+    """Return why a file is not the listed part of its video.
 
     A name without a start matches any part. Starts are written in seconds (30, 000030, 30.000) or milliseconds (30000).
+
+    Returns:
+        The reason; "" if the file is the listed part.
     """
     found = NAME.fullmatch(PurePosixPath(file).stem)
     if not found or found[2] is None:

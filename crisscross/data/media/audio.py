@@ -162,9 +162,9 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
 
 
 class _Reader:
-    """A reader of spans of native samples in ascending order of their starts.
+    """A reader of spans of native samples in ascending order.
 
-    Chunks that a later span may still need are kept.
+    The spans are ordered by their starts. Chunks that a later span may still need are kept.
     """
 
     def __init__(
@@ -222,7 +222,10 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The native and the output sample grid, which meet every ``down`` native = ``up`` output samples."""
+    """The native and the output sample grid.
+
+    They meet every ``down`` native samples, which are ``up`` output samples.
+    """
 
     up: int
     down: int
@@ -234,7 +237,10 @@ class _Grid:
 
     @property
     def margin_blocks(self) -> int:
-        """Number of blocks of ``down`` native samples that the filter reaches to either side."""
+        """Number of blocks that the filter reaches to either side.
+
+        A block is ``down`` native samples.
+        """
         reach = FILTER_HALF_WIDTH * max(self.up, self.down) / self.up
         return 0 if self.up == self.down else math.ceil(reach / self.down)
 

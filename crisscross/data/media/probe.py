@@ -188,7 +188,7 @@ def _frame_at(path: str | Path, index: int, time_s: float, *, seeks: bool) -> np
 
 
 def _claimed_end_s(container: av.container.InputContainer, stream: av.stream.Stream) -> float | None:
-    """Return the end of the stream by the header, which may be wrong."""
+    """Return the stream's end by the header, which may be wrong."""
     if stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     if container.duration:
@@ -197,9 +197,9 @@ def _claimed_end_s(container: av.container.InputContainer, stream: av.stream.Str
 
 
 def _frame_rate_hz(stream: av.VideoStream, times_s: list[float]) -> float | None:
-    """Return the header's rate unless it is wrong by a factor of 2.
+    """Return the frame rate of a stream.
 
-    The measured rate replaces it.
+    This is the header's rate. The measured rate replaces it if it is missing, or wrong by more than a factor of 2.
     """
     claimed = float(stream.average_rate) if stream.average_rate else None
     steps_s = np.diff(times_s)

@@ -28,7 +28,10 @@ _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
 class DecodeError(RuntimeError):
-    """A file cannot be decoded as requested. The message is one line: the file, then the reason."""
+    """Error of a file that cannot be decoded as requested.
+
+    The message is one line: the file, then the reason.
+    """
 
     reason: str = ""
 
@@ -145,7 +148,11 @@ def decoded_frames(
     stream: av.VideoStream | av.AudioStream,
     nonref_skip: NonRefSkip | None = None,
 ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame | None, str]]:
-    """Yield each frame in decode order as ``(frame, "")``, and ``(None, reason)`` if a packet fails."""
+    """Yield each frame of a stream in decode order.
+
+    Yields:
+        ``(frame, "")`` for each frame, and ``(None, reason)`` if a packet fails.
+    """
     for other in container.streams:  # the demuxer then skips the packets of other streams
         other.discard = Discard.default if other.index == stream.index else Discard.all
     packets = container.demux(stream)

@@ -25,7 +25,10 @@ MAX_PIXEL_ASPECT = 10.0  # ours: a larger ratio in the header counts as an error
 
 @dataclass(frozen=True)
 class Rotation:
-    """A rotation by a multiple of 90 degrees and a mirroring, applied in the order of the attributes."""
+    """A rotation by a multiple of 90 degrees and a mirroring.
+
+    They are applied in the order of the attributes.
+    """
 
     transposed: bool = False
     flip_horizontal: bool = False
@@ -140,7 +143,10 @@ class TimedFrame:
 
 @dataclass(frozen=True)
 class TruncatedEnd:
-    """The marker at the end of a truncated stream, in place of a frame; ``dropped`` is the reason."""
+    """The marker at the end of a truncated stream.
+
+    It takes the place of a frame; ``dropped`` is the reason.
+    """
 
     dropped: str
     time_s: float = math.inf
@@ -197,7 +203,9 @@ def nominal_frame_s(stream: av.VideoStream) -> float:
 
 
 class FrameReader:
-    """A reader of the frames nearest to ascending times, which seeks where that saves decoding.
+    """A reader of the frames nearest to ascending times.
+
+    It seeks where that saves decoding.
 
     Args:
         container: an open file, at its start.

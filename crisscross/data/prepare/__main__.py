@@ -79,11 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return which share of the files to probe, counted from 1, and of how many.
+    """Return which share of the files to probe.
 
     Args:
         text: ``"2/5"``, or ``"slurm"`` for the index of this task in its Slurm job array.
         environment: the environment variables.
+
+    Returns:
+        The share, counted from 1, and the number of shares.
 
     Raises:
         ValueError: if there is no such share.
@@ -199,7 +202,13 @@ def _probe_share(settings: DataSettings, directory: Path, share: tuple[int, int]
 
 
 def _check_built(settings: DataSettings, directory: Path) -> None:
-    """Raise if the manifest is not built: tasks that share the copying must not all build it."""
+    """Check that the manifest is built.
+
+    Tasks that share the copying must not all build it.
+
+    Raises:
+        ValueError: if it is not built.
+    """
     if read_current(directory, **source_options(settings)) is None:
         raise ValueError("--share: the manifest is not built yet: run it without --share and --compact first")
 
@@ -227,7 +236,10 @@ def _print_error(error: Exception | str, code: int) -> int:
 
 
 def in_flags(text: str) -> str:
-    """Return an error text with flags for config keys: ``--root DIR`` for ``data.root=DIR``."""
+    """Return an error text with flags for config keys.
+
+    For example, ``--root DIR`` replaces ``data.root=DIR``.
+    """
     text = text.replace("data.annotations=null: ", "").replace("set data.", "give data.")
     text = text.replace("data.allow_missing=true", "--allow-missing")
     text = re.sub(r"\bdata\.require=\[([a-z,]+)\]", lambda found: f"--require {found[1].replace(',', ' ')}", text)
@@ -246,7 +258,10 @@ def _exit_stopped(number: int, frame: object) -> NoReturn:
 
 
 class _StopOnSigterm:
-    """Context that turns SIGTERM, as Slurm sends it, into an exit that keeps the findings."""
+    """Context in which SIGTERM causes an exit that keeps the findings.
+
+    Slurm sends this signal.
+    """
 
     def __enter__(self) -> None:
         self._before = None

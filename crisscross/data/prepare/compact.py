@@ -155,7 +155,11 @@ def _plan(manifest: Manifest) -> list[_Clip]:
 
 
 def _claim(target: Path, settings: CompactSettings, manifest: Manifest) -> None:
-    """Write the settings to the folder, or raise if it holds something else."""
+    """Write the settings to the folder.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
     mark = target / "compact.json"
     remedy = "choose an empty folder, or delete this one if nothing needs it"
     if target == manifest.root or target in manifest.root.parents:
@@ -234,7 +238,10 @@ def _record_failure(target: Path, reason: str, clip: _Clip) -> None:
 
 
 def _finish(target: Path, settings: CompactSettings, manifest: Manifest, clips: list[_Clip]) -> CopyStatus:
-    """Return the progress; if nothing is left, write the lists that make the copy a dataset."""
+    """Return the progress, and write the lists of a complete copy.
+
+    The lists make the copy a dataset. They are written only if no clip is left to copy.
+    """
     states = [_state(target, clip) for clip in clips]
     copied = [clip for clip, state in zip(clips, states, strict=True) if state == "copied"]
     failed = [(c, s) for c, s in zip(clips, states, strict=True) if s not in ("copied", "pending")]

@@ -45,7 +45,9 @@ FULL_SCALE = 2**15  # of 16-bit samples
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a clip, from its manifest; times in seconds, NaN = no stream.
+    """The streams of a clip, from its manifest.
+
+    Times are in seconds; NaN means that there is no stream.
 
     Attributes:
         video_start_s: time of the first frame.
@@ -70,9 +72,10 @@ class Streams:
         return not math.isnan(self.audio_start_s)
 
     def shift_s(self, sample_rate_hz: int) -> float:
-        """Return the delay of the copy in seconds: 0, unless the clip starts before 0.
+        """Return the delay of the copy in seconds.
 
-        Players cut an mp4 that starts before 0. The delay is a whole number of samples.
+        It is 0 unless the clip starts before 0: players cut an mp4 that starts before 0. The delay is a whole number of
+        samples.
         """
         starts = [start for start in (self.video_start_s, self.audio_start_s) if not math.isnan(start)]
         return math.ceil(max(0.0, -min(starts)) * sample_rate_hz - 1e-6) / sample_rate_hz
@@ -134,7 +137,11 @@ def _encode_mp4(
     first: int,
     shift_s: float,
 ) -> list[float]:
-    """Encode frames, and audio if there is any; return the times of the frames in the copy."""
+    """Encode a clip's frames, and its audio if there is any.
+
+    Returns:
+        The times of the frames in the copy.
+    """
     with open_media(source) as container:
         stream = choose_stream(container, source, "video")
         if stream is None:
@@ -171,7 +178,11 @@ def _encode_mp4(
 def _intact_frames(
     container: av.container.InputContainer, stream: av.VideoStream, source: Path
 ) -> Iterator[TimedFrame]:
-    """Yield every frame of a clip; raise at the first that is damaged or missing."""
+    """Yield every frame of a clip.
+
+    Raises:
+        DecodeError: at the first frame that is damaged or missing.
+    """
     previous_s, found = 0.0, False
     for shown in timed_frames(container, stream):
         if isinstance(shown, TruncatedEnd) or shown.problem:
@@ -217,23 +228,32 @@ def _encode_flac(buffer: io.BytesIO, waveform: np.ndarray, sample_rate_hz: int) 
 
 
 def ticks_of(time_base: Fraction | None) -> int:
-    """Return the time base of a copy in Hz: a multiple of the source's, if possible.
+    """Return the time base of a copy in Hz.
 
     Args:
         time_base: of the source, in seconds.
+
+    Returns:
+        A multiple of the source's time base, if possible.
     """
     own_hz = time_base.denominator if time_base else FINE_TICKS_HZ
     return own_hz * math.ceil(FINE_TICKS_HZ / own_hz) if own_hz <= MAX_TICKS_HZ else FINE_TICKS_HZ
 
 
 def _movie_ticks(ticks_hz: int, sample_rate_hz: int) -> int:
-    """Return the mp4's movie_timescale in Hz: exact for the starts of both streams, if possible."""
+    """Return the mp4's movie_timescale in Hz.
+
+    If possible, it is exact for the starts of both streams.
+    """
     both = math.lcm(ticks_hz, sample_rate_hz)
     return both if both <= MAX_MOVIE_TICKS_HZ else ticks_hz
 
 
 def copy_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """Return (height, width) of a copy: both even, never larger than the clip."""
+    """Return height and width of a copy.
+
+    Both are even. A clip is never enlarged, apart from rounding to even numbers.
+    """
     scale = min(1.0, short_side_px / min(height, width))
     even_height, even_width = (max(2, 2 * round(side * scale / 2)) for side in (height, width))
     return even_height, even_width
@@ -265,7 +285,9 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 
 @dataclass(frozen=True)
 class CompactSettings:
-    """Size and quality of a compact copy; a clip with smaller frames keeps its size.
+    """Size and quality of a compact copy.
+
+    A clip with smaller frames keeps its size.
 
     Attributes:
         short_side_px: shorter side of the frames. 128 is what an evaluation at 112 px uses of a clip (112 / 0.875,
@@ -299,5 +321,8 @@ class CompactSettings:
                 raise ValueError(f"compact copy: got {name}={getattr(self, name)}; allowed: {allowed}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return settings and version as plain JSON: equal for all clips of a copy."""
+        """Return settings and version as plain JSON.
+
+        The result is equal for all clips of a copy.
+        """
         return {"compact_version": COMPACT_VERSION, **asdict(self)}

@@ -54,7 +54,11 @@ def generate(
 
 
 def _claim(root: Path, settings: SyntheticSettings) -> None:
-    """Write the settings to the folder, or raise if it holds something else."""
+    """Write the settings to the folder.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
     mark = root / "toy.json"
     remedy = "choose an empty folder, or delete this one if nothing needs it"
     if not mark.exists():

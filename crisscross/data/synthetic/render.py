@@ -17,7 +17,9 @@ _KEYFRAME_EVERY = 8  # ours: a short group of pictures makes seeking, hence trai
 
 
 def render_clip(clip: SyntheticClip, settings: SyntheticSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Render the frames and audio of a clip, from its name and the settings only.
+    """Render the frames and audio of a clip.
+
+    They depend only on its name and the settings.
 
     Returns:
         Frames, ``uint8`` of shape (T, H, W, 3), and waveform, ``float32`` of shape (S,) at 16 kHz within [-1, 1].
@@ -38,7 +40,9 @@ def render_clip(clip: SyntheticClip, settings: SyntheticSettings) -> tuple[np.nd
 
 
 def encode_mp4(frames: np.ndarray, wave: np.ndarray, *, frame_rate_hz: int) -> bytes:
-    """Encode a clip as an mp4 file with H.264 video and mono AAC audio.
+    """Encode a clip as an mp4 file.
+
+    The file has H.264 video and mono AAC audio.
 
     Args:
         frames: ``uint8``, shape (T, H, W, 3), RGB, even H and W.

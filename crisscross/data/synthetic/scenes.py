@@ -41,7 +41,10 @@ class Clock:
 
 @dataclass
 class Pose:
-    """Pose of an actor over time: arrays of shape (T,), lengths as fractions of the frame's side."""
+    """Pose of an actor over time.
+
+    All attributes are arrays of shape (T,). Lengths are fractions of the frame's side.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -118,7 +121,10 @@ def render_sound(kind: str, clock: Clock, *, num_samples: int, rng: np.random.Ge
 def _actor_poses(
     kind: str, beats: np.ndarray, times_s: np.ndarray, drift: np.ndarray, rng: np.random.Generator
 ) -> list[Pose]:
-    """Return the poses of all actors: the same synchronous motion, each at its own position."""
+    """Return the poses of all actors.
+
+    All have the same synchronous motion, each at its own position.
+    """
     reach = rng.uniform(0.22, 0.32)
     handedness = rng.choice([-1.0, 1.0])
     axis = rng.uniform(0, 2 * np.pi)
@@ -214,7 +220,11 @@ def _triangle(beats: np.ndarray) -> np.ndarray:
 
 
 def _background(times_s: np.ndarray, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """Return textures that fade into each other: float32, shape (T, size_px, size_px, 3)."""
+    """Return textures that fade into each other.
+
+    Returns:
+        Float32, shape (T, size_px, size_px, 3).
+    """
     num_textures = int(np.ceil(times_s[-1] / _CHANGE_SECONDS)) + 2
     textures = np.zeros((num_textures, size_px, size_px, 3), dtype=np.float32)
     for texture in textures:
@@ -228,7 +238,11 @@ def _background(times_s: np.ndarray, size_px: int, rng: np.random.Generator) -> 
 
 
 def _wandering(times_s: np.ndarray, low: float, high: float, rng: np.random.Generator, *, num: int = 1) -> np.ndarray:
-    """Return piecewise linear random values in [low, high] over time, shape (num, T)."""
+    """Return piecewise linear random values over time.
+
+    Returns:
+        Values in [low, high], shape (num, T).
+    """
     places_s = _CHANGE_SECONDS * (np.arange(int(times_s[-1] / _CHANGE_SECONDS) + 3) - rng.uniform())
     return np.stack([np.interp(times_s, places_s, rng.uniform(low, high, len(places_s))) for _ in range(num)])
 
@@ -292,7 +306,11 @@ _SHAPES = (_bar, _ellipse, _wedge, _tee)  # none is round: a rotation is visible
 def _sound_pattern(
     kind: str, beats: np.ndarray, times_s: np.ndarray, clock: Clock, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pitch in octaves and loudness in [0, 1] over time, each of shape (S,); they depend on the class."""
+    """Return pitch and loudness of a class over time.
+
+    Returns:
+        Pitch in octaves and loudness in [0, 1], each of shape (S,).
+    """
     part, wave = beats % 1, np.cos(2 * np.pi * beats)
     level, loud = np.zeros_like(beats), np.ones_like(beats)
     seconds = part / clock.tempo_hz
@@ -323,7 +341,10 @@ def _sound_pattern(
 
 
 def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a voice of the given pitch with changing overtones and noise, shape (S,)."""
+    """Return a voice of the given pitch, shape (S,).
+
+    It has changing overtones and noise.
+    """
     turns = 2 * np.pi * (np.cumsum(pitch_hz) / SAMPLE_RATE_HZ + rng.uniform())
     strengths = _wandering(times_s, -0.3, 0.6, rng, num=3).clip(0)
     voice = np.sin(turns) + sum(strength * np.sin(k * turns) for k, strength in enumerate(strengths, 2))
@@ -336,7 +357,10 @@ def _voice(times_s: np.ndarray, pitch_hz: np.ndarray, rng: np.random.Generator) 
 
 
 def _drone(times_s: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return one to three tones in [-1, 1] that are independent of the frames, shape (S,)."""
+    """Return one to three tones in [-1, 1], shape (S,).
+
+    They are independent of the frames.
+    """
     pitches_hz = np.exp(_wandering(times_s, _LOWEST, _HIGHEST, rng, num=int(rng.integers(1, 4))))
     turns = np.cumsum(pitches_hz, axis=1) / SAMPLE_RATE_HZ
     return np.sin(2 * np.pi * (turns + rng.uniform(size=(len(turns), 1)))).mean(axis=0)

@@ -14,7 +14,9 @@ CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet
 
 @dataclass(frozen=True)
 class SyntheticSettings:
-    """Number, length and size of the clips (ours: a demo of minutes on two cores).
+    """Number, length and size of the clips.
+
+    The defaults are our choice, for a demo that takes minutes on two cores.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -51,14 +53,21 @@ class SyntheticSettings:
         return CLASSES[: self.num_classes]
 
     def fingerprint(self) -> str:
-        """Return a hash of the settings and the generator's version, 16 hex digits."""
+        """Return a hash of the settings and the generator's version.
+
+        Returns:
+            16 hex digits.
+        """
         text = json.dumps({"toy_version": SYNTHETIC_VERSION, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """One clip: its split, its class and its index among the clips of both."""
+    """One clip: its split, class and index.
+
+    The index counts the clips of the same split and class.
+    """
 
     split: str
     class_index: int
