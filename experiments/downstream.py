@@ -20,7 +20,7 @@ from launch.run_single import run_entry_point, run_in_process
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="downstream")
 def main(config: DictConfig) -> None:
-    """Run what the config says."""
+    """Run one evaluation."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # which a DictConfig becomes
     run_in_process("downstream", plain)
 

@@ -20,7 +20,7 @@ from launch.run_single import run_entry_point, run_in_process
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="pretrain")
 def main(config: DictConfig) -> None:
-    """Run what the config says."""
+    """Run one pretraining."""
     plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))  # which a DictConfig becomes
     run_in_process("pretrain", plain)
 

@@ -1,4 +1,4 @@
-"""Tables 4 and 5 of the paper: CrissCross beside XDC, AVID, CM-ACC and supervised pretraining.
+"""Tables 4 and 5 of the paper: CrissCross, XDC, AVID, CM-ACC and supervised pretraining.
 
     uv run launch/compare_methods.py                        the demo: all share inputs, backbones and batch
     uv run launch/compare_methods.py method=[avid,xdc]      some of them

@@ -1,4 +1,4 @@
-"""Launch studies: expand them, then run them on this machine or hand them to Slurm."""
+"""Expand studies and run them on this machine or on Slurm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launch.local.jobs import job_command
 from launch.local.live_display import Display
 from launch.local.runner import LocalRunner
 from launch.resources import Capacity, capacity_of
-from launch.results import print_next_steps, print_report, print_table, variants
+from launch.results import print_next_steps, print_report, print_table, study_hashes
 from launch.slurm.job_status import require_none_on_slurm, states_of
 from launch.slurm.launch import is_done, launch_on_slurm
 from launch.study.cluster import ClusterSettings
@@ -85,7 +85,7 @@ def launch(plans: Sequence[Plan], *, console: Console, command: Callable[[Path],
 def _submit(plans: Sequence[Plan], cluster: ClusterSettings, console: Console) -> int:
     """Submit the studies; print their report if nothing is left to submit."""
     first = plans[0]
-    together = variants(plans)
+    together = study_hashes(plans)
     # One after another: each finds in the queue what it shares with those before.
     codes = [launch_on_slurm(plan, cluster, console=console, together=together) for plan in plans]
     if together and not first.launch.dry_run and all(is_done(plan) for plan in plans):

@@ -1,4 +1,4 @@
-"""Print the results of a launch: a table or a report of several studies, and next steps."""
+"""Print the tables, report and next steps of a launch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from analysis.make_report import make_report
+from analysis.make_tables import command_line, is_default, print_tables
 from crisscross.tracking.address import TrackingError
 from crisscross.utils.redact import mask_passwords
 from launch.console import print_line
@@ -16,18 +18,17 @@ from launch.study.plan import Plan
 from launch.tracking import try_set_latest_tag
 
 
-def variants(plans: Sequence[Plan]) -> dict[str, str]:
-    """Return the study hashes of several plans by study; none for a single one."""
+def study_hashes(plans: Sequence[Plan]) -> dict[str, str]:
+    """Return study hashes by study; empty for a single plan."""
     return {plan.launch.study.name: plan.fingerprint for plan in plans} if len(plans) > 1 else {}
 
 
 def print_table(plan: Plan, console: Console) -> bool:
     """Print the table of a study; return whether it is complete."""
-    from analysis.make_tables import print_tables  # a tenth of a second that a dry run does not need
 
     def make(uri: str, experiment: str) -> int:
-        study, variant = plan.launch.study.name, plan.fingerprint
-        return print_tables(uri, experiment=experiment, study=study, study_hash=variant, out="tables")
+        study, study_hash = plan.launch.study.name, plan.fingerprint
+        return print_tables(uri, experiment=experiment, study=study, study_hash=study_hash, out="tables")
 
     return _from_mlflow([plan], console, make)
 
@@ -38,16 +39,15 @@ def print_report(plans: Sequence[Plan], console: Console) -> bool:
     Returns:
         Whether everything was made.
     """
-    from analysis.make_report import make_report  # as above
 
     def make(uri: str, experiment: str) -> int:
-        return make_report(uri, experiment=experiment, studies=variants(plans), runs_root=plans[0].runs_root)
+        return make_report(uri, experiment=experiment, studies=study_hashes(plans), runs_root=plans[0].runs_root)
 
     return _from_mlflow(plans, console, make)
 
 
 def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, str], int]) -> bool:
-    """Tag the studies as the latest in MLflow, and make tables from it.
+    """Tag studies as the latest in MLflow and make their tables.
 
     Args:
         plans: the studies.
@@ -62,8 +62,8 @@ def _from_mlflow(plans: Sequence[Plan], console: Console, make: Callable[[str, s
         print_line(console, "tracking.delivery=off: nothing was recorded in MLflow, so there is no table")
         return True
     for plan in plans:
-        study, variant = plan.launch.study.name, plan.fingerprint
-        try_set_latest_tag(study, variant, tracking=tracking, print_line=lambda text: print_line(console, text))
+        study, study_hash = plan.launch.study.name, plan.fingerprint
+        try_set_latest_tag(study, study_hash, tracking=tracking, print_line=lambda text: print_line(console, text))
     try:
         return make(tracking["uri"], tracking["experiment"]) == 0
     except (TrackingError, ValueError, OSError) as error:
@@ -84,8 +84,6 @@ def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
         runs_root: folder of the run directories.
         tracking: ``uri`` and ``experiment`` of the config.
     """
-    from analysis.make_tables import command_line, is_default  # as above
-
     uri = mask_passwords(tracking["uri"])
     root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")
     browse = "uv run mlflow ui"

@@ -2,8 +2,8 @@
 
 Encoding and decoding are measured in CPU time of one process, one thread, after the files were read once. Decoding is
 a training sample: two windows of eight pictures at 16 fps and two of 2 s of sound from one opening of the file, at
-places drawn anew for each round, the same for every copy. Packing and bringing are timed by the clock, on a thousand
-files or more, beside ``cp -r``; the page cache is warm.
+places that each round draws again, the same for every copy. Packing and bringing are timed by the clock, on a thousand
+files or more, compared with ``cp -r``; the page cache is warm.
 """
 
 from __future__ import annotations

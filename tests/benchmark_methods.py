@@ -1,8 +1,8 @@
-"""What a step of each method costs: ``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``.
+"""Cost of a step of each method: ``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``.
 
-Every method gets the same views, backbones and batch, each in a process of its own, one thread (or the GPU, where there
-is one): the median of the steps' CPU seconds (GPU: seconds), the most memory that a step took, and what a checkpoint
-holds. What a method does between two epochs (XDC looks at all clips and clusters them) is no step and stands apart.
+Every method gets the same views, backbones and batch, in a process of its own with one thread, or on the GPU if there is
+one: the median CPU seconds (GPU: seconds) of a step, the maximum of its memory, and the content of a checkpoint. The
+work between two epochs (XDC extracts features of all clips and clusters them) is measured separately.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(scale: str = "demo", batch: str | None = None) -> None:
     size = int(batch or BATCH[scale])
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread"
     print(f"scale={scale}, {size} samples a step, {NUM_CLIPS} clips, {where}")
-    heads = ("s/step", 8), ("beside CrissCross", 18), ("memory MB", 10), ("parameters M", 13), ("checkpoint MB", 14)
+    heads = ("s/step", 8), ("vs CrissCross", 18), ("memory MB", 10), ("parameters M", 13), ("checkpoint MB", 14)
     print(f"{'method':<12} {'views':>5} " + " ".join(f"{text:>{width}}" for text, width in heads))
     found = {}
     for name in sorted(method_names(), key=lambda name: name != "crisscross"):

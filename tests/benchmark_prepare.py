@@ -1,6 +1,6 @@
-"""How fast files are probed, beside a plain PyAV loop: ``uv run python -m tests.benchmarks prepare FOLDER ...``.
+"""Speed of probing files, compared with a plain PyAV loop: ``uv run python -m tests.benchmarks prepare FOLDER ...``.
 
-The loop decodes what a probe decodes and checks nothing: eight pictures at the start, the last half second, one picture
+The loop decodes what a probe decodes and checks nothing: eight frames at the start, the last half second, one frame
 in the middle, all of the sound. Both run in this process, one thread, in turns, after the files were read once, and are
 measured in CPU time, so that what else runs on the machine does not count; then the whole command is timed by the
 clock, with one process a CPU.

@@ -59,7 +59,7 @@ def main(num_runs: str = "10000") -> None:
 
 
 def _compare(uri: str, file: Path, *, ways: tuple[str, ...], server: psutil.Process | None = None) -> None:
-    """Print a line for each way to read; the CPU's seconds, a server's among them, tell on a busy machine too."""
+    """Print a line for each way to read. CPU seconds, the server's included, hold on a busy machine too."""
     ours = None
     if server:
         _in_a_process(NOTHING, uri, file)  # a server imports half of itself when it is first asked

@@ -1,4 +1,4 @@
-"""What things cost on this machine: ``uv run python -m tests.benchmarks [SCALE]``, SCALE being demo (default) or paper.
+"""Costs on this machine: ``uv run python -m tests.benchmarks [SCALE]``, SCALE being demo (default) or paper.
 
 ``uv run python -m tests.benchmarks prepare FOLDER ...``: how fast files are probed (tests/benchmark_prepare.py).
 ``uv run python -m tests.benchmarks copies FOLDER``: what compact copies cost and bring, and how fast clips get to a
@@ -8,7 +8,7 @@ node (tests/benchmark_copies.py).
 ``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``: what a step of each method costs
 (tests/benchmark_methods.py).
 ``uv run python -m tests.benchmarks reading [NUM_RUNS]``: how long the tables' runs take to read from a store of 10,000,
-beside MLflow's own search (tests/benchmark_reading.py).
+compared with MLflow's own search (tests/benchmark_reading.py).
 
 Prints clips a second through decoding and transforms on one core, training samples a second, seconds from the start of
 the process to the first step, and how long a checkpoint holds the loop up. Takes a minute or two, in a temporary

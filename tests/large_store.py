@@ -71,11 +71,11 @@ def _finish(run: RunDirectory) -> None:
     """Write a history and a result."""
     config = run.config
     if run.about["kind"] == "pretrain":
-        journal = MetricsLog(run.metrics_path)
+        metrics_log = MetricsLog(run.metrics_path)
         for step in range(1, POINTS + 1):
-            journal.write(step, {name: 1 / (step + at) for at, name in enumerate([*LOSSES, *OTHERS])})
-        write_json(run.path / "durable.json", {"step": POINTS, "metrics_bytes": journal.sync()})
-        journal.close()
+            metrics_log.write(step, {name: 1 / (step + at) for at, name in enumerate([*LOSSES, *OTHERS])})
+        write_json(run.path / "durable.json", {"step": POINTS, "metrics_bytes": metrics_log.sync()})
+        metrics_log.close()
         run.write_result({"steps": POINTS, "metrics": {}})
         return
     protocol, folds = config["downstream"], config["data"].get("folds") or []

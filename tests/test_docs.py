@@ -280,7 +280,7 @@ def test_a_preparing_starts(
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if _kind(command).startswith("python -m tests.")])
-def test_a_module_of_the_tests_knows_the_arguments(command: str) -> None:
+def test_a_module_of_the_tests_accepts_the_arguments(command: str) -> None:
     module, *arguments = _arguments(command)[4:]
     spec = importlib.util.find_spec(module)
     assert spec is not None

@@ -1,4 +1,4 @@
-"""Run directories and the journal: what is there twice is one, what is cut is cut at the right place."""
+"""Run directories and the metrics log: what is there twice is one, what is cut is cut at the right place."""
 
 from __future__ import annotations
 
@@ -126,23 +126,23 @@ def test_on_a_full_disk_a_run_still_says_why_it_failed(config: dict, small_disk:
     assert not list(run.path.glob(".progress.*"))
 
 
-def test_the_journal_is_cut_to_what_is_durable(tmp_path: Path) -> None:
+def test_the_metrics_log_is_truncated_to_what_is_durable(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal = MetricsLog(path)
-    journal.write(1, {"loss": 1.0})
-    covered = journal.sync()
-    journal.write(2, {"loss": 2.0})
-    journal.close()
-    journal = MetricsLog(path, resume_at=covered, durable_step=1)
-    journal.write(1, {"loss": 9.0})  # already told
-    journal.write(2, {"loss": 2.5})
-    journal.close()
+    metrics_log = MetricsLog(path)
+    metrics_log.write(1, {"loss": 1.0})
+    covered = metrics_log.sync()
+    metrics_log.write(2, {"loss": 2.0})
+    metrics_log.close()
+    metrics_log = MetricsLog(path, resume_at=covered, durable_step=1)
+    metrics_log.write(1, {"loss": 9.0})  # in the log already
+    metrics_log.write(2, {"loss": 2.5})
+    metrics_log.close()
     assert [(line["step"], line["metrics"]["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 2.5)]
     assert [line["step"] for line in read_metrics(path, start=covered)] == [2]
     assert [line["step"] for line in read_metrics(path, end=covered)] == [1]
 
 
-def test_a_journal_shorter_than_its_checkpoint_is_an_error(tmp_path: Path) -> None:
+def test_a_metrics_log_shorter_than_its_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 0 bytes, the checkpoint covers 10: the history was damaged"):
         MetricsLog(tmp_path / "metrics.jsonl", resume_at=10)
 

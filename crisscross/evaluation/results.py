@@ -159,10 +159,10 @@ def write_results(run: RunDirectory, results: Results, *, trained: Mapping[str, 
     trained = dict(trained or {})
     if trained:
         durable = read_json(run.path / "durable.json") or {"metrics_bytes": 0}
-        journal = MetricsLog(run.metrics_path, resume_at=durable["metrics_bytes"])
-        journal.write(trained["steps"] + 1, results.metrics)
-        journal.sync()
-        journal.close()
+        metrics_log = MetricsLog(run.metrics_path, resume_at=durable["metrics_bytes"])
+        metrics_log.write(trained["steps"] + 1, results.metrics)
+        metrics_log.sync()
+        metrics_log.close()
     about = results.about()
     metrics = {**trained.get("metrics", {}), **about["metrics"]}
     run.write_result({**trained, **about, "metrics": metrics, "artifacts": [*tables]})

@@ -1,4 +1,7 @@
-"""Expand a study's axes and entries into the configs of its experiments. Reads no data and writes nothing."""
+"""Expand a study into the configs of its experiments.
+
+Reads no data and writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ SHARED = ("model", "views", "training")
 """Config nodes that all methods share with ``fair=true``."""
 
 
-class Variant(Settings):
+class AxisValue(Settings):
     """The overrides of an axis value, by kind of experiment; without any, it is ``axis=value``."""
 
     pretrain: list[str] | None = None
@@ -75,25 +78,25 @@ class StudySettings(Settings):
     tables: dict[str, str] = Field(default_factory=dict)
     figures: tuple[str, ...] = ()
     question: str
-    axes: dict[str, Annotated[list[Any], Field(min_length=1)] | Annotated[dict[str, Variant], Field(min_length=1)]]
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)] | Annotated[dict[str, AxisValue], Field(min_length=1)]]
     downstream: list[list[str]]
     floor: bool
-    authors: dict[str, dict[str, Variant]] = Field(default_factory=dict)
+    authors: dict[str, dict[str, AxisValue]] = Field(default_factory=dict)
 
     def points(self) -> list[Point]:
         """Return every combination of values."""
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
-    def variant(self, axis: str, value: Any) -> Variant:
+    def axis_value(self, axis: str, value: Any) -> AxisValue:
         """Return the overrides of a value."""
         values = self.axes[axis]
-        return values[value] if isinstance(values, dict) else Variant()
+        return values[value] if isinstance(values, dict) else AxisValue()
 
     def with_authors(self) -> StudySettings:
         """Return the study with the settings of the methods' authors where it has them."""
         axes = dict(self.axes)
-        for axis, variants in self.authors.items():
-            axes[axis] = {value: variants.get(value, self.variant(axis, value)) for value in axes[axis]}
+        for axis, overridden in self.authors.items():
+            axes[axis] = {value: overridden.get(value, self.axis_value(axis, value)) for value in axes[axis]}
         return self.model_copy(update={"axes": axes})
 
 
@@ -165,7 +168,7 @@ class ConfigComposer:
             configs.append(("pretrain", self.config("pretrain", point, seed=seed)))
             configs += [("downstream", config) for config, _ in self.evaluations(point, seed)]
         for axis, values in self._study.axes.items():
-            plain = [value for value in values if self._study.variant(axis, value).is_plain]
+            plain = [value for value in values if self._study.axis_value(axis, value).is_plain]
             if plain and not any(axis in groups_of(kind) or has_key(config, axis) for kind, config in configs):
                 raise ValueError(f"study.axes.{axis}: no experiment has a setting {axis}")
         return configs
@@ -181,9 +184,9 @@ class ConfigComposer:
         """Return the config that Hydra composes from all overrides."""
         of_study, choices = list(entry), []
         for axis, value in point.items():
-            variant = self._study.variant(axis, value)
-            of_study += variant.overrides(kind)
-            if variant.is_plain and axis in groups_of(kind):
+            chosen = self._study.axis_value(axis, value)
+            of_study += chosen.overrides(kind)
+            if chosen.is_plain and axis in groups_of(kind):
                 choices.append(f"{axis}={value}")
         overrides = (*_join(of_study, self._routed.kinds[kind]), *choices)
         if (kind, *overrides) not in self._bases:
@@ -196,7 +199,7 @@ class ConfigComposer:
 
     def _is_key(self, kind: str, axis: str, value: Any) -> bool:
         """Whether an axis is a config key and not a config group of Hydra."""
-        return self._study.variant(axis, value).is_plain and axis not in groups_of(kind)
+        return self._study.axis_value(axis, value).is_plain and axis not in groups_of(kind)
 
 
 def _join(of_study: Sequence[str], of_user: Sequence[str]) -> list[str]:

@@ -170,7 +170,7 @@ def test_every_table_shows_which_half_is_still_running(made) -> None:
 def test_the_page_has_everything_of_its_studies_and_nothing_else(store, made) -> None:
     page = made["report.html"]
     assert "<script" not in page
-    assert not re.search(r'(src|href)="(?!data:|#|http://ui:5000/#/)', page)  # it needs nothing beside it
+    assert not re.search(r'(src|href)="(?!data:|#|http://ui:5000/#/)', page)  # it needs no other file
     anchors = re.findall(r'<h3 id="([^"]+)">', page)
     assert anchors == [
         *("table1-a0a0a0a0", "figure4-a0a0a0a0", "table2-b1b1b1b1", "table3-c2c2c2c2", "relaxation-c2c2c2c2"),

@@ -235,12 +235,12 @@ class TestSeveral:
     def test_a_signal_ends_it_between_two_clips(self, config, manifest, tmp_path, monkeypatch) -> None:
         original = staging._put
 
-        def struck(*arguments: object, **others: object) -> None:
+        def failing(*arguments: object, **others: object) -> None:
             original(*arguments, **others)
             if len(list(tmp_path.rglob("*/*/*.mp4"))) >= 5:  # several threads copy clips
                 SHUTDOWN.propagate("SIGTERM")
 
-        monkeypatch.setattr(staging, "_put", struck)
+        monkeypatch.setattr(staging, "_put", failing)
         with pytest.raises(Preempted, match="SIGTERM"):
             stage_in(manifest, settings(config, tmp_path))
         monkeypatch.setattr(SHUTDOWN, "signal_name", None)
@@ -335,11 +335,11 @@ class TestTraining:
         run = RunDirectory.create("pretrain", {**config, "data": data, "runs_root": str(folder / "interrupted")})
         original = staging._put
 
-        def struck(*arguments: object, **others: object) -> None:
+        def failing(*arguments: object, **others: object) -> None:
             original(*arguments, **others)
             SHUTDOWN.propagate("SIGTERM")
 
-        monkeypatch.setattr(staging, "_put", struck)
+        monkeypatch.setattr(staging, "_put", failing)
         assert run_experiment(run) is False
         assert run.progress["state"] == "interrupted"
         monkeypatch.undo()

@@ -293,8 +293,8 @@ def test_fingerprint_follows_every_setting_and_the_version(monkeypatch):
 
 
 @pytest.mark.slow
-def test_neither_one_frame_nor_the_mean_spectrum_tells_the_class():
-    """Ten classes, chance 10 %. Motion and rhythm tell the class; a still picture and an average do not."""
+def test_neither_one_frame_nor_the_mean_spectrum_gives_the_class():
+    """Ten classes, chance 10 %. Motion and rhythm give the class; a still frame and an average do not."""
     settings = SyntheticSettings(
         train_clips_per_class=24, test_clips_per_class=12, seconds=2.5, frame_size_px=40, seed=7
     )

@@ -221,7 +221,7 @@ def test_a_crash_costs_what_was_not_kept_yet(
 
 
 @pytest.mark.parametrize(("workers", "clips_a_batch"), [(2, 3), (0, 1), (0, 5), (2, 100)])
-def test_features_are_the_same_bits_whoever_decodes_and_in_whatever_batches(
+def test_features_are_the_same_bits_with_any_workers_and_batches(
     settings: DownstreamSettings,
     undisturbed: Any,
     tmp_path: Path,

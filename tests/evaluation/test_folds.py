@@ -182,5 +182,5 @@ def test_what_has_no_source_videos_and_copies_of_what_has(
         ("hmdb51", "sit/TheBoondockSaints_sit_u.avi", None),
     ],
 )
-def test_which_video_a_name_tells_of(dataset: str, file: str, source: str | None) -> None:
+def test_which_video_a_name_belongs_to(dataset: str, file: str, source: str | None) -> None:
     assert SOURCE_OF[dataset](file) == source

@@ -158,7 +158,7 @@ def test_clips_of_a_source_video_never_validate_each_other(searched: list) -> No
         assert np.bincount(labels[held_out]).tolist() == [5, 5, 5, 5]
 
 
-def test_the_test_split_chooses_c_when_it_is_told_to(accuracies: dict[float, float]) -> None:
+def test_the_test_split_chooses_c_if_set(accuracies: dict[float, float]) -> None:
     train, labels = clusters(40, spread=1.0)
     accuracies |= {1e-3: 0.5, 1e-2: 0.75, 1e-1: 0.5}
     found = _run(train, labels, train, labels, select="test")

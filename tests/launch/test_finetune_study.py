@@ -71,14 +71,14 @@ def test_evaluations_along_a_pretraining() -> None:
     assert len({item.identity for item in evaluations}) == 4
 
 
-def test_an_epoch_that_will_not_be_kept_is_told_before_anything_runs() -> None:
+def test_an_epoch_that_will_not_be_kept_is_refused_before_anything_runs() -> None:
     with pytest.raises(
         ValueError, match=r"weights.epoch=7: the pretraining keeps epochs 0, 5, 22: choose one of these"
     ):
         _plan("training.keep_epochs=[5]", 'study.downstream=[["weights.epoch=7"]]')
 
 
-def test_what_has_no_effect_and_other_sizes_are_told_before_anything_runs() -> None:
+def test_what_has_no_effect_and_other_sizes_are_printed_before_anything_runs() -> None:
     short = 'study.downstream=[["downstream=finetune","downstream.training.epochs=7"]]'
     plan = _plan("training.keep_epochs=[5,40]", short)
     assert [line.split(":")[0] for line in plan.warnings] == [
@@ -89,7 +89,7 @@ def test_what_has_no_effect_and_other_sizes_are_told_before_anything_runs() -> N
         _plan('study.downstream=[["model=paper"]]')
 
 
-def test_numbers_that_the_table_does_not_have_are_told_before_anything_runs() -> None:
+def test_numbers_that_the_table_lacks_are_refused_before_anything_runs() -> None:
     with pytest.raises(
         ValueError, match=r"downstream.pretrained_on=demo, data.name=mine, downstream.frames=8: the paper"
     ):

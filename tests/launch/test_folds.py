@@ -53,7 +53,7 @@ def test_a_fold_that_fails_leaves_the_others_their_turn() -> None:
     assert printed == ["no mean: 1 of 3 folds are done: 3; the same command goes on"]
 
 
-def test_a_wrong_setting_is_told_once() -> None:
+def test_a_wrong_setting_is_reported_once() -> None:
     assert _run(_config(1, 2, 3), {1: 2}) == (2, [[1]], [])
 
 

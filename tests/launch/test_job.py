@@ -62,7 +62,7 @@ def test_a_failure_is_one_line_and_its_traceback_is_in_the_log(run: RunDirectory
     assert "Traceback (most recent call last)" in run.log_path.read_text()
 
 
-def test_a_failure_is_told_even_where_the_log_cannot_be_written(run: RunDirectory) -> None:
+def test_a_failure_is_reported_even_if_the_log_cannot_be_written(run: RunDirectory) -> None:
     run.log_path.mkdir()
     found = _run_job(run, "raise OSError(28, 'No space left on device')")
     assert (found.returncode, found.stderr) == (

@@ -125,7 +125,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "stopped. What is done is kept; go on with: uv run launch/sweep_relaxation.py" in printed
 
 
-def test_status_tells_every_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_every_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _launch(tmp_path, {"crisscross-none-demo-s0": {"end": "fail"}}, "study.floor=false")
     capsys.readouterr()
     assert status.main([]) == 0

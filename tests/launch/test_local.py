@@ -97,7 +97,7 @@ def test_what_runs_elsewhere_is_waited_for_and_not_started_twice(tmp_path: Path)
     assert read_status(run.path).restarts == 0
 
 
-def test_an_attached_experiment_that_is_interrupted_is_gone_on_with(tmp_path: Path) -> None:
+def test_an_attached_experiment_that_is_interrupted_is_resumed(tmp_path: Path) -> None:
     graph = Graph([pretraining(tmp_path)])
     runner, _ = make_runner(tmp_path, graph, {"m-mild-demo-s0": {"seconds": 1.0}})
     run = next(iter(runner.runs.values()))

@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     return Here(tmp_path, monkeypatch)
 
 
-def test_told_that_the_walltime_is_near(here: Here) -> None:
+def test_walltime_is_near(here: Here) -> None:
     write_json(here.run.path / "durable.json", {"history_step": 5, "metrics_bytes": 0})
     assert here.ended(75, state="interrupted", signal="SIGUSR2", step=5, total=9) == 75
     assert (here.requeues, here.state, here.left) == (1, "queued", "SIGUSR2")

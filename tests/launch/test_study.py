@@ -280,7 +280,7 @@ def test_several_studies_are_one_graph_in_which_what_they_share_is_run_once() ->
         assert labels.count(label) == 1
 
 
-def test_a_dataset_that_is_nowhere_is_left_out_and_told() -> None:
+def test_a_dataset_without_a_folder_is_left_out_with_a_line() -> None:
     arguments = ["scale=paper", "data=kinetics_sound", "data.root=k", "roots.esc50=e", "relaxation=mild"]
     plan = make_plan("relaxation", arguments, prepare=_prepare)
     assert [line for line in plan.warnings if line.startswith("not evaluated on")] == [

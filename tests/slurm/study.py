@@ -174,7 +174,7 @@ def assert_same_results(one: Study, other: Study) -> None:
             assert run.result["metrics"] == right[label].result["metrics"]
 
 
-def assert_told_once(study: Study, *, uri: str | None = None) -> None:
+def assert_synced_once(study: Study, *, uri: str | None = None) -> None:
     """Look into MLflow: one run an experiment, and every (metric, step) of each exactly once."""
     from mlflow import MlflowClient
 
@@ -243,17 +243,17 @@ def stop(run: RunDirectory) -> psutil.Process:
     return process
 
 
-def stop_until_told(study: Study, run: RunDirectory) -> None:
+def stop_until_signaled(study: Study, run: RunDirectory) -> None:
     """Continue a stopped run after Slurm has sent it a signal; some signals of Slurm continue it themselves."""
     with contextlib.suppress(psutil.NoSuchProcess):  # it has left between two questions
         process = stop(run)
         study.wait_until(
-            lambda: process.status() != psutil.STATUS_STOPPED or _is_told(process), what=f"a signal for {run.label}"
+            lambda: process.status() != psutil.STATUS_STOPPED or _is_signaled(process), what=f"a signal for {run.label}"
         )
         process.resume()
 
 
-def _is_told(process: psutil.Process) -> bool:
+def _is_signaled(process: psutil.Process) -> bool:
     """Whether SIGTERM or SIGUSR2 waits for a stopped process."""
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{process.pid}/status").read_text()

@@ -18,7 +18,7 @@ from tests.slurm.study import (
     Study,
     lost_steps,
     stop,
-    stop_until_told,
+    stop_until_signaled,
 )
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_a_sweep_whose_job_is_sent_away_and_comes_back(tmp_path: Path, idle_slur
     array = next(row["array_job_id"] for row in idle_slurm.squeue())
     stop(run)
     idle_slurm.must("scancel", "--signal=USR2", f"{array}_0")
-    stop_until_told(study, run)
+    stop_until_signaled(study, run)
     printed, _ = sweep.communicate(timeout=TIMEOUT_S)
     assert sweep.returncode == 0, printed + study.explain()
     assert len(read_json(run.path / "launches.json")) == 2

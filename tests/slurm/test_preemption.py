@@ -15,11 +15,11 @@ from tests.slurm.study import (
     Pace,
     Study,
     assert_same_results,
-    assert_told_once,
+    assert_synced_once,
     lost_steps,
     steps_done_again,
     stop,
-    stop_until_told,
+    stop_until_signaled,
 )
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def _launched(folder: Path, cluster: SlurmCluster, *more: str, cold: bool = Fals
 def _preempt(study: Study, run: RunDirectory) -> str:
     """Take every node for a job of the higher partition; return it when the run is back in the queue."""
     high = study.cluster.submit("sleep 1000", "--partition=high", "--nodes=3", "--exclusive")
-    stop_until_told(study, run)
+    stop_until_signaled(study, run)
     study.wait_until(lambda: study.jobs_of(run) in _pending(study.cluster), what="back in the queue")
     return high
 
@@ -56,7 +56,7 @@ def _preempt(study: Study, run: RunDirectory) -> str:
 def _finish(study: Study, undisturbed: Study) -> None:
     study.wait_until_idle()
     assert_same_results(study, undisturbed)
-    assert_told_once(study)
+    assert_synced_once(study)
 
 
 @pytest.mark.parametrize("user_signal", [False, True])
@@ -129,7 +129,7 @@ def test_walltime_reached(tmp_path: Path, idle_slurm: SlurmCluster, undisturbed:
     # Signaled 50 s before the end of a minute, or up to half a minute later.
     limits = ("cluster.resources.pretrain.timeout_min=1", "cluster.signal_seconds=50")
     study, run = _launched(tmp_path, idle_slurm, *limits)
-    stop_until_told(study, run)
+    stop_until_signaled(study, run)
     _finish(study, undisturbed)
     assert len(read_json(run.path / "launches.json")) >= 2
     assert set(lost_steps(run)) == {0}

@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, idle_slurm: SlurmCluste
     assert done.stderr.rstrip().endswith("choose a folder you can write")
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_first_step(
+def test_a_disk_too_small_for_the_checkpoints_fails_before_the_first_step(
     tmp_path: Path, idle_slurm: SlurmCluster, small_disk: Callable[[str], Path]
 ) -> None:
     runs_root = small_disk("24m") / "runs"

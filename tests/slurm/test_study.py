@@ -12,7 +12,7 @@ from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json, write_json
 from launch.slurm.assignments import SbatchCall
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import HELD, REPOSITORY, Study, assert_same_results, assert_told_once, stop
+from tests.slurm.study import HELD, REPOSITORY, Study, assert_same_results, assert_synced_once, stop
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def test_the_study_equals_the_local_one_and_launching_again_adds_nothing(
     study.wait_until_idle()
     assert_same_results(study, local)
     assert study.table() == local.table()
-    assert_told_once(study)
+    assert_synced_once(study)
     last = study.launch()  # from the login node: nothing to submit, the table is printed
     assert last.returncode == 0
     assert "5 done already" in last.stdout
@@ -72,7 +72,7 @@ def test_two_launches_at_the_same_moment(tmp_path: Path, idle_slurm: SlurmCluste
     study.wait_until_idle()
     for run in study.runs().values():
         assert len(read_json(run.path / "launches.json")) == 1
-    assert_told_once(study)
+    assert_synced_once(study)
 
 
 def test_a_crash_between_sbatch_and_bookkeeping_is_healed(tmp_path: Path, idle_slurm: SlurmCluster) -> None:
@@ -114,7 +114,7 @@ def test_scancel_of_one_pretraining(tmp_path: Path, idle_slurm: SlurmCluster) ->
     assert "submitted 2 experiments in 3 sbatch call(s)" in repaired.stdout
     study.wait_until_idle()
     assert set(_states(study).values()) == {"done"}
-    assert_told_once(study)
+    assert_synced_once(study)
     assert len(read_json(run.path / "launches.json")) == 2
     assert run.result["steps"] == 120
 

@@ -16,7 +16,7 @@ import pytest
 from crisscross.utils.files import read_json
 from tests.mlflow_server import Server
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.study import Study, assert_same_results, assert_told_once, stop
+from tests.slurm.study import Study, assert_same_results, assert_synced_once, stop
 
 pytestmark = pytest.mark.slow
 
@@ -35,12 +35,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def test_jobs_tell_a_server_by_themselves(tmp_path: Path, idle_slurm: SlurmCluster, server: Server) -> None:
+def test_jobs_sync_to_a_server_directly(tmp_path: Path, idle_slurm: SlurmCluster, server: Server) -> None:
     study = Study(tmp_path, ("relaxation=[none]", "study.floor=false", f"tracking.uri={server.uri}"), idle_slurm)
     done = study.launch()
     assert f"open {server.uri} in a browser" in done.stdout
     study.wait_until_idle()
-    assert_told_once(study, uri=server.uri)
+    assert_synced_once(study, uri=server.uri)
     assert not (study.folder / "mlflow.db").exists()
     assert study.table().count("| none") == 1
 
@@ -58,7 +58,7 @@ def test_deferred_runs_are_delivered_little_by_little(tmp_path: Path, idle_slurm
     process.resume()
     study.wait_until_idle()
     assert _bytes_sent(run.path) > sent
-    assert_told_once(study)
+    assert_synced_once(study)
     table = study.script("analysis/make_tables.py")
     assert table.returncode == 0
     assert "up to date" in study.script("launch/sync.py").stdout
@@ -146,6 +146,6 @@ def test_chaos(tmp_path: Path, idle_slurm: SlurmCluster, server: Server, undistu
         study.launch("execution.checkpoint_minutes=0.02")
     assert study.launch().returncode == 0  # everything is done: the table
     assert_same_results(study, undisturbed)
-    assert_told_once(study, uri=server.uri)
+    assert_synced_once(study, uri=server.uri)
     assert study.table() == undisturbed.table()
     assert sum(len(read_json(run.path / "launches.json")) for run in study.runs().values()) > 5

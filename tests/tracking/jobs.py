@@ -58,34 +58,34 @@ def evaluation(parent: RunDirectory) -> RunDirectory:
 
 
 class Job:
-    """Writes a journal as training does: steps, checkpoints, and what a kill leaves behind."""
+    """Writes a metrics log as training does: steps, checkpoints, and what a kill leaves behind."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.run, self.journal, self.step = run, None, 0
+        self.run, self.metrics_log, self.step = run, None, 0
         self.resume()
 
     def resume(self, at: dict | None = None) -> None:
-        if self.journal is not None:
-            self.journal.close()
+        if self.metrics_log is not None:
+            self.metrics_log.close()
         durable = at or read_json(self.run.path / "durable.json") or {"step": 0, "metrics_bytes": 0}
-        self.journal = MetricsLog(self.run.metrics_path, resume_at=durable["metrics_bytes"])
+        self.metrics_log = MetricsLog(self.run.metrics_path, resume_at=durable["metrics_bytes"])
         self.step = durable["step"]
 
     def train(self, steps: int, *, names: int = 3) -> None:
         for _ in range(steps):
             self.step += 1
             # Fractions that have no short decimal form: they must arrive as they are.
-            self.journal.write(self.step, {f"loss/{k}": (self.step + k) / 7 for k in range(names)})
+            self.metrics_log.write(self.step, {f"loss/{k}": (self.step + k) / 7 for k in range(names)})
             time.sleep(0.001)
 
     def checkpoint(self) -> dict:
-        durable = {"step": self.step, "metrics_bytes": self.journal.sync()}
+        durable = {"step": self.step, "metrics_bytes": self.metrics_log.sync()}
         write_json(self.run.path / "durable.json", durable)
         return durable
 
     def finish(self, **result) -> None:
         self.checkpoint()
-        self.journal.close()
+        self.metrics_log.close()
         self.run.write_result({"steps": self.step, "metrics": {}, **result})
 
 
@@ -112,7 +112,7 @@ def client(uri: str):
 
 
 def assert_history_once(run: RunDirectory, uri: str, *, lines: int | None = None) -> None:
-    """Compare MLflow's history with the journal, point by point: all of it, each point once."""
+    """Compare MLflow's history with the metrics log, point by point: all of it, each point once."""
     text = run.metrics_path.read_text().splitlines()[:lines]
     wanted = Counter()
     for line in map(json.loads, text):

@@ -58,7 +58,7 @@ def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     job.train(4)
     job.checkpoint()
     job.train(2)
-    job.journal.sync()
+    job.metrics_log.sync()
     assert send(run, uri).points_sent == 4 * 3
     assert send(run, uri).points_sent == 0
     assert_history_once(run, uri, lines=4)
@@ -79,7 +79,7 @@ def test_only_what_a_checkpoint_covers_is_sent_and_only_once(uri, tmp_path):
     assert unsynced_reason(run, uri=uri, experiment=EXPERIMENT) == ""
 
 
-def test_points_keep_the_time_of_the_journal(uri, tmp_path):
+def test_points_keep_the_time_of_the_metrics_log(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     job.train(3)
@@ -89,18 +89,18 @@ def test_points_keep_the_time_of_the_journal(uri, tmp_path):
     assert [point.timestamp for point in client(uri).get_metric_history(sent.run_id, "loss/0")] == times
 
 
-def test_a_resumed_run_whose_journal_was_cut(uri, tmp_path):
+def test_a_resumed_run_whose_metrics_log_was_truncated(uri, tmp_path):
     run = pretraining(tmp_path / "runs")
     job = Job(run)
     job.train(5)
     job.checkpoint()
     job.train(3)
-    job.journal.sync()
+    job.metrics_log.sync()
     send(run, uri)
     for _ in range(3):  # killed and started again: the steps after the checkpoint are written again, at other times
         job.resume()
         job.train(4)
-        job.journal.sync()
+        job.metrics_log.sync()
         send(run, uri)
     job.finish()
     send(run, uri)

@@ -1,4 +1,4 @@
-"""What MLflow's pages show, read from a browser: curves, groups, axes. MLflow's names of elements stand only here."""
+"""Read MLflow's pages in a browser: curves, groups, axes. MLflow's element names are in this file alone."""
 
 from __future__ import annotations
 

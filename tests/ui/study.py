@@ -45,14 +45,14 @@ class FinishedStudy:
     def _pretrain(self, run: RunDirectory) -> None:
         level = _number_of(run.label)
         losses = [-(1 - math.exp(-step / 4)) * (0.5 + level) for step in range(1, NUM_STEPS + 1)]
-        journal = MetricsLog(run.metrics_path)
+        metrics_log = MetricsLog(run.metrics_path)
         for step, loss in enumerate(losses, start=1):
             pairs = {f"loss/{pair}": loss for pair in ("v1v2", "a1a2", "v1a1")}
             collapse = {"collapse/video_std": 0.06, "collapse/audio_std": 0.05}
             times = {"time/step_s": 0.2, "time/samples_per_s": 60.0 + level}
-            journal.write(step, {"loss/total": loss, **pairs, **collapse, **times})
-        journal.sync()
-        journal.close()
+            metrics_log.write(step, {"loss/total": loss, **pairs, **collapse, **times})
+        metrics_log.sync()
+        metrics_log.close()
         run.write_result({"steps": NUM_STEPS, "metrics": {}})
         self.losses[run.label] = losses
 
