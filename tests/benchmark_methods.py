@@ -1,7 +1,7 @@
 """Cost of a step of each method: ``uv run python -m tests.benchmarks methods [SCALE [BATCH]]``.
 
-Every method gets the same views, backbones and batch, in a process of its own with one thread, or on the GPU if there is
-one: the median CPU seconds (GPU: seconds) of a step, the maximum of its memory, and the content of a checkpoint. The
+Every method gets the same views, backbones and batch, in a process of its own with one thread, or on the GPU if there
+is one: the median CPU seconds (GPU: seconds) of a step, the maximum of its memory, and the content of a checkpoint. The
 work between two epochs (XDC extracts features of all clips and clusters them) is measured separately.
 """
 
