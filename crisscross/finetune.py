@@ -1,4 +1,4 @@
-"""Fine-tuning (PAPER section 5): train a video backbone and a new head on labels, then test on ten segments per clip.
+"""Fine-tuning (as in the paper): train a video backbone and a new head on labels, then test on ten segments per clip.
 
 Training uses the same loop as pretraining; the test uses the feature extractor, with logits as features. Both resume
 after an interruption.

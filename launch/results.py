@@ -9,8 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.make_report import make_report
-from analysis.make_tables import command_line, is_default, print_tables
 from crisscross.tracking.address import TrackingError
 from crisscross.utils.redact import mask_passwords
 from launch.console import print_line
@@ -25,6 +23,7 @@ def study_hashes(plans: Sequence[Plan]) -> dict[str, str]:
 
 def print_table(plan: Plan, console: Console) -> bool:
     """Print the table of a study; return whether it is complete."""
+    from analysis.make_tables import print_tables  # imports SQLAlchemy, which a dry run does not need
 
     def make(uri: str, experiment: str) -> int:
         study, study_hash = plan.launch.study.name, plan.fingerprint
@@ -39,6 +38,7 @@ def print_report(plans: Sequence[Plan], console: Console) -> bool:
     Returns:
         Whether everything was made.
     """
+    from analysis.make_report import make_report  # as above
 
     def make(uri: str, experiment: str) -> int:
         return make_report(uri, experiment=experiment, studies=study_hashes(plans), runs_root=plans[0].runs_root)
@@ -84,6 +84,8 @@ def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
         runs_root: folder of the run directories.
         tracking: ``uri`` and ``experiment`` of the config.
     """
+    from analysis.make_tables import command_line, is_default  # as above
+
     uri = mask_passwords(tracking["uri"])
     root = "" if runs_root.resolve() == Path("runs").resolve() else " " + shlex.quote(f"runs_root={runs_root}")
     browse = "uv run mlflow ui"

@@ -36,7 +36,7 @@ from crisscross.transforms.video import eval_transform_video
 
 ROUNDS = 3
 NUM_CLIPS, NUM_DRAWS, DIM, NUM_CLASSES = 1600, 100, 4608, 50
-C = 1e-4  # works for all folds (PAPER section 5)
+C = 1e-4  # works for all folds (as in the paper)
 
 
 def main(folder: str | None = None) -> None:

@@ -10,7 +10,7 @@ from crisscross.config.base import Settings
 from crisscross.config.datasets import DATASETS
 
 RELAXATION_NAMES = ("none", "mild", "medium", "mixed", "extreme", "video_extreme", "audio_extreme")
-"""How far apart the two views of a clip start (PAPER section 2, crisscross/data/relaxation.py)."""
+"""How far apart the two views of a clip start (crisscross/data/relaxation.py)."""
 
 
 class DataSettings(Settings):

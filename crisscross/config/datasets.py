@@ -1,4 +1,4 @@
-"""Facts about the paper's datasets (PAPER section 4).
+"""Facts about the paper's datasets.
 
 Titles, layouts, folds, splits and required streams; crisscross/data/datasets reads the official lists.
 """

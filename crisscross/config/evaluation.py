@@ -1,4 +1,4 @@
-"""Settings of the evaluation protocols, one class per protocol (PAPER section 5)."""
+"""Settings of the evaluation protocols, one class per protocol (as in the paper)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FeatureSettings(Settings):
 
     # pooled and max: global average and maximum of the last map; a stage: its average
     video_layer: Literal["pooled", "max", "conv2x", "conv3x", "conv4x", "conv5x"]
-    # the same; map: the last map, max-pooled over time and flattened (PAPER section 5, ESC-50 and DCASE)
+    # the same; map: the last map, max-pooled over time and flattened (ESC-50 and DCASE)
     audio_layer: Literal["pooled", "max", "map", "block1", "block2", "block3", "block4"]
     normalise: Literal[
         "none", "last_axis", "feature"
@@ -49,7 +49,7 @@ class FrozenSettings(Settings):
 
 
 class SvmSettings(FrozenSettings):
-    """The linear SVM (PAPER section 5, crisscross/evaluation/svm.py)."""
+    """The linear SVM (crisscross/evaluation/svm.py)."""
 
     name: Literal["svm"]
     standardise: bool  # scale features to mean 0 and standard deviation 1 over the training rows
@@ -62,7 +62,7 @@ class SvmSettings(FrozenSettings):
 
 
 class LinearSettings(FrozenSettings):
-    """The linear probe (PAPER section 5, crisscross/evaluation/linear_probe.py)."""
+    """The linear probe (crisscross/evaluation/linear_probe.py)."""
 
     name: Literal["linear"]
     standardise: bool  # scale features to mean 0 and standard deviation 1 over the training rows
@@ -74,7 +74,7 @@ class LinearSettings(FrozenSettings):
 
 
 class RetrievalSettings(FrozenSettings):
-    """Nearest-neighbor retrieval (PAPER section 5, crisscross/evaluation/retrieval.py)."""
+    """Nearest-neighbor retrieval (crisscross/evaluation/retrieval.py)."""
 
     name: Literal["retrieval"]
     distance: Literal["cosine", "euclidean"]
@@ -94,7 +94,7 @@ class ClassifierSettings(Settings):
 
 
 class FinetuneSettings(Settings):
-    """Fine-tuning of the video network (PAPER section 5, crisscross/finetune.py).
+    """Fine-tuning of the video network (crisscross/finetune.py).
 
     ``finetune_recipes.py`` fills in the numbers that are null.
     """
@@ -116,7 +116,7 @@ Protocol = Annotated[FrozenProtocol | FinetuneSettings, Field(discriminator="nam
 """Any protocol; ``name`` selects the class."""
 
 MODALITIES = {"retrieval": ("v",)}
-"""By protocol, the default modalities on clips with both streams, unless ``ALL_MODALITIES`` (PAPER section 5)."""
+"""By protocol, the default modalities on clips with both streams, unless ``ALL_MODALITIES`` (as in the paper)."""
 
 ALL_MODALITIES = ("v", "a", "av")
 

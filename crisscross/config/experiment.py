@@ -48,7 +48,7 @@ class PretrainSettings(ExperimentSettings):
     method: dict[str, Any]  # checked by the class of its name in crisscross/config/method.py
     optim: OptimSettings
     training: TrainingSettings
-    relaxation: str  # how far apart the two views start, one of RELAXATION_NAMES (PAPER section 2)
+    relaxation: str  # how far apart the two views start, one of RELAXATION_NAMES (as in the paper)
 
     @model_validator(mode="after")
     def _is_possible(self) -> PretrainSettings:

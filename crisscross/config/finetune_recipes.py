@@ -1,4 +1,4 @@
-"""The paper's fine-tuning recipes (PAPER section 5).
+"""The paper's fine-tuning recipes.
 
 A recipe depends on pretraining set, dataset and clip length. ``fill_in`` writes it into a config before the config's
 identity is computed. Numbers that are already set stay.
@@ -49,7 +49,7 @@ TABLE: dict[tuple[str, str, int], Recipe] = {
     ("audioset", "hmdb51", 8): Recipe(64, 1e-4, 0.1, _AT_8),
     ("audioset", "hmdb51", 32): Recipe(32, 1e-4, 0.1, _AT_32),
 }
-"""By pretraining set, dataset and frames: the paper's eight rows (PAPER section 5); both Kinetics sets share four."""
+"""By pretraining set, dataset and frames: the paper's eight rows; both Kinetics sets share four."""
 
 # ours: batch and learning rate, for 400 steps of a narrow network, which hardly learns at 2e-3. Schedule: the paper's
 DEMO = Recipe(16, 1e-2, 0.0, _AT_8)

@@ -118,7 +118,7 @@ class CmaccSettings(MethodSettings):
 
 
 class CrissCrossSettings(MethodSettings):
-    """CrissCross: weights of the pair losses (PAPER section 1, crisscross/methods/crisscross.py)."""
+    """CrissCross: weights of the pair losses (crisscross/methods/crisscross.py)."""
 
     video_weight: float = Field(allow_inf_nan=False)  # v1v2: within video, across time; 0 switches the group off
     audio_weight: float = Field(allow_inf_nan=False)  # a1a2: within audio, across time

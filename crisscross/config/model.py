@@ -1,4 +1,4 @@
-"""Settings of the networks: the config's ``model`` node (PAPER section 1)."""
+"""Settings of the networks: the config's ``model`` node (as in the paper)."""
 
 from __future__ import annotations
 

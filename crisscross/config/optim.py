@@ -1,4 +1,4 @@
-"""Settings of the optimizer and its learning-rate schedules (PAPER section 4)."""
+"""Settings of the optimizer and its learning-rate schedules (as in the paper)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ScheduleSettings = Annotated[
 
 
 class LarcSettings(Settings):
-    """Layer-wise adaptive rate clipping (PAPER section 4, crisscross/optim/larc.py)."""
+    """Layer-wise adaptive rate clipping (crisscross/optim/larc.py)."""
 
     enabled: bool
     trust: float = Field(gt=0)  # trust coefficient; the paper's is 0.001

@@ -1,4 +1,4 @@
-"""Settings of the training loop: length, batch and precision (PAPER section 4)."""
+"""Settings of the training loop: length, batch and precision (as in the paper)."""
 
 from __future__ import annotations
 

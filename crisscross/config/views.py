@@ -1,4 +1,4 @@
-"""Settings of views and their augmentation (PAPER sections 2 and 3).
+"""Settings of views and their augmentation (as in the paper).
 
 The dataclasses of the transforms are here, not in crisscross/transforms, so that configs are checked without torch.
 """
@@ -69,7 +69,7 @@ class ViewSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class VideoTransformSettings:
-    """Parameters of the video transforms, with defaults from PAPER section 3.
+    """Parameters of the video transforms, with defaults from the paper.
 
     A probability, a jitter strength or a cutout size of 0 switches that augmentation off.
     """
@@ -129,7 +129,7 @@ class VideoTransformSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AudioTransformSettings:
-    """Parameters of the audio transforms, with defaults from PAPER section 3.
+    """Parameters of the audio transforms, with defaults from the paper.
 
     To switch off: the volume, set its range to 1 to 1; the masks, a number or a size of 0; the resize-crop, a
     probability of 0; the time warp, a window of 0.

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: layer and pooling (PAPER section 5)."""
+"""Features of a frozen backbone: layer and pooling (as in the paper)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from crisscross.config.evaluation import FrozenSettings
 from crisscross.models.backbones import Backbone, Backbones
 
-MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (PAPER section 5, released)
+MAP_KERNEL, MAP_STRIDE = (1, 3), (1, 2)  # frequency, time (as released)
 
 
 def feature_of(backbone: Backbone, layer: str, *, normalize: str) -> Callable[[Tensor], Tensor]:
@@ -20,10 +20,10 @@ def feature_of(backbone: Backbone, layer: str, *, normalize: str) -> Callable[[T
     Args:
         backbone: a video or an audio backbone.
         layer: ``pooled``, the global average of the last map; ``max``, its global maximum; ``map``, the audio
-            network's last map, max-pooled over time by 3 with stride 2 and flattened (PAPER section 5: 4,608 values
+            network's last map, max-pooled over time by 3 with stride 2 and flattened (as in the paper: 4,608 values
             for 2 s, 10,752 for 5 s); or a stage, such as ``block3`` or ``conv4x``, averaged over all positions.
         normalize: ``none``; ``last_axis``, which divides by the l2 norm over the last axis before flattening (time for
-            a map, see PAPER section 5; all values for a pooled feature); or ``feature``, which divides by the l2 norm
+            a map, as in the paper; all values for a pooled feature); or ``feature``, which divides by the l2 norm
             of the flattened feature.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The linear probe (PAPER section 5): one linear layer on frozen features."""
+"""The linear probe (as in the paper): one linear layer on frozen features."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def evaluate_linear(
 
 
 def _first_weights(dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a layer with orthogonal weights (PAPER section 5) and zero bias."""
+    """Return a layer with orthogonal weights (as in the paper) and zero bias."""
     torch.manual_seed(derive_key(seed, "linear/weights"))
     layer = nn.Linear(dim, num_classes)
     nn.init.orthogonal_(layer.weight)

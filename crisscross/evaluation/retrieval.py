@@ -1,4 +1,4 @@
-"""The retrieval protocol (PAPER section 5): nearest training clips."""
+"""The retrieval protocol (as in the paper): nearest training clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SVM protocol (PAPER section 5) and its choice of C."""
+"""The SVM protocol (as in the paper) and its choice of C."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def run_experiment(
 ) -> int:
     """Run an experiment and return the exit code of its job.
 
-    It runs in this process, or in one process a device under torchrun.
+    It runs in this process, or in one process per device under torchrun; each of those calls this function again.
 
     Args:
         run: the run directory.
