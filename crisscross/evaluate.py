@@ -64,9 +64,8 @@ class _Evaluation:
         self._manifest: Manifest = stage_in(
             open_manifest(settings.data), settings.data, splits=settings.data.splits, report=run.record_phase
         )
-        self._seed = (
-            derive_key(settings.seed, "svm") % 2**31
-        )  # of all random draws of a protocol; the label is part of the draws
+        # The seed of every protocol's draws. The purpose "svm" serves all of them: another one changes results.
+        self._seed = derive_key(settings.seed, "svm") % 2**31
 
     def run(self) -> None:
         """Extract features, evaluate each fold and modality, write the results."""

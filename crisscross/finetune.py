@@ -75,7 +75,10 @@ class Finetuning(Trainable):
 
 
 def build_network(settings: DownstreamSettings, backbone: VideoNetwork, *, num_classes: int) -> Finetuning:
-    """Return the initial network: the given backbone and a head initialized from the seed."""
+    """Return the initial network: the given backbone and a new head.
+
+    The head is initialized from the seed.
+    """
     chosen = settings.finetuning.head
     backbone.pool = chosen.pool
     head = classifier(
@@ -187,6 +190,9 @@ def dense_scores(run: RunDirectory, settings: DownstreamSettings, network: Finet
 
 
 def _logits(network: Finetuning, frames: torch.Tensor) -> torch.Tensor:
-    """Map frames (B, 3, T, H, W) to logits (B, K), some segments at a time to save GPU memory."""
+    """Map frames (B, 3, T, H, W) to logits (B, K).
+
+    It takes some segments at a time to save GPU memory.
+    """
     at_a_time = max(1, PIXELS_PER_PASS // frames[0, 0].numel())
     return torch.cat([network.head(network.video_backbone(part)) for part in torch.split(frames, at_a_time)])

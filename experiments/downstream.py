@@ -5,7 +5,7 @@
     uv run experiments/downstream.py                                     untrained backbones: the floor
 
 The settings are those of experiments/conf/downstream.yaml. The same settings are the same run: typed again, the
-command goes on where it stopped, or shows the result.
+command resumes where it stopped, or shows the result.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     uv run experiments/pretrain.py --cfg job                             show the config
 
 The settings are those of experiments/conf/pretrain.yaml. The same settings are the same run: typed again, the command
-goes on where it stopped, or shows the result.
+resumes where it stopped, or shows the result.
 """
 
 from __future__ import annotations

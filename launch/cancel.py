@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def targets(runs_root: Path, names: Sequence[str]) -> list[Target]:
-    """Return the targets for names of studies and experiments; all studies without names.
+    """Return the targets for names of studies and experiments.
+
+    Without names, the targets are all studies.
 
     Raises:
         ValueError: if a name is neither.
@@ -126,12 +128,16 @@ def cancel(runs_root: Path, target: Target, view: SlurmView) -> list[str]:
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(holder["pid"], signal.SIGTERM)
-            lines.append(f"{name}: told process {holder['pid']} to write a checkpoint and leave")
+            lines.append(f"{name}: SIGTERM to process {holder['pid']}: it writes a checkpoint and exits")
     return lines
 
 
 def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str, Path, Assignment, QueuedTask]]:
-    """Return name, assignment file, assignment and job of what is in Slurm's queue."""
+    """Return the members of a target that are in Slurm's queue.
+
+    Returns:
+        Name, assignment file, assignment and job of each.
+    """
     found = []
     for member in target.members:
         path = runs_root / member["path"]
@@ -142,7 +148,9 @@ def on_slurm(runs_root: Path, target: Target, view: SlurmView) -> list[tuple[str
 
 
 def cancel_on_slurm(runs_root: Path, target: Target) -> list[str]:
-    """Cancel its jobs, and for a whole study the job of its table.
+    """Cancel a target's jobs on Slurm.
+
+    For a whole study, the job of its table is cancelled too.
 
     Returns:
         One line per job.

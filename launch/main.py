@@ -50,7 +50,7 @@ def main(*studies: str, arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the same command goes on; launch/status.py shows what there is", file=sys.stderr)
+        print("stopped: the same command resumes; launch/status.py shows what there is", file=sys.stderr)
         return 130
 
 
@@ -95,7 +95,10 @@ def _submit(plans: Sequence[Plan], cluster: ClusterSettings, console: Console) -
 
 
 def _print_headers(plans: Sequence[Plan], graph: Graph, at_a_time: int, console: Console) -> None:
-    """Print what each study has and lacks; in a dry run, also its experiments."""
+    """Print what each study has and lacks.
+
+    A dry run also prints its experiments.
+    """
     states = states_of(graph)
     for plan in plans:
         print_header(plan, console, how=f"{at_a_time} at a time", states=states)
@@ -116,7 +119,10 @@ def _run_here(
     console: Console,
     command: Callable[[Path], Sequence[str]],
 ) -> int:
-    """Run a graph on this machine, sync MLflow, print failures and tables, and return the exit code."""
+    """Run a graph on this machine and return the exit code.
+
+    After the runs, it syncs MLflow and prints failures and tables.
+    """
     first = plans[0]
     make_writable(first.runs_root)
     with contextlib.ExitStack() as locks:

@@ -30,7 +30,10 @@ class Capacity:
     gpus: tuple[str, ...] = ()
 
     def cost(self, config: Mapping[str, Any]) -> int:
-        """Return the units of one experiment, at most all: each can run alone."""
+        """Return the units of one experiment.
+
+        They are at most all units, so that each experiment can run alone.
+        """
         execution = config["execution"]
         devices = num_processes(config)
         cost = {"experiments": 1, "GPUs": devices, "cores": devices * execution["num_threads"]}[self.unit]
@@ -68,7 +71,10 @@ def capacity_of(experiments: Iterable[Experiment], *, max_parallel: int | None =
 
 
 def num_processes(config: Mapping[str, Any]) -> int:
-    """Return the processes of an experiment: one per device for a training, else one."""
+    """Return the number of processes of an experiment.
+
+    A training has one per device, any other experiment one.
+    """
     return config["execution"]["num_devices"] if trains(config) else 1
 
 

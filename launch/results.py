@@ -96,7 +96,7 @@ def next_steps(runs_root: Path, *, tracking: Mapping[str, Any]) -> list[str]:
     return [
         f"runs: {runs_root}/   tables: tables/   a run's log: log.txt in its folder",
         "next:",
-        f"  uv run launch/status.py{root:<40}  how every experiment stands",
+        f"  uv run launch/status.py{root:<40}  the state of every experiment",
         f"  {command_line(uri, experiment=tracking['experiment'])}",
         f"  {browse}",
     ]

@@ -34,9 +34,9 @@ def warnings_in(path: Path) -> list[str]:
 
 
 class Warnings(logging.Handler):
-    """Handler that prints the warnings of this project on stderr, each once, in one line.
+    """Handler that prints the warnings of this project on stderr.
 
-    rich keeps stderr apart from a progress bar while it shows one.
+    Each warning is printed once, in one line. rich keeps stderr apart from a progress bar while it shows one.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,10 @@ class Warnings(logging.Handler):
 
 
 class LogReader:
-    """Prints the warnings that other processes, the ranks of a run, add to its log."""
+    """Reader that prints the warnings in a run's log.
+
+    Other processes, the ranks of the run, add them to the log.
+    """
 
     def __init__(self, path: Path, warnings: Warnings) -> None:
         self._path, self._warnings = path, warnings
@@ -82,7 +85,10 @@ class _Formatter(logging.Formatter):
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
-    """Whether a record is a warning of this project, not of a library."""
+    """Return whether a record is a warning of this project.
+
+    Warnings of libraries do not count.
+    """
     return record.levelno == logging.WARNING and record.name.partition(".")[0] in _OURS
 
 

@@ -47,7 +47,7 @@ def run_entry_point(kind: str, main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
+        print("stopped: the same command resumes", file=sys.stderr)
         sys.exit(130)
     if {"-m", "--multirun"} & set(sys.argv[1:]) and not _CODES:
         print("the sweep is done: uv run launch/status.py shows its experiments")
@@ -179,7 +179,7 @@ def _run_and_show(kind: str, config: dict[str, Any], console: Console) -> tuple[
         SHUTDOWN.install()  # from here on Ctrl-C means: save and leave
         code = 0 if run.result is not None else _run(run, console, warnings)
     if code == INTERRUPTED_EXIT_CODE:
-        print_line(console, "interrupted: what was computed is kept; the same command goes on")
+        print_line(console, "interrupted: what was computed is kept; the same command resumes")
     if code or not is_first_rank():  # rank 0 writes the result
         return code, {}
     result = run.result

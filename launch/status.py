@@ -131,7 +131,11 @@ def _show_study(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView, co
 
 
 def _table_job(runs_root: Path, record: Mapping[str, Any], slurm: SlurmView) -> str:
-    """Return the state of the job of the study's table, as the end of a line."""
+    """Return the state of the job of the study's table.
+
+    Returns:
+        The end of a line.
+    """
     assignment = table_assignment(runs_root, record)
     if assignment is None:
         return ""

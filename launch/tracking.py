@@ -61,7 +61,10 @@ def syncing(runs: Sequence[RunDirectory], *, tracking: Mapping[str, Any]) -> Ite
 def try_set_latest_tag(
     study: str, fingerprint: str, *, tracking: Mapping[str, Any], print_line: Callable[[str], None]
 ) -> None:
-    """Tag the variant of a study that was launched last; print why if MLflow refuses."""
+    """Tag the variant of a study that was launched last.
+
+    If MLflow refuses, it prints why.
+    """
     try:
         set_latest_tag(study, fingerprint, uri=tracking["uri"], experiment=tracking["experiment"])
     except TrackingError as error:

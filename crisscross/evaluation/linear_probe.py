@@ -81,7 +81,7 @@ def evaluate_linear(
 
 
 def _first_weights(dim: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a layer with orthogonal weights (as in the paper) and zero bias."""
+    """Return a layer with orthogonal weights, as in the paper; zero bias."""
     torch.manual_seed(derive_key(seed, "linear/weights"))
     layer = nn.Linear(dim, num_classes)
     nn.init.orthogonal_(layer.weight)

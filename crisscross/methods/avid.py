@@ -68,7 +68,9 @@ def nce_loss(positives: torch.Tensor, negatives: torch.Tensor, partition: torch.
 
 
 def draw_negatives(clip_ids: torch.Tensor, *, num_clips: int, num_negatives: int) -> torch.Tensor:
-    """Draw other clips for each clip, uniformly with replacement, by the global generator.
+    """Draw other clips for each clip, uniformly with replacement.
+
+    The random numbers are from the global generator.
 
     Args:
         clip_ids: (B,), 0 ... num_clips - 1.
@@ -187,7 +189,10 @@ class AVID(BaseMethod):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _set_partition(self, negatives: Sequence[torch.Tensor]) -> None:
-        """Set Z from the first batch's s- of both directions and all processes."""
+        """Set Z from s- of the first batch.
+
+        It is the mean over both directions and all processes.
+        """
         if self._partition_is_known:
             return
         if self.partition == 0:  # otherwise it is from a checkpoint
@@ -197,7 +202,11 @@ class AVID(BaseMethod):
 
 
 def _check_memory(method: AVID, state: Mapping[str, Any], prefix: str, local: Any, strict: Any, *reports: Any) -> None:
-    """Check the shape of a checkpoint's memory before PyTorch does, in one line."""
+    """Check the shape of a checkpoint's memory before PyTorch does.
+
+    Raises:
+        ValueError: if it differs from the method's; one line with both sizes.
+    """
     del local, strict, reports
     method._partition_is_known = False
     for modality in OTHER:

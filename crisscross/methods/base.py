@@ -93,10 +93,10 @@ class Trainable(nn.Module, ABC):
         return {"base": list(self.parameters())}
 
     def on_epoch_start(self, epoch: int, features_of_all: FeaturesOfAll, *, seed: int) -> Iterable[nn.Parameter]:
-        """Prepare an epoch, on every process; results that must persist go into buffers.
+        """Prepare an epoch; called on every process.
 
-        A run that is interrupted within an epoch resumes without this call; one that is interrupted within the call
-        repeats it.
+        Results that must persist go into buffers. A run that is interrupted within an epoch resumes without this call;
+        one that is interrupted within the call repeats it.
 
         Args:
             epoch: number of the epoch that starts.
@@ -109,7 +109,7 @@ class Trainable(nn.Module, ABC):
         return ()
 
     def epoch_indices(self, num_samples: int, *, seed: int) -> np.ndarray:
-        """Return the clip of each sample of the current epoch, (num_samples,), in order.
+        """Return the clips of the current epoch's samples, (num_samples,), in order.
 
         The result may depend only on the seed and on buffers that only ``on_epoch_start`` changes.
         """
@@ -134,7 +134,9 @@ class BaseMethod(Backbones, Trainable):
 
 
 def build_method(settings: Mapping[str, Any], model: ModelSettings, clips: DatasetInfo, *, seed: int) -> BaseMethod:
-    """Build the method of a config; its weights depend only on the seed.
+    """Build the method of a config.
+
+    Its weights depend only on the seed.
 
     Args:
         settings: the config's ``method`` node; ``name`` is the file, the other keys are keywords of the class.

@@ -77,7 +77,11 @@ class KeyQueue(nn.Module):
         self.clips.copy_(torch.cat([clips, self.clips])[:size])
 
     def held(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys of the occupied slots, (n, D), and their clips, (n,)."""
+        """Return the keys of the occupied slots and their clips.
+
+        Returns:
+            Keys, (n, D), and clips, (n,).
+        """
         num_held = int((self.clips != NO_CLIP).sum())
         return self.keys[:num_held], self.clips[:num_held]
 
@@ -119,10 +123,10 @@ def contrast(
 
 
 def gradient_embeddings(scores: torch.Tensor, queries: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Return the gradient of the queries' summed cross-entropy with respect to the keys.
+    """Return the gradient of the queries' cross-entropy at the keys.
 
-    The score of query i against key p is s_ip = q_i . k_p / temperature, so the gradient at k_p is the sum over i of
-    softmax(s_i)_p q_i / temperature.
+    The cross-entropy is summed over the queries. The score of query i against key p is s_ip = q_i . k_p / temperature,
+    so the gradient at k_p is the sum over i of softmax(s_i)_p q_i / temperature.
 
     Args:
         scores: (Q, K), of all keys, from ``contrast``.
@@ -189,7 +193,10 @@ class CMACC(BaseMethod):
         pool_size: int,
         dictionary_size: int,
     ) -> None:
-        """Build online and momentum encoders with their heads, and empty pools and dictionaries."""
+        """Build the encoders with their heads, and empty pools and dictionaries.
+
+        The encoders are online and momentum encoders.
+        """
         del clips  # CmaccSettings checks them
         super().__init__(model)
         self._temperature, self._encoder_momentum = temperature, encoder_momentum
@@ -248,7 +255,10 @@ class CMACC(BaseMethod):
         clips: torch.Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Move selected keys from the pool to the dictionary: steps 1 to 4."""
+        """Do steps 1 to 4: move selected keys to the dictionary.
+
+        The keys are from the pool.
+        """
         pool, pool_clips = self._queue("pool", modality).held()
         scores = contrast(
             queries,

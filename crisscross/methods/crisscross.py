@@ -66,7 +66,10 @@ def embedding_std(z: torch.Tensor) -> torch.Tensor:
 
 @register
 class CrissCross(BaseMethod):
-    """CrissCross with a weight per group of pair losses; 0 disables a group."""
+    """CrissCross with a weight per group of pair losses.
+
+    A weight of 0 disables a group.
+    """
 
     video_predictor: nn.Sequential
     audio_predictor: nn.Sequential
@@ -106,10 +109,10 @@ class CrissCross(BaseMethod):
         return {"base": [p for p in self.parameters() if id(p) not in chosen], "predictor": predictors}
 
     def forward(self, views: Views) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the weighted mean of the pair losses, each loss, and collapse monitors.
+        """Return the mean pair loss, each loss, and collapse monitors.
 
-        Each view is a separate forward pass, so batch statistics are those of one view (ours, as in SimSiam: the paper
-        does not specify this).
+        The mean is weighted. Each view is a separate forward pass, so batch statistics are those of one view (ours, as
+        in SimSiam: the paper does not specify this).
         """
         z: dict[str, torch.Tensor] = {}
         p: dict[str, torch.Tensor] = {}

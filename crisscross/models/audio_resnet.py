@@ -39,9 +39,10 @@ class BasicBlock(nn.Module):
 
 
 class AudioBackbone(nn.Module):
-    """ResNet over spectrograms, without a classifier; the paper uses ResNet-18 at width 64.
+    """ResNet over spectrograms, without a classifier.
 
-    A 2-s spectrogram, 80 x 201, gives a last map of 3 x 7; 5 s, 80 x 501, gives 3 x 16.
+    The paper uses ResNet-18 at width 64. A 2-s spectrogram, 80 x 201, gives a last map of 3 x 7; 5 s, 80 x 501, gives 3
+    x 16.
 
     Attributes:
         width: channels of the stem and the first stage; the stages have 1, 2, 4 and 8 times as many.

@@ -32,7 +32,12 @@ class Backbones(nn.Module):
     audio_backbone: AudioBackbone
 
     def __init__(self, model: ModelSettings, *, modalities: str = "av") -> None:
-        """Build the backbones of ``v``, ``a`` or ``av`` from the config's ``model`` node."""
+        """Build the backbones from the config's ``model`` node.
+
+        Args:
+            model: the config's ``model`` node.
+            modalities: ``v``, ``a`` or ``av``.
+        """
         super().__init__()
         if "v" in modalities:
             self.video_backbone = build_video(model.video)
@@ -59,7 +64,9 @@ def random_init_backbones(model: ModelSettings, *, seed: int) -> Backbones:
 
 
 def load_backbones(model: ModelSettings, *, video: Path | None, audio: Path | None) -> Backbones:
-    """Load backbones from files in the released format; without a file, initialize randomly.
+    """Load backbones from files in the released format.
+
+    A backbone without a file is initialized randomly.
 
     Args:
         model: sizes of the backbones in the config.

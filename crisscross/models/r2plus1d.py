@@ -51,7 +51,14 @@ class R2Plus1dBlock(nn.Module):
             self.res_conv = nn.Conv3d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, T, H, W) to (B, out_channels, T/stride, H/stride, W/stride), rounded up."""
+        """Apply the block.
+
+        Args:
+            x: (B, in_channels, T, H, W).
+
+        Returns:
+            (B, out_channels, T/stride, H/stride, W/stride), sizes rounded up.
+        """
         residual = x if self.res_conv is None else self.res_conv(x)
         x = F.relu(self.spt_bn1(self.spt_conv1(x)))
         x = F.relu(self.tmp_bn1(self.tmp_conv1(x)))

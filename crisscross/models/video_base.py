@@ -52,7 +52,14 @@ class VideoNetwork(nn.Module, ABC):
         return self._last_map(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized frames (B, 3, T, H, W) to pooled features (B, feature_dim)."""
+        """Map normalized frames to pooled features.
+
+        Args:
+            x: (B, 3, T, H, W).
+
+        Returns:
+            (B, feature_dim).
+        """
         features = self.feature_map(x)
         if self.pool == "max":
             return features.amax(dim=(2, 3, 4))

@@ -156,7 +156,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _read_content(path: Path) -> object:
-    """Read a file without PyTorch's own messages, which advise to trust the file."""
+    """Read a file without PyTorch's own messages.
+
+    Those messages advise to trust the file.
+    """
     with path.open("rb") as file:
         is_pytorch_file = file.read(4).startswith(_MAGIC)
     if is_pytorch_file:

@@ -59,7 +59,10 @@ def register_larc(optimizer: Optimizer, *, trust: float = 0.001, eps: float = 1e
 
 
 class _Hooks:
-    """The step hooks: rescale gradients before a step, hide weight decay during it."""
+    """The step hooks of the optimizer.
+
+    They rescale gradients before a step, and hide weight decay during it.
+    """
 
     def __init__(self, *, trust: float, eps: float) -> None:
         self._trust, self._eps = trust, eps
@@ -142,7 +145,10 @@ def _factors(
     trust: float,
     eps: float,
 ) -> Tensor:
-    """Return the factor of each gradient, weight decay already added; all of shape (N,)."""
+    """Return the factor of each gradient.
+
+    The gradients have weight decay already added. Norms and factors are of shape (N,).
+    """
     local = trust * weight_norms / (gradient_norms + weight_decay * weight_norms + eps)
     factors = (local / learning_rate).clamp(max=1.0)
     # A zero weight adds no decay, so 1 keeps its gradient. A zero gradient now holds only the decay, so 0 restores it.

@@ -92,7 +92,9 @@ def steps_decay(
 
 
 def epochs_to_steps(epochs: float, *, steps_per_epoch: int) -> int:
-    """Convert epochs, fractions allowed, to the nearest number of steps (half rounds up).
+    """Convert epochs to the nearest number of steps.
+
+    Fractions of epochs are allowed; half a step rounds up.
 
     Raises:
         ValueError: if ``epochs`` is negative or ``steps_per_epoch`` is below 1.

@@ -53,7 +53,11 @@ NOT_IN_PRETRAINING = (
 
 
 def scientific(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a resolved config without keys that cannot change the result."""
+    """Return a config without keys that cannot change the result.
+
+    Args:
+        config: a resolved config; it is copied.
+    """
     is_pretraining = "method" in config
     return without(config, (*EXECUTION_ONLY, *NOT_IN_PRETRAINING) if is_pretraining else EXECUTION_ONLY)
 
@@ -103,10 +107,10 @@ def identity(kind: str, config: Mapping[str, Any], *, parents: Iterable[str] = (
 
 
 def group_hash(config: Mapping[str, Any], *, axes: Iterable[str]) -> str:
-    """Return the hash of a config with a study's axes (seed, relaxation, ...) left out.
+    """Return the hash of a config without a study's axes.
 
-    Experiments with the same hash differ in nothing but the axes, so their results belong in one table. The folds of a
-    fine-tuning have the same hash.
+    Axes are the seed, the relaxation, ... Experiments with the same hash differ in nothing but the axes, so their
+    results belong in one table. The folds of a fine-tuning have the same hash.
     """
     one_fold = config.get("downstream", {}).get("name") == "finetune"
     left_out = [*axes, "data.folds"] if one_fold else axes

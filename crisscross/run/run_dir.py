@@ -165,7 +165,10 @@ class RunDirectory:
         return read_json(self.path / "result.json")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``: the last step of an experiment, and the proof of its success."""
+        """Write ``result.json``, the last step of an experiment.
+
+        The file is the proof of the experiment's success.
+        """
         write_json(self.path / "result.json", dict(result))
 
     @property
@@ -200,7 +203,10 @@ class RunDirectory:
             logger.warning("progress.json could not be written: %s", error)
 
     def record_phase(self, phase: str) -> None:
-        """Write what a running job does before its first step, keeping ``step`` and ``total``."""
+        """Write what a running job does before its first step.
+
+        ``step`` and ``total`` are kept.
+        """
         known = {name: value for name, value in (self.progress or {}).items() if name in ("step", "total")}
         self.write_progress(**known, state="running", phase=phase)
 
@@ -219,7 +225,9 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self, *, patience_s: float = 1.0) -> Iterator[None]:
-        """Hold the lock of this run directory. The operating system releases it if the process dies.
+        """Hold the lock of this run directory.
+
+        The operating system releases it if the process dies.
 
         Args:
             patience_s: seconds to wait for another holder. ``is_locked`` holds the lock for an instant; after the death
@@ -246,7 +254,10 @@ class RunDirectory:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process holds the lock. The check takes the lock for an instant."""
+        """Whether a process holds the lock.
+
+        The check takes the lock for an instant.
+        """
         lock = file_lock(self.path / ".run.lock", timeout_s=0)
         try:
             with lock:
@@ -256,7 +267,10 @@ class RunDirectory:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process works here. The lock is only tried if there is a ``holder.json``."""
+        """Whether a process works here.
+
+        The lock is only tried if there is a ``holder.json``.
+        """
         return (self.path / "holder.json").is_file() and self.is_locked
 
 

@@ -42,7 +42,10 @@ class RunState(StrEnum):
 
     @property
     def of_child(self) -> RunState | None:
-        """The state of an experiment whose parent ended in this state; None if it can still run."""
+        """State of an experiment whose parent ended in this state.
+
+        None if the experiment can still run.
+        """
         return _OF_CHILD.get(self)
 
 
@@ -65,7 +68,7 @@ _HAS_ERROR = (RunState.FAILED, RunState.PARENT_FAILED)
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The state of an experiment, and what its run directory has on it.
+    """State of an experiment, with details from its run directory.
 
     Attributes:
         state: the state.
@@ -109,7 +112,10 @@ def read_state(run: RunDirectory, *, stale_s: float = STALE_SECONDS) -> RunStatu
 
 
 def state_on_disk(word: str) -> RunState:
-    """Return the state for a word of ``progress.json``; FAILED for an unknown one."""
+    """Return the state for a word of ``progress.json``.
+
+    An unknown word gives FAILED.
+    """
     return _STATES.get(word, RunState.FAILED)
 
 

@@ -17,7 +17,10 @@ LOCK_TIMEOUT_S = 120.0  # ours: another sync of the same run, or to the same SQL
 
 
 class TrackingError(RuntimeError):
-    """MLflow cannot be reached or refuses. Nothing is lost: run directories have everything."""
+    """Error of an MLflow store that cannot be reached or refuses.
+
+    Nothing is lost: run directories have everything.
+    """
 
 
 def absolute(uri: str) -> str:
@@ -75,6 +78,9 @@ def check_port(uri: str) -> None:
 
 
 def refusal(uri: str, error: BaseException) -> TrackingError:
-    """Return an error of MLflow, its database or the operating system, in one line."""
+    """Return an error of the store in one line.
+
+    The error is one of MLflow, its database or the operating system.
+    """
     reason = mask_passwords((str(error) or type(error).__name__).splitlines()[0][:300])
     return TrackingError(f"MLflow at {mask_passwords(uri)}: {reason}")

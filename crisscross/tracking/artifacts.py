@@ -27,7 +27,7 @@ MADE_OF = "crisscross.made_of"
 def log_artifacts_once(
     files: Mapping[str, Path], *, kind: str, of: str, description: str, uri: str, experiment: str
 ) -> tuple[str, ...]:
-    """Log files that were made of a study as artifacts, once for each content.
+    """Log files of a study as artifacts, once for each content.
 
     Args:
         files: by artifact name, such as ``figures/relaxation-1a2b3c4d.png``.
@@ -72,10 +72,10 @@ def already_logged(files: Mapping[str, Path], *, kind: str, of: str, uri: str, e
 
 
 def _log_artifacts(store: Store, files: Mapping[str, Path], *, kind: str, of: str, description: str) -> tuple[str, ...]:
-    """Log files to the run of that kind and study, which is created if missing.
+    """Log files to the run of that kind and study.
 
-    The tag ``sha256.<name>`` is set after a file is sent: a kill in between sends the file again. The run has no tag
-    ``study.<...>``, because it is none of the study's experiments.
+    The run is created if missing. The tag ``sha256.<name>`` is set after a file is sent: a kill in between sends the
+    file again. The run has no tag ``study.<...>``, because it is none of the study's experiments.
     """
     study = of.partition(".")[0]
     tags = {"kind": kind, "study": study, "mlflow.note.content": description, MADE_OF: f"{kind} {of}"}
@@ -104,7 +104,10 @@ def _digest(path: Path) -> str:
 
 
 class ArtifactLogger:
-    """Logs files as artifacts; prints one line, once, if the store cannot be written."""
+    """Logger of files as artifacts.
+
+    It prints one line, once, if the store cannot be written.
+    """
 
     def __init__(self, uri: str, experiment: str, *, enabled: bool = True) -> None:
         """Set the store; nothing is opened yet.

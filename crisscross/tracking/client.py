@@ -119,7 +119,7 @@ class Store:
         return dict(self.client.get_run(run_id).data.tags)
 
     def find_run(self, tag: str, text: str) -> str | None:
-        """Return the id of the run with a tag, if there is one."""
+        """Return the id of the run with a tag, if any."""
         found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{text}'", entities.ViewType.ALL)
         return found[0].info.run_id if found else None
 

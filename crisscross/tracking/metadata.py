@@ -121,14 +121,21 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table_name(table: int | str) -> str:
-    """Return a name such as ``Table 3``, ``Tables 4 and 5``, ``The table of retrieval``."""
+    """Return the name of a table.
+
+    Examples are ``Table 3``, ``Tables 4 and 5``, ``The table of retrieval``.
+    """
     if isinstance(table, int):
         return f"Table {table}"
     return f"Tables {table}" if table[:1].isdigit() else f"The table of {table}"
 
 
 def script_of(study: Mapping[str, Any]) -> str:
-    """Return the script that launches a study, from its record or a run's."""
+    """Return the script that launches a study.
+
+    Args:
+        study: the study's record, or the study's entry in a run's ``run.json``.
+    """
     return study.get("script") or f"launch/sweep_{study['study']}.py"
 
 
@@ -174,7 +181,10 @@ def _scripts(about: Mapping[str, Any]) -> list[str]:
 
 
 def _place_in(entry: Mapping[str, Any], pretraining: Mapping[str, Any] | None) -> str:
-    """Return a run's place in a study's table: its value on each axis."""
+    """Return a run's place in a study's table.
+
+    The place is the run's value on each axis.
+    """
     if not pretraining:
         return "the untrained floor"
     point = entry.get("point", {})
@@ -193,9 +203,9 @@ def _versions(ran_on: Mapping[str, Any]) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """Return tags of this process: versions, machine, user. It imports none of the packages.
+    """Return tags of this process: versions, machine, user.
 
-    They hold until the experiment starts and writes its own ``environment.json``.
+    It imports none of the packages. The tags hold until the experiment starts and writes its own ``environment.json``.
     """
     packages = {}
     for package in PACKAGES:

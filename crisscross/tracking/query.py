@@ -165,7 +165,9 @@ def read_experiment(uri: str, experiment: str) -> ExperimentRecord | None:
 
 
 def read_runs(uri: str, experiment: str, *, having: str, wanted: RunColumns) -> list[dict[str, Any]] | None:
-    """Return the runs that have a tag, or None if MLflow's client is needed.
+    """Return the runs that have a tag.
+
+    None means that MLflow's client is needed.
 
     Args:
         uri: MLflow's tracking URI.
@@ -209,7 +211,10 @@ def _read(uri: str, question: Callable[[Connection], Answer | None]) -> Answer |
 
 
 def _lock_syncs(file: Path | None) -> AbstractContextManager[object]:
-    """Lock a SQLite file against syncs: a sync in progress has sent half a run."""
+    """Lock a SQLite file against syncs.
+
+    During a sync, a run in the store may be incomplete.
+    """
     lock = file and file.with_name(f"{file.name}.lock")
     if lock is None or not os.access(lock, os.W_OK):  # no sync writes to it here
         return nullcontext()

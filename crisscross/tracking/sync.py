@@ -71,10 +71,10 @@ def sync_runs(
     skip_synced: bool = True,
     stale_s: float = 0.0,
 ) -> SyncReport:
-    """Send to MLflow what it lacks of these runs; continue after a run that fails.
+    """Send to MLflow what it lacks of these runs.
 
-    It may be repeated or run in two processes at once. A server that cannot be reached is tried once, with one
-    warning, and every remaining run is a failure.
+    A run that fails does not end the sync. It may be repeated or run in two processes at once. A server that cannot be
+    reached is tried once, with one warning, and every remaining run is a failure.
 
     Args:
         runs: run directories.
@@ -184,7 +184,10 @@ def sync_run(run: RunDirectory, store: Store, *, stale_s: float = STALE_SECONDS)
 
 
 def _ensure_run(run: RunDirectory, store: Store, state: SyncState) -> None:
-    """Find the run in MLflow, or create it; reset the sync state of one that is gone."""
+    """Find the run in MLflow, or create it.
+
+    The sync state of a run that is gone is reset.
+    """
     if state.sent.run_id and store.has_run(state.sent.run_id):
         return
     state.sent = Sent()
@@ -323,7 +326,7 @@ def unsynced_reason(run: RunDirectory, *, uri: str, experiment: str, stale_s: fl
 
 
 def unsynced_runs(runs_root: Path, *, uri: str, experiment: str) -> list[RunDirectory]:
-    """Return the run directories of a store that it does not have completely.
+    """Return the run directories that a store does not have completely.
 
     Args:
         runs_root: folder of the run directories; it may be missing.

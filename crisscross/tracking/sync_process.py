@@ -39,7 +39,7 @@ class SyncRequest(TypedDict):
 
 
 class SyncProcess:
-    """Child process that syncs runs at an interval and once more at the end.
+    """Child process that syncs runs at an interval and at the end.
 
     Nothing here raises into the job or makes it wait, except ``close``, up to its time limit.
 
@@ -151,7 +151,10 @@ def _pipe_to(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def serve() -> None:
-    """Read a request from standard input; sync until the job closes the pipe."""
+    """Read a request from standard input and sync.
+
+    It ends when the job closes the pipe.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the job; this process exits after it
     request: SyncRequest = json.loads(sys.stdin.buffer.readline())
@@ -167,7 +170,7 @@ def serve() -> None:
         # Not only unsynced runs: those that have nothing new but their progress too.
         report = sync_runs(runs, request["uri"], request["experiment"], skip_synced=False, stale_s=stale_s)
         if report.reason and not printed:
-            print(f"{report.reason} (training goes on)", file=sys.stderr, flush=True)
+            print(f"{report.reason} (training continues)", file=sys.stderr, flush=True)
         if printed and not report.reason:
             print("MLflow is back and up to date", file=sys.stderr, flush=True)
         printed = report.reason

@@ -92,9 +92,9 @@ def committed_bytes(run: RunDirectory, *, done: bool) -> int:
 
 
 def batches(path: Path, *, start: int, end: int) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """Yield lines of a history in batches, with the byte offset after each.
+    """Yield batches of a history's lines, with the offset after each.
 
-    A batch has about a thousand points. A step is never divided between two batches.
+    The offset is in bytes. A batch has about a thousand points. A step is never divided between two batches.
 
     Args:
         path: ``metrics.jsonl``; it may be missing.

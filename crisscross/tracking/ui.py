@@ -57,9 +57,9 @@ def _metric(name: str) -> str:
 
 
 def _chart(title: str, chart: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a page with one chart in full width on top.
+    """Return the state of a page with one chart on top.
 
-    MLflow adds the charts of all metrics below.
+    The chart has full width. MLflow adds the charts of all metrics below.
     """
     section = {"uuid": "ours", "name": title, "display": True, "columns": 1, "cardHeight": 420}
     flags = {"isReordered": False, "isGenerated": False, "deleted": False}
@@ -152,7 +152,9 @@ page of them all are artifacts of runs of those kinds (`tags.kind = 'figures'`).
 
 
 def run_tags(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return a run's tags for the browser: the color of its relaxation, if studied.
+    """Return a run's tags for the browser.
+
+    They are the color of its relaxation, if studied.
 
     Args:
         studies: the run's studies, as in its ``run.json``.

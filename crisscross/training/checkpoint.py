@@ -114,7 +114,9 @@ class CheckpointWriter:
 
 
 def require_space(directory: Path, num_bytes: int) -> None:
-    """Check that the disk has room for checkpoints; existing ones count as room.
+    """Check that the disk has room for checkpoints.
+
+    Existing checkpoints count as room.
 
     Args:
         directory: the run's ``checkpoints`` folder.
@@ -268,7 +270,9 @@ class CheckpointManager:
         return state, about
 
     def open(self, about: Mapping[str, Any], *, keep_steps: Iterable[int]) -> None:
-        """Truncate the metrics log to its committed part and open it for writing.
+        """Truncate the metrics log to its committed part and open it.
+
+        It is opened for writing.
 
         Args:
             about: metadata of the checkpoint that training resumes from.

@@ -46,10 +46,11 @@ class _Done(TypedDict):
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """Features of clips, one file per modality: float32 rows, by clip and segment.
+    """Features of clips, one file per modality.
 
-    The folder is in a run directory, whose identity covers weights, clips and settings, so features cannot be outdated.
-    Only the rows that ``done.json`` counts are valid; it is written after they are on disk.
+    A file has float32 rows, by clip and segment. The folder is in a run directory, whose identity covers weights, clips
+    and settings, so features cannot be outdated. Only the rows that ``done.json`` counts are valid; it is written after
+    they are on disk.
 
     Attributes:
         folder: folder of the files.
@@ -72,7 +73,11 @@ class FeatureStore:
         return self.done == self.num_clips
 
     def array(self, modality: str) -> np.ndarray:
-        """Return the features of ``v`` or ``a``, a float32 memory map (N, V, D)."""
+        """Return the features of ``v`` or ``a``.
+
+        Returns:
+            A float32 memory map, (N, V, D).
+        """
         dim = self._known()["dims"][modality]
         return np.memmap(self._path(modality), np.float32, "r", shape=(self.num_clips, self.num_segments, dim))
 
@@ -254,7 +259,7 @@ class TrainSetFeatures:
         self._epoch, self._resumed = epoch, resumed
 
     def extract(self, networks: Mapping[str, Network]) -> dict[str, Callable[[], np.ndarray]]:
-        """Extract features of all training clips; return functions that read them, (N, D).
+        """Extract features of all training clips.
 
         A collective: every process must call it. The features are the same on every process.
 
@@ -263,7 +268,7 @@ class TrainSetFeatures:
                 mode before.
 
         Returns:
-            By modality, a function that reads the features from disk.
+            By modality, a function that reads the features, (N, D), from disk.
 
         Raises:
             Preempted: if a process got a shutdown signal; finished features are kept.

@@ -256,7 +256,11 @@ class Trainer(Generic[Trained]):
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).float()
 
     def _check_finite(self, metrics: dict[str, float], batches: list[Batch]) -> None:
-        """Raise before a step with a loss or gradient that is not finite."""
+        """Check, before a step, that loss and gradient are finite.
+
+        Raises:
+            NonFiniteLossError: if one is not.
+        """
         skips_overflow = self.scaler.is_enabled()
         watched = {"loss": metrics["loss/total"], "gradient norm": metrics["optim/gradient_norm"]}
         if skips_overflow:
@@ -326,7 +330,10 @@ class Trainer(Generic[Trained]):
             )
 
     def _save(self) -> None:
-        """Start to write a checkpoint; every process calls this at the same step."""
+        """Start to write a checkpoint.
+
+        Every process calls this at the same step.
+        """
         state = {
             "method": self.network.state_dict(),  # the key in existing checkpoints
             "optimizer": self.optimizer.state_dict(),
@@ -335,7 +342,10 @@ class Trainer(Generic[Trained]):
         self.checkpoints.save(self.step, state)
 
     def _resume(self) -> dict[str, Any]:
-        """Load the newest valid checkpoint, the same on every process; return its metadata."""
+        """Load the newest valid checkpoint and return its metadata.
+
+        The checkpoint is the same on every process.
+        """
         state, about = self.checkpoints.load_latest()
         if state is not None:
             self.network.load_state_dict(state["method"])

@@ -56,9 +56,10 @@ class DistributedContext:
         return tuple(bool(value) for value in tensor)
 
     def first_error(self, error: Exception | None) -> Exception | None:
-        """Return the error of the lowest rank that has one, on every process.
+        """Return the error of the lowest rank that has one.
 
-        If only one process raised, the others would wait in a collective until its timeout.
+        The result is the same on every process. If only one process raised, the others would wait in a collective until
+        its timeout.
         """
         (broken,) = self.any(error is not None)
         if not broken or self._control is None:
@@ -68,7 +69,10 @@ class DistributedContext:
         return next(item for item in errors if item is not None)
 
     def raise_on_any_rank(self, error: Exception | None) -> None:
-        """Raise the error of the lowest rank that has one, on every process."""
+        """Raise the error of the lowest rank that has one.
+
+        Every process raises it.
+        """
         error = self.first_error(error)
         if error is not None:
             raise error
@@ -82,7 +86,10 @@ class DistributedContext:
         return values[0]
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Average numbers over the processes; the keys must be the same on all."""
+        """Average numbers over the processes.
+
+        The keys must be the same on all processes.
+        """
         if self._control is None:
             return values
         tensor = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -195,7 +202,10 @@ def data_parallel(
 
 
 def _check_address(host: str) -> None:
-    """Check that MASTER_ADDR resolves: PyTorch would retry a wrong name until its timeout."""
+    """Check that MASTER_ADDR resolves.
+
+    PyTorch would retry a wrong name until its timeout.
+    """
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:

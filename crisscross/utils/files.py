@@ -19,9 +19,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a temporary file, fsync it, rename it to ``path``, fsync the folder.
+    """Write a file atomically.
 
-    After a crash, ``path`` has either the old or the new content.
+    It writes a temporary file, calls fsync on it, renames it to ``path``, and calls fsync on the folder. After a crash,
+    ``path`` has either the old or the new content.
 
     Args:
         path: path of the file; its folder must exist.
@@ -44,7 +45,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Flush a folder to disk, so that a rename in it survives a crash."""
+    """Flush a folder to disk.
+
+    A rename in it then survives a crash.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,7 +86,9 @@ def read_json(path: Path) -> Any:
 
 
 def file_lock(path: str | os.PathLike[str], *, timeout_s: float = -1) -> BaseFileLock:
-    """Return a file lock, which the operating system releases when its process dies.
+    """Return a file lock.
+
+    The operating system releases it when its process dies.
 
     Args:
         path: the lock's file; created if missing.

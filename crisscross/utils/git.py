@@ -100,7 +100,9 @@ def uncommitted_changes(root: Path = CODE_ROOT) -> bytes:
 
 
 def code_diff(root: Path, commit: str) -> bytes:
-    """Return the diff of a checkout's code to a commit, untracked files included.
+    """Return the diff of a checkout's code to a commit.
+
+    Untracked files are included.
 
     Args:
         root: the checkout.

@@ -40,7 +40,10 @@ class ShutdownSignal:
             signal.signal(number, self._handle)
 
     def propagate(self, signal_name: str) -> None:
-        """Set the flag for a signal that another process of the same job got."""
+        """Set the flag for a signal that another process got.
+
+        The other process is one of the same job.
+        """
         self.signal_name = signal_name
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -52,7 +55,10 @@ class ShutdownSignal:
 
 
 class Preempted(Exception):
-    """A shutdown signal stopped work that can resume; the message names the signal."""
+    """Interruption, by a shutdown signal, of work that can resume.
+
+    The message names the signal.
+    """
 
 
 SHUTDOWN = ShutdownSignal()
@@ -74,10 +80,10 @@ WORKER_GRACE_S = 30  # ours: longer than any step
 
 
 def ignore_in_worker() -> None:
-    """Let a loader worker survive signals to its process group for a while.
+    """Make a loader worker ignore signals for a while.
 
-    The training process needs its workers to finish the current step, and PyTorch raises an error when a worker dies.
-    After a SIGTERM the worker exits ``WORKER_GRACE_S`` seconds later.
+    The signals are those to its process group. The training process needs its workers to finish the current step, and
+    PyTorch raises an error when a worker dies. After a SIGTERM the worker exits ``WORKER_GRACE_S`` seconds later.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(WORKER_GRACE_S))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

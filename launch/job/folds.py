@@ -62,7 +62,7 @@ def run_folds(
         return 0
     if codes != [WRONG_SETTING]:
         done = f": {', '.join(map(str, found))}" if found else ""
-        print_line(f"no mean: {len(found)} of {len(parts)} folds are done{done}; the same command goes on")
+        print_line(f"no mean: {len(found)} of {len(parts)} folds are done{done}; the same command resumes")
     return min(codes, default=INTERRUPTED_EXIT_CODE)
 
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         return code
     signal_name = "SIGUSR2" if was_killed and not job.is_preempted else progress.get("signal")
     if was_killed:
-        write_log(run, f"killed (exit code {code}): goes on from {resume_point(run)}")
+        write_log(run, f"killed (exit code {code}): resumes from {resume_point(run)}")
     run.record_queued(step=(read_json(run.path / "durable.json") or {"history_step": 0})["history_step"])
     if not slurm.requeue_or_wait(job, signal_name):
         run.write_progress(**{**progress, "state": RunState.INTERRUPTED})

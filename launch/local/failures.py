@@ -17,7 +17,7 @@ LOG_LINES = 10  # ours: lines of a failed experiment's log that are shown
 
 
 def report_warnings(jobs: Sequence[LocalJob], console: Console) -> None:
-    """Print each warning of the runs of this launch once, with its log."""
+    """Print each warning of this launch's runs once, with its log."""
     logs: dict[str, list[Path]] = {}
     for job in jobs:
         if not job.kept:

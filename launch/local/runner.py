@@ -77,7 +77,11 @@ class LocalRunner:
         return self._stop_asked is not None
 
     def run(self) -> list[LocalJob]:
-        """Run everything that can run and return all jobs with their final states."""
+        """Run everything that can run.
+
+        Returns:
+            All jobs with their final states.
+        """
         with self._signals(), self.display.showing(list(self.jobs.values())):
             try:
                 while self._step():
@@ -89,7 +93,11 @@ class LocalRunner:
         return list(self.jobs.values())
 
     def _step(self) -> bool:
-        """Poll every job, start what can start, and return whether more is to come."""
+        """Poll every job and start those that can start.
+
+        Returns:
+            Whether more is to come.
+        """
         for job in self._by_urgency:
             if job.state is RunState.RUNNING and job.attached:
                 self._poll_attached(job)
@@ -120,7 +128,10 @@ class LocalRunner:
         return [self.jobs[parent.identity] for parent in job.experiment.parents]
 
     def _block(self, job: LocalJob) -> None:
-        """End a job that cannot run because a parent ended without a result."""
+        """End a job that cannot run because of a parent.
+
+        The parent ended without a result.
+        """
         parents = self._parents(job)
         states = {parent.state for parent in parents}
         if RunState.PARENT_FAILED in {state.of_child for state in states}:

@@ -79,7 +79,11 @@ class SlurmView:
     ended: Mapping[tuple[str, int | None], str] = field(default_factory=dict)
 
     def task(self, assignment: Assignment) -> QueuedTask | None:
-        """Return the job of an assignment, or None if it is not in the queue."""
+        """Return the job of an assignment.
+
+        Returns:
+            The job, or None if it is not in the queue.
+        """
         return None if self.queue is None else assignment.task_in(self.queue)
 
 
@@ -150,7 +154,7 @@ def read_status(path: Path, parents: Sequence[Path] = (), *, slurm: SlurmView = 
 
 
 def _without_job(parents: Sequence[Path], status: JobStatus, slurm: SlurmView) -> JobStatus:
-    """Return the status of an experiment that no process and no job runs."""
+    """Return the status of an experiment without process and job."""
     if status.state not in (RunState.QUEUED, RunState.PARENT_FAILED):
         return status
     blocked = _blocked_by(parents, slurm)
@@ -160,7 +164,11 @@ def _without_job(parents: Sequence[Path], status: JobStatus, slurm: SlurmView) -
 
 
 def _blocked_by(parents: Sequence[Path], slurm: SlurmView) -> RunState | None:
-    """Return ``PARENT_FAILED`` or ``PARENT_CANCELLED`` if a parent ended without a result, else None."""
+    """Return the state of an experiment after its parents' end.
+
+    Returns:
+        ``PARENT_FAILED`` or ``PARENT_CANCELLED`` if a parent ended without a result, else None.
+    """
     states = {read_status(parent, slurm=slurm).state.of_child for parent in parents}
     return next((state for state in (RunState.PARENT_FAILED, RunState.PARENT_CANCELLED) if state in states), None)
 
@@ -168,7 +176,7 @@ def _blocked_by(parents: Sequence[Path], slurm: SlurmView) -> RunState | None:
 def _on_slurm(
     assignment: Assignment, slurm: SlurmView, run: RunDirectory, parents: Sequence[Path], status: JobStatus
 ) -> JobStatus:
-    """Overlay the status of an experiment with what Slurm reports of its job."""
+    """Return an experiment's status, updated by Slurm's report of its job."""
     task, job_id = slurm.task(assignment), assignment.call.job_id
     name = "" if job_id is None else job_id if assignment.index is None else f"{job_id}_{assignment.index}"
     status = replace(status, job=name)
@@ -199,7 +207,10 @@ def _how_it_ended(
     parents: Sequence[Path],
     progress: Mapping[str, Any],
 ) -> tuple[RunState, str]:
-    """Return state and reason of an experiment whose job left the queue without a result."""
+    """Return state and reason of an experiment without a result.
+
+    The experiment's job has left the queue.
+    """
     written = state_on_disk(progress.get("state", RunState.QUEUED))
     if assignment.cancelled:
         return RunState.CANCELLED, ""
@@ -248,7 +259,10 @@ def record_final_states(runs_root: Path, records: Sequence[Mapping[str, Any]], s
 
 
 def states_of(graph: Graph) -> dict[str, RunState]:
-    """Return the state of each experiment by its identity, without a query to Slurm."""
+    """Return the state of each experiment by its identity.
+
+    It does not query Slurm.
+    """
     return {
         experiment.identity: read_status(experiment.path, [parent.path for parent in experiment.parents]).state
         for experiment in graph
@@ -278,5 +292,5 @@ def require_none_on_slurm(graph: Graph, runs_root: Path) -> None:
         if task is not None:
             raise StudyRunningError(
                 f"{label} has been given to Slurm (job {task.job_id}_{assignment.index}): uv run launch/status.py shows"
-                " how it stands, uv run launch/cancel.py takes it back"
+                " its state, uv run launch/cancel.py cancels it"
             )

@@ -50,7 +50,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
-    """Sync MLflow and make the table; return the exit code and the reason of a failure."""
+    """Sync MLflow and make the table.
+
+    Returns:
+        The exit code and the reason of a failure.
+    """
     runs_root, tracking = path.parents[1], record["tracking"]
     lines = sync_studies(runs_root, [record], verify=True)
     for line in lines:
@@ -75,7 +79,9 @@ def make(path: Path, record: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def add_to_report(record: Mapping[str, Any], runs_root: Path) -> int:
-    """Add a study and its figures to the report of all that were launched together.
+    """Add a study and its figures to a report.
+
+    The report is of all studies that were launched together.
 
     Returns:
         The exit code.

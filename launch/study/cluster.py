@@ -27,7 +27,10 @@ _SHARED = ("partition", "account", "qos", "constraint", "exclude")
 
 
 class Resources(Settings):
-    """Resources of one kind of job. Null: the default of the cluster, or of the site."""
+    """Resources of one kind of job.
+
+    Null is the default of the cluster, or of the site.
+    """
 
     nodes: Count = 1
     tasks_per_node: Count = 1
@@ -75,12 +78,15 @@ class ClusterSettings(Settings):
     resources: ResourcesByKind
 
     def resources_of(self, kind: str) -> Resources:
-        """Return the resources of a kind of job, with the defaults of the cluster."""
+        """Return the resources of a kind of job.
+
+        The defaults of the cluster are filled in.
+        """
         asked: Resources = getattr(self.resources, kind)
         return asked.model_copy(update={name: getattr(asked, name) or getattr(self, name) for name in _SHARED})
 
     def python_command(self) -> str:
-        """Return the command that runs Python in a job, quoted for a shell.
+        """Return the shell-quoted command that runs Python in a job.
 
         Variables such as ``$SCRATCH`` stay unquoted. ``cluster.python`` is a list of words, or a line of them; a path
         with spaces is one word if it is a file.
@@ -120,7 +126,10 @@ class ClusterSettings(Settings):
         return str(self._scratch() / runs_root)
 
     def place_store(self, uri: str) -> str:
-        """Return the URI of the MLflow store. A relative SQLite file is below ``scratch``."""
+        """Return the URI of the MLflow store.
+
+        A relative SQLite file is below ``scratch``.
+        """
         scheme, colon, file = uri.partition(":///")
         return f"{scheme}{colon}{self._scratch() / file}" if scheme == "sqlite" and file else uri
 

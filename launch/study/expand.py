@@ -54,7 +54,10 @@ SHARED = ("model", "views", "training")
 
 
 class AxisValue(Settings):
-    """The overrides of an axis value, by kind of experiment; without any, it is ``axis=value``."""
+    """The overrides of an axis value, by kind of experiment.
+
+    Without any, the override is ``axis=value``.
+    """
 
     pretrain: list[str] | None = None
     downstream: list[str] | None = None
@@ -93,7 +96,10 @@ class StudySettings(Settings):
         return values[value] if isinstance(values, dict) else AxisValue()
 
     def with_authors(self) -> StudySettings:
-        """Return the study with the settings of the methods' authors where it has them."""
+        """Return the study with the settings of the methods' authors.
+
+        A value without such settings stays as it is.
+        """
         axes = dict(self.axes)
         for axis, overridden in self.authors.items():
             axes[axis] = {value: overridden.get(value, self.axis_value(axis, value)) for value in axes[axis]}
@@ -101,7 +107,10 @@ class StudySettings(Settings):
 
 
 class ConfigComposer:
-    """The configs of a study. Hydra composes as few as possible, as it is slow; the rest differ by one key."""
+    """The configs of a study.
+
+    Hydra composes as few as possible, as it is slow; the rest differ by one key.
+    """
 
     def __init__(
         self,
@@ -127,7 +136,10 @@ class ConfigComposer:
         self._data: dict[str, dict[str, Any]] = {}
 
     def config(self, kind: str, point: Point, *, seed: int, entry: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the config of one experiment, from a point on the axes, a seed and an entry."""
+        """Return the config of one experiment.
+
+        The experiment is given by a point on the axes, a seed and an entry.
+        """
         config = plain_copy(self._base(kind, point, entry))
         for axis, value in point.items():
             if self._is_key(kind, axis, value) and has_key(config, axis):
@@ -198,7 +210,10 @@ class ConfigComposer:
         return self._bases[(kind, *overrides)]
 
     def _is_key(self, kind: str, axis: str, value: Any) -> bool:
-        """Whether an axis is a config key and not a config group of Hydra."""
+        """Return whether an axis is a config key.
+
+        Other axes are config groups of Hydra.
+        """
         return self._study.axis_value(axis, value).is_plain and axis not in groups_of(kind)
 
 
@@ -218,7 +233,10 @@ def _key(override: str) -> str:
 
 
 def _with_root(data: Mapping[str, Any], roots: Mapping[str, str]) -> dict[str, Any]:
-    """Return the data settings with the folder of a dataset that is given by its name."""
+    """Return the data settings with the dataset's folder.
+
+    The dataset is one that is given by its name.
+    """
     if data["root"] is not None or data.get("csv"):
         return dict(data)
     return {**data, "root": roots.get(data["name"])}

@@ -94,7 +94,10 @@ class Graph:
         return [other for other in self if other.identity in lost and other.identity != experiment.identity]
 
     def levels(self) -> list[list[Experiment]]:
-        """Return the experiments by the number of ancestors in line. Those of a level may run in parallel."""
+        """Return the experiments by the number of ancestors in line.
+
+        Those of a level may run in parallel.
+        """
         depth: dict[str, int] = {}
         for experiment in self:
             depth[experiment.identity] = 1 + max((depth[parent.identity] for parent in experiment.parents), default=-1)
@@ -104,7 +107,10 @@ class Graph:
         ]
 
     def heights(self) -> dict[str, int]:
-        """Return the longest chain of dependents by identity. The highest should start first."""
+        """Return the longest chain of dependents by identity.
+
+        The highest should start first.
+        """
         height: dict[str, int] = {}
         for experiment in reversed(list(self)):
             height[experiment.identity] = 1 + max(

@@ -69,7 +69,10 @@ def compose_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Compose one config, or return it from the cache: it takes a tenth of a second."""
+    """Compose one config, or return it from the cache.
+
+    To compose one takes a tenth of a second.
+    """
     return _plain(compose(name, list(overrides)), throw_on_missing=True)
 
 
@@ -128,7 +131,10 @@ def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
 
 
 def _at_scale(study: str, overrides: Sequence[Override]) -> str:
-    """Return the study's file, that of the chosen scale if there is one."""
+    """Return the name of the study's file.
+
+    It is that of the chosen scale if there is one.
+    """
     scales = [str(item.value()) for item in overrides if item.key_or_group == "scale"]
     named = f"{study}_{scales[-1]}" if scales else study
     return named if (CONF / "study" / f"{named}.yaml").is_file() else study
@@ -248,7 +254,10 @@ def _reject_reserved(item: Override) -> None:
 def _route_to_kinds(
     overrides: Sequence[Override], *, extra: Sequence[str], kinds: Sequence[str] = KINDS
 ) -> dict[str, tuple[str, ...]]:
-    """Return the overrides of each kind: those whose group or key it has."""
+    """Return the overrides of each kind of experiment.
+
+    They are those whose group or key the kind has.
+    """
     goes_to: dict[int, list[str]] = {index: [] for index in range(len(overrides))}
     candidates: list[str] = list(extra)
     for kind in kinds:

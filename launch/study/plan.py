@@ -94,10 +94,11 @@ def make_plan(study: str, overrides: Sequence[str], *, prepare: Prepare | None =
 
 
 def _groups_of_whole_study(routed: RoutedOverrides, launch: LaunchSettings) -> set[str]:
-    """Return the group hashes of the whole study, whichever part of it is launched.
+    """Return the group hashes of the whole study.
 
-    A value of an axis that changes much of a config, such as a method, cannot be left out of the hash. Launches of
-    parts of such a study share the hash of the whole. Its data may be missing, so its settings are hashed instead.
+    They do not depend on which part of it is launched. A value of an axis that changes much of a config, such as a
+    method, cannot be left out of the hash. Launches of parts of such a study share the hash of the whole. Its data may
+    be missing, so its settings are hashed instead.
 
     Returns:
         An empty set if all axes are config keys or groups.
@@ -117,7 +118,9 @@ def _settings_of_data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def study_hash(groups: Iterable[str]) -> str:
-    """Return the hash that is common to launches whose results belong in one table.
+    """Return the hash of a study.
+
+    It is common to launches whose results belong in one table.
 
     Args:
         groups: group hashes of the experiments (``crisscross.run.identity.group_hash``).
@@ -214,7 +217,7 @@ def _require_cluster(launcher: str, launch: LaunchSettings) -> None:
 
 
 def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = None) -> dict[str, RunDirectory]:
-    """Write the record of a study, and create or open its run directories.
+    """Write a study's record, and create or open its run directories.
 
     Args:
         plan: the study.

@@ -33,7 +33,11 @@ def last_lines(path: Path, *, num_lines: int) -> list[str]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the folder of the run directories and the studies in a command line."""
+    """Split a command line into its runs root and the rest.
+
+    Returns:
+        The folder of the run directories, and the studies.
+    """
     roots = [item.removeprefix("runs_root=") for item in arguments if item.startswith("runs_root=")]
     return Path(roots[-1] if roots else "runs"), [item for item in arguments if not item.startswith("runs_root=")]
 
@@ -49,7 +53,10 @@ def table_assignment_path(record: Path) -> Path:
 
 
 def table_result_path(record: Path) -> Path:
-    """Return the path where the job of a study's table records its end."""
+    """Return the path of the result of a study's table job.
+
+    The job records its end there.
+    """
     return record.with_name(f".{record.stem}.table-result.json")
 
 
@@ -67,7 +74,9 @@ def write_record(
     overrides: Sequence[str],
     where: str = "local",
 ) -> dict[str, Any]:
-    """Add a launch to the record of a study. Members of earlier launches stay.
+    """Add a launch to the record of a study.
+
+    Members of earlier launches stay.
 
     Args:
         runs_root: folder of the run directories.
@@ -152,7 +161,9 @@ def read_single_runs(runs_root: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a study. The operating system releases it if the process dies.
+    """Hold the lock of a study.
+
+    The operating system releases it if the process dies.
 
     Args:
         runs_root: folder of the run directories.
@@ -184,7 +195,11 @@ def study_lock(runs_root: Path, name: str, *, patience_s: float = 0.0) -> Iterat
 
 
 def study_holder(runs_root: Path, name: str) -> dict[str, Any] | None:
-    """Return pid, host and start time of the process that runs a study, or None."""
+    """Return the process that runs a study.
+
+    Returns:
+        Pid, host and start time, or None if no process runs it.
+    """
     holder = read_json(_holder_path(runs_root, name))
     if holder is None:
         return None

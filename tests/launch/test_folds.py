@@ -50,7 +50,7 @@ def test_what_is_one_experiment_stays_one(config: dict[str, Any]) -> None:
 def test_a_fold_that_fails_leaves_the_others_their_turn() -> None:
     code, ran, printed = _run(_config(1, 2, 3), {1: 75, 2: 1})
     assert (code, ran) == (1, [[1], [2], [3]])
-    assert printed == ["no mean: 1 of 3 folds are done: 3; the same command goes on"]
+    assert printed == ["no mean: 1 of 3 folds are done: 3; the same command resumes"]
 
 
 def test_a_wrong_setting_is_reported_once() -> None:
@@ -63,7 +63,7 @@ def test_an_interruption_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
         code, ran, printed = _run(_config(1, 2, 3), codes)
         assert (code, ran) == (75, [[1]])
         done = "0 of 3 folds are done" if codes else "1 of 3 folds are done: 1"
-        assert printed == [f"no mean: {done}; the same command goes on"]
+        assert printed == [f"no mean: {done}; the same command resumes"]
 
 
 def test_on_slurm_each_fold_is_a_job() -> None:

@@ -156,8 +156,8 @@ def test_status_while_running_then_cancel(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert f"running (process {os.getpid()} on {socket.gethostname()})" in printed
     assert "training 3/9, 0:07 left, loss -0.250, 40.0 clips/s" in printed
-    assert seen[0].startswith(f"launcher of {_plan().name}: told process {os.getpid()} to write a checkpoint")
-    assert seen[1].startswith("crisscross-none-demo-s0: told process ")
+    assert seen[0].startswith(f"launcher of {_plan().name}: SIGTERM to process {os.getpid()}: it writes a checkpoint")
+    assert seen[1].startswith("crisscross-none-demo-s0: SIGTERM to process ")
     status.main([])
     printed = capsys.readouterr().out
     assert "interrupted" in printed

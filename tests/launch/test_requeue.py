@@ -105,11 +105,11 @@ def test_somebodys_sigterm_ends_it(here: Here) -> None:
 def test_killed_it_goes_on_from_its_checkpoint(here: Here, code: int) -> None:
     assert here.ended(code, state="running", step=51, total=90) == code
     assert (here.requeues, here.state, here.run.progress["step"]) == (1, "queued", 0)
-    assert f"killed (exit code {code}): goes on from the start" in here.run.log_path.read_text()
+    assert f"killed (exit code {code}): resumes from the start" in here.run.log_path.read_text()
     write_json(here.run.path / "durable.json", {"history_step": 40, "metrics_bytes": 0})
     here.ended(code, state="running", step=51, total=90)
     assert here.run.progress["step"] == 40
-    assert "goes on from the checkpoint at step 40" in here.run.log_path.read_text()
+    assert "resumes from the checkpoint at step 40" in here.run.log_path.read_text()
 
 
 def test_killed_again_and_again_at_the_same_place_it_has_failed(here: Here) -> None:

@@ -150,4 +150,4 @@ def test_a_process_without_a_server_reports_what_waits(tmp_path, caplog, capfd):
             time.sleep(1.5)
         (line,) = process.close(30)
     assert line == (f"{run.path.name}: it is not in MLflow yet; it waits in {run.path} for the next sync")
-    assert capfd.readouterr().err.count("training goes on") == 1
+    assert capfd.readouterr().err.count("training continues") == 1
