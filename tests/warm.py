@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,12 @@ OWNER = int(os.environ.setdefault("CRISSCROSS_TESTS_OWNER", str(os.getpid())))
 
 FOLDER = Path("/tmp") / f"warm-{OWNER}"  # the path of a socket must be short
 _command: list[str] = []
+_EXECUTABLE = """#!/bin/sh
+case "$1 $2" in
+"-m crisscross.tracking.sync_process" | "-m launch.sync") exec {warm} "$@" ;;
+*) exec {python} "$@" ;;
+esac
+"""
 
 
 def warm_python() -> list[str]:
@@ -33,7 +40,7 @@ def warm_python() -> list[str]:
         with FileLock(FOLDER / "lock"):
             if not _socket().exists():
                 _start()
-        _command[:] = [sys.executable, "-I", "-S", str(SCRIPT), str(_socket())]
+        _command[:] = _client()
     return _command
 
 
@@ -41,7 +48,18 @@ def _socket() -> Path:
     return FOLDER / "socket"
 
 
+def _client() -> list[str]:
+    return [sys.executable, "-I", "-S", str(SCRIPT), str(_socket())]
+
+
 def _start() -> None:
+    """Start the server, and write the executable that is ``sys.executable`` in its forks.
+
+    It starts syncs to MLflow as forks, too: importing MLflow takes three CPU-seconds, and jobs start many of them.
+    """
+    executable = FOLDER / "python"
+    executable.write_text(_EXECUTABLE.format(warm=shlex.join(_client()), python=shlex.quote(sys.executable)))
+    executable.chmod(0o755)
     server = subprocess.Popen(
         [sys.executable, "-P", str(SCRIPT), "--serve", str(_socket()), str(OWNER)],
         env={

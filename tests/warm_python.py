@@ -145,6 +145,7 @@ def _fork_for_clients(address: str, owner: int) -> list[str]:
                         item.close()
                     selector.close()
                     _become(environment, folder, mask, descriptors)
+                    sys.executable = os.path.join(os.path.dirname(address), "python")  # noqa: PTH118, PTH120
                     return command
                 for descriptor in descriptors:
                     os.close(descriptor)
