@@ -76,6 +76,7 @@ def _config(scale: str, folder: Path) -> dict:
         f"runs_root={folder / 'runs'}",
         "data.toy.num_classes=2",
         f"data.toy.train_clips_per_class={clips // 2}",
+        "data.toy.val_clips_per_class=0",
         "data.toy.test_clips_per_class=1",
         f"training.epochs={STEPS[scale] // 2}",  # two steps an epoch
         "training.draws_per_clip=1",

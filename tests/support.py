@@ -28,6 +28,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 TINY_OVERRIDES = (
     "data.toy.num_classes=3",
     "data.toy.train_clips_per_class=4",
+    "data.toy.val_clips_per_class=0",
     "data.toy.test_clips_per_class=2",
     "data.toy.seconds=2.5",
     "data.toy.frame_size_px=32",

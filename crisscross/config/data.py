@@ -34,6 +34,7 @@ class DataSettings(Settings):
     label_column: str = "label"  # csv: column of the class names
     split_column: str | None = "split"  # csv: column of the split names; null = split by the hash of the path
     test_fraction: float = Field(default=0.3, gt=0, lt=1)  # ours: fraction of each class that a split by hash holds out
+    val_fraction: float = Field(default=0.0, ge=0, lt=1)  # fraction that becomes the split val
     thorough: bool = False  # decode each file whole when it is probed, not only its start, middle and end
     manifest_root: str = "data/manifests"  # folder of the manifests (crisscross/data/manifest.py)
     stage: str | None = "off"  # off, auto or a folder: copy clips to node-local disk first (crisscross/data/staging.py)
@@ -45,6 +46,11 @@ class DataSettings(Settings):
             raise ValueError("data=folder needs clips: set data.root=DIR (a class-folder tree) or data.csv=FILE")
         if len(set(self.folds)) < len(self.folds):
             raise ValueError(f"data.folds={[*self.folds]} names a fold twice: name each once")
+        if self.test_fraction + self.val_fraction >= 1:
+            raise ValueError(
+                f"data.test_fraction={self.test_fraction:g} and data.val_fraction={self.val_fraction:g} leave no clips"
+                " to train on: lower one of them"
+            )
         if self.is_official:
             self._check_official()
         if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+VALIDATION_NAMES = ("val", "valid", "validation")
+"""Names of a split on which settings are chosen."""
+
 BOTH, VIDEO, AUDIO = ("video", "audio"), ("video",), ("audio",)
 
 

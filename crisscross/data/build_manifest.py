@@ -72,7 +72,7 @@ def build_manifest(
         for share in shares:  # probed.parquet now holds their findings
             share.unlink(missing_ok=True)
         usable, rejected = split_usable(listed, probed, source.require)
-        usable = assign_splits(usable, test_fraction=source.test_fraction)
+        usable = assign_splits(usable, test_fraction=source.test_fraction, val_fraction=source.val_fraction)
         file_stats = [NO_FILE if row.problem else _probed_stat(probed[row.path]) for row in listed]
         built_from = input_hash(source, listed, file_stats)
         return _store(directory, source, usable, rejected, probed, built_from)

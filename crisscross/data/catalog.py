@@ -75,7 +75,8 @@ def source_options(settings: DataSettings) -> dict[str, Any]:
         official = {"annotations": settings.annotations, "allow_missing": settings.allow_missing}
         return {**common, "official": settings.kind, **official}
     keys = ("csv", "file_column", "label_column", "split_column", "test_fraction")
-    return {**common, **{key: getattr(settings, key) for key in keys}}
+    held_out = {"val_fraction": settings.val_fraction} if settings.val_fraction else {}  # as before
+    return {**common, **{key: getattr(settings, key) for key in keys}, **held_out}
 
 
 def _damaged_clips(directory: Path, *, root: Path) -> str:

@@ -150,27 +150,30 @@ def _read_table(csv: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def assign_splits(clips: Sequence[ListedClip], *, test_fraction: float) -> list[ListedClip]:
-    """Assign the clips without a split to train or test.
+def assign_splits(clips: Sequence[ListedClip], *, test_fraction: float, val_fraction: float = 0.0) -> list[ListedClip]:
+    """Assign the clips without a split to train, val or test.
 
-    In each class, the ``test_fraction`` of the clips whose paths hash lowest is the test. A class of two or more clips
-    gets at least one on either side; with ``test_fraction`` 0 all are train.
+    In each class, the ``test_fraction`` of the clips whose paths hash lowest is the test, and the ``val_fraction``
+    after them is the validation split: the same test, whatever ``val_fraction``. A class of two or more clips gets at
+    least one test clip, one of three or more one validation clip, unless the fraction is 0; one clip stays for train.
     """
     # ours: the split depends on the paths alone, not on their order, the machine or a seed.
     by_label: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
         if clip.split is None:
             by_label[clip.label].append(clip.path)
-    test: set[str] = set()
+    held_out: dict[str, str] = {}
     for paths in by_label.values():
-        num_test = round(len(paths) * test_fraction) if len(paths) > 1 else 0
-        if len(paths) > 1 and test_fraction > 0:
-            num_test = min(max(num_test, 1), len(paths) - 1)
-        test.update(sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())[:num_test])
-    return [
-        clip if clip.split is not None else replace(clip, split="test" if clip.path in test else "train")
-        for clip in clips
-    ]
+        num_test = _num_held_out(len(paths), test_fraction, available=len(paths) - 1)
+        num_val = _num_held_out(len(paths), val_fraction, available=len(paths) - 1 - num_test)
+        order = sorted(paths, key=lambda path: hashlib.sha256(path.encode()).digest())
+        held_out |= dict.fromkeys(order[:num_test], "test") | dict.fromkeys(order[num_test : num_test + num_val], "val")
+    return [clip if clip.split is not None else replace(clip, split=held_out.get(clip.path, "train")) for clip in clips]
+
+
+def _num_held_out(num_clips: int, fraction: float, *, available: int) -> int:
+    """Return how many of a class's clips a split takes: at least one, if it takes any and one is available."""
+    return min(max(round(num_clips * fraction), 1), available) if fraction > 0 else 0
 
 
 def media_files(root: Path) -> Iterator[str]:

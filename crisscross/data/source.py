@@ -43,6 +43,7 @@ class Source:
     official: str | None
     annotations: Path | None
     allow_missing: bool
+    val_fraction: float
 
     @classmethod
     def of(
@@ -59,6 +60,7 @@ class Source:
         official: str | None = None,
         annotations: str | Path | None = None,
         allow_missing: bool = False,
+        val_fraction: float = 0.0,
     ) -> Source:
         """Check the settings and make the paths absolute.
 
@@ -75,6 +77,7 @@ class Source:
             official: the dataset whose official lists name the clips, a key of ``datasets.READERS``.
             annotations: the folder or file of those lists; None means under the root.
             allow_missing: whether any number of the listed clips may be missing.
+            val_fraction: the part of each class that a split by hash assigns to the validation split.
 
         Raises:
             FileNotFoundError: if the root is missing.
@@ -91,15 +94,28 @@ class Source:
             )
         if not 0 <= test_fraction < 1:
             raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction}: 0.3 makes 3 clips in 10 the test")
+        if not 0 <= val_fraction < 1 - test_fraction:
+            raise ValueError(
+                f"val_fraction must be in [0, {1 - test_fraction:g}), got {val_fraction}, as test_fraction is"
+                f" {test_fraction}: lower one of them"
+            )
         if isinstance(require, str) or not require or not set(require) <= set(STREAMS):
             raise ValueError(f"require must name some of {STREAMS}, got {require!r}")
         if not folder.is_dir():
             raise FileNotFoundError(f"the data folder {folder} does not exist: give the folder that holds the clips")
-        columns = (file_column, label_column, split_column)
-        lists = None if annotations is None else Path(annotations).absolute()
-        streams = tuple(require)
         return cls(
-            folder, list_path, *columns, test_fraction, streams, thorough, official, lists, allow_missing=allow_missing
+            root=folder,
+            csv=list_path,
+            file_column=file_column,
+            label_column=label_column,
+            split_column=split_column,
+            test_fraction=test_fraction,
+            val_fraction=val_fraction,
+            require=tuple(require),
+            thorough=thorough,
+            official=official,
+            annotations=None if annotations is None else Path(annotations).absolute(),
+            allow_missing=allow_missing,
         )
 
     @property
@@ -115,6 +131,7 @@ class Source:
             "thorough": self.thorough,
             "official": self.official,
             "annotations": None if self.annotations is None else str(self.annotations),
+            **({"val_fraction": self.val_fraction} if self.val_fraction else {}),  # older manifests stay up to date
         }
 
     def list_clips(self) -> list[ListedClip]:

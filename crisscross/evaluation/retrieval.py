@@ -45,9 +45,10 @@ def retrieve(queries: FeatureMatrix, gallery: FeatureMatrix, *, settings: Retrie
         logger.warning("the gallery has %d clips: R@%d means that any of them is a hit", len(gallery.clips), largest)
     k = min(max(largest, settings.num_neighbours), len(gallery.clips))
     kept, others = (_clip_features(rows, settings) for rows in (queries, gallery))
+    different, copy_of = _without_copies(others)
     indices, distances = [], []
     for first in range(0, len(kept), QUERIES_PER_BLOCK):
-        found = _distances(kept[first : first + QUERIES_PER_BLOCK], others, settings.distance)
+        found = _distances(kept[first : first + QUERIES_PER_BLOCK], different, settings.distance)[:, copy_of]
         nearest = np.argsort(found, axis=1, kind="stable")[:, :k]
         indices.append(nearest)
         distances.append(np.take_along_axis(found, nearest, axis=1))
@@ -79,6 +80,17 @@ def _clip_features(rows: FeatureMatrix, settings: RetrievalSettings) -> np.ndarr
     if settings.centre:
         features -= features.mean(axis=0)
     return features
+
+
+def _without_copies(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different rows (m, D), and the index among them of each row (n,).
+
+    A matrix product may round two equal columns differently, by the processor; as one column, copies tie.
+    """
+    different, index = np.unique(features, axis=0, return_inverse=True)
+    if len(different) == len(features):
+        return features, np.arange(len(features))
+    return different, index
 
 
 def _distances(queries: np.ndarray, gallery: np.ndarray, distance: str) -> np.ndarray:

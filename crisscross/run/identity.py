@@ -37,6 +37,7 @@ EXECUTION_ONLY = (
     "data.label_column",
     "data.split_column",
     "data.test_fraction",
+    "data.val_fraction",
     "data.thorough",
     "data.stage",  # where a job reads the same bytes
     "data.shards",

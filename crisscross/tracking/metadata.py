@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from crisscross.config.datasets import DATASETS, VALIDATION_NAMES
 from crisscross.run.identity import group_hash, scientific
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run.state import RunState
@@ -113,11 +114,22 @@ def tags(run: RunDirectory, config: Mapping[str, Any]) -> dict[str, str]:
         found["pretrain_data"] = pretraining["data"]["name"]
         found["crisscross.pretrain_family"] = group_hash(pretraining, axes=("seed", "relaxation"))[:8]
     if about["kind"] == "downstream":
-        found["downstream_data"] = config["data"]["name"]
+        found["downstream_data"] = _evaluated_data(config["data"])
         found["protocol"] = config["downstream"]["name"]
         found["crisscross.family"] = group_hash(config, axes=("seed", "weights.fingerprint"))[:8]
     found.update({f"study.{name}": canonical_json(entry.get("point", {})) for name, entry in about["studies"].items()})
     return {key: str(value) for key, value in found.items() if value not in (None, "")}
+
+
+def _evaluated_data(data: Mapping[str, Any]) -> str:
+    """Return a dataset's name, marked ``(val)`` if it is evaluated on its validation split.
+
+    Kinetics has no other labeled split than ``val``, which is its test split here.
+    """
+    official = DATASETS.get(data["kind"])
+    split = data["test_split"]
+    is_validation = split in VALIDATION_NAMES and not (official and split == official.splits[1])
+    return f"{data['name']} ({split})" if is_validation else data["name"]
 
 
 def table_name(table: int | str) -> str:

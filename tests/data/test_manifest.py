@@ -196,6 +196,12 @@ class TestErrors:
             ("bad clip", {"root": "data"}, ValueError, r"none of the 1 files .* \(1 x empty file \(0 bytes\)\): see"),
             ("empty", {"root": "data", "require": ()}, ValueError, "require must name some of"),
             ("empty", {"root": "data", "test_fraction": 1.0}, ValueError, r"must be in \[0, 1\), got 1\.0: 0\.3 makes"),
+            (
+                "empty",
+                {"root": "data", "val_fraction": 0.7},
+                ValueError,
+                r"in \[0, 0\.7\), got 0\.7, as test_fraction",
+            ),
         ],
     )
     def test_each_mistake_is_one_line_with_a_remedy(self, tmp_path, make, options, error, message):
@@ -359,6 +365,23 @@ class TestSplits:
         clips = [ListedClip(f"{n}.mp4", "a", None) for n in range(num_clips)]
         splits = [row.split for row in assign_splits(clips, test_fraction=test_fraction)]
         assert splits.count("test") == num_test
+
+    def test_a_validation_split_leaves_the_test_as_it_was(self):
+        clips = [ListedClip(f"{label}/{n}.mp4", label, None) for label in "ab" for n in range(20)]
+        alone = {row.path: row.split for row in assign_splits(clips, test_fraction=0.3)}
+        splits = {row.path: row.split for row in assign_splits(clips, test_fraction=0.3, val_fraction=0.2)}
+        assert [path for path in splits if splits[path] == "test"] == [path for path in alone if alone[path] == "test"]
+        for label in "ab":
+            mine = [split for path, split in splits.items() if path.startswith(label)]
+            assert [mine.count(name) for name in ("train", "val", "test")] == [10, 4, 6]
+
+    @pytest.mark.parametrize(
+        ("num_clips", "counts"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1)), (100, (50, 20, 30))]
+    )
+    def test_one_clip_of_a_class_stays_for_training(self, num_clips, counts):
+        clips = [ListedClip(f"{n}.mp4", "a", None) for n in range(num_clips)]
+        splits = [row.split for row in assign_splits(clips, test_fraction=0.3, val_fraction=0.2)]
+        assert tuple(map(splits.count, ("train", "val", "test"))) == counts
 
     def test_given_splits_are_kept(self):
         clips = [ListedClip("1.mp4", "a", "val"), ListedClip("2.mp4", "a", None)]

@@ -99,7 +99,14 @@ def test_a_changed_file_is_found(tmp_path: Path, root: Path, change: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{"test_fraction": 0.5}, {"require": ("video",)}, {"thorough": True}, {"label_column": "kind"}]
+    "options",
+    [
+        {"test_fraction": 0.5},
+        {"val_fraction": 0.2},
+        {"require": ("video",)},
+        {"thorough": True},
+        {"label_column": "kind"},
+    ],
 )
 def test_other_settings_are_another_manifest(tmp_path: Path, root: Path, options: dict[str, Any]) -> None:
     _build(tmp_path / "m", root=root)

@@ -281,6 +281,7 @@ def test_fingerprint_follows_every_setting_and_the_version(monkeypatch):
         {"num_classes": 9},
         {"train_clips_per_class": 9},
         {"test_clips_per_class": 9},
+        {"val_clips_per_class": 9},
         {"seconds": 4.0},
         {"frame_size_px": 64},
         {"frame_rate_hz": 20},
@@ -290,6 +291,14 @@ def test_fingerprint_follows_every_setting_and_the_version(monkeypatch):
     assert len(prints) == 1 + len(changes)
     monkeypatch.setattr(spec, "SYNTHETIC_VERSION", -1)
     assert SyntheticSettings().fingerprint() not in prints
+
+
+def test_a_validation_split_changes_no_other_clip():
+    """Clips made before there was a validation split keep their folder's hash and their names."""
+    assert SyntheticSettings().fingerprint() == "0cdb1a634570dc3d"
+    with_val = list_clips(replace(TINY, val_clips_per_class=2))
+    assert [clip for clip in with_val if clip.split != "val"] == list_clips(TINY)
+    assert [clip.split for clip in with_val].count("val") == 2 * TINY.num_classes
 
 
 @pytest.mark.slow

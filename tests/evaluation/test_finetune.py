@@ -314,6 +314,7 @@ def test_a_full_size_step_runs(folder: Path) -> None:
         "scale=paper",
         "data.toy.num_classes=2",
         "data.toy.train_clips_per_class=1",
+        "data.toy.val_clips_per_class=0",
         "data.toy.test_clips_per_class=1",
         "data.toy.seconds=2.5",
         "downstream.training.epochs=1",

@@ -31,6 +31,7 @@ HEAVY = (
 TINY = (
     "data.toy.num_classes=2",
     "data.toy.train_clips_per_class=8",
+    "data.toy.val_clips_per_class=0",
     "data.toy.test_clips_per_class=2",
     "data.toy.seconds=2.5",
     "data.toy.frame_size_px=32",

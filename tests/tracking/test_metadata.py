@@ -6,8 +6,11 @@ import json
 import platform
 import time
 
+import pytest
+
 from crisscross.run.run_dir import RunDirectory
 from crisscross.tracking.address import store_key
+from crisscross.tracking.metadata import tags
 from crisscross.tracking.query import experiment_tags
 from crisscross.tracking.sync import set_latest_tag, unsynced_reason
 from crisscross.tracking.sync_process import SyncProcess
@@ -46,6 +49,22 @@ def test_an_evaluation_is_the_child_of_its_pretraining_and_has_its_tags(uri, tmp
     assert "Table 3: relaxation `mild` (study relaxation, 0123abcd)" in found["tags"]["mlflow.note.content"]
     assert "uv run python -m launch.job" in found["tags"]["mlflow.note.content"]
     assert found["params"]["downstream.modalities"] == '["v", "a", "av"]'
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"test_split": "val"}, "clips (val)"),
+        ({"test_split": "validation"}, "clips (validation)"),
+        ({"kind": "kinetics400", "test_split": "val"}, "clips"),  # its test split
+        ({"kind": "esc50", "test_split": "val"}, "clips (val)"),
+    ],
+)
+def test_a_validation_split_is_named_as_the_data_of_an_evaluation(tmp_path, data, name):
+    parent = pretraining(tmp_path / "runs")
+    config = evaluation(parent).config
+    child = RunDirectory.create("downstream", {**config, "data": {**config["data"], **data}}, parents=[parent])
+    assert tags(child, child.config)["downstream_data"] == name
 
 
 def test_the_clips_are_an_input_of_the_run_once(uri, tmp_path):

@@ -154,6 +154,7 @@ def test_a_full_size_step_runs(folder: Path) -> None:
             *full_size,
             "data.toy.num_classes=2",
             "data.toy.train_clips_per_class=1",
+            "data.toy.val_clips_per_class=0",
             "data.toy.test_clips_per_class=1",
             "training.draws_per_clip=1",
             "training.precision=fp32",

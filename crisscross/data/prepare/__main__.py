@@ -43,7 +43,7 @@ _COPY_KEYS = {"short_side_px": "short_side", "key_frame_every": "key_frame_every
 
 _KEYS = (
     *("root", "annotations", "manifest_root", "require", "thorough", "csv", "file_column", "label_column"),
-    *("split_column", "test_fraction", "name"),
+    *("split_column", "test_fraction", "val_fraction", "name"),
 )
 
 STOPPED = "stopped: all findings are kept, the same command continues"
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--label-column")
     own.add_argument("--split-column", help="'null': hold out a part of each class")
     own.add_argument("--test-fraction", type=float)
+    own.add_argument("--val-fraction", type=float, help="hold out this part as the split val, too")
     return parser
 
 
@@ -139,7 +140,8 @@ def _positive(text: str) -> int:
 def _settings(options: argparse.Namespace) -> DataSettings:
     """Return the settings that ``data=<dataset>`` gives an experiment."""
     known = DATASETS.get(options.dataset)
-    keys = ("annotations", "require", "csv", "file_column", "label_column", "split_column", "test_fraction")
+    columns = ("file_column", "label_column", "split_column")
+    keys = ("annotations", "require", "csv", *columns, "test_fraction", "val_fraction")
     given: dict[str, Any] = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
     if given.get("split_column") == "null":
         given["split_column"] = None

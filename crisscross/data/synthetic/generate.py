@@ -1,6 +1,6 @@
 """Generate the demo's dataset: mp4 files (H.264 + AAC) whose classes differ only in motion and sound.
 
-``generate`` fills ``<root>/{train,test}/<class>/<class>_<split>_<index>.mp4``. Call it again, from any number of
+``generate`` fills ``<root>/{train,val,test}/<class>/<class>_<split>_<index>.mp4``. Call it again, from any number of
 processes, and it makes what is missing: a clip is written to a temporary file, synced and renamed, so every clip that
 exists is complete. ``toy.json`` holds the settings of the folder.
 """

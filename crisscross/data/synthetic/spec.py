@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SYNTHETIC_VERSION = 3  # increase it when the same settings give other clips
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 CLASSES = ("orbit", "slide", "bounce", "pulse", "spin", "zigzag", "blink", "meet", "shake", "fall")
 
 
@@ -25,6 +25,7 @@ class SyntheticSettings:
     num_classes: int = 10
     train_clips_per_class: int = 32
     test_clips_per_class: int = 16
+    val_clips_per_class: int = 0
     seconds: float = 5.0
     frame_size_px: int = 40
     frame_rate_hz: int = 16
@@ -35,6 +36,7 @@ class SyntheticSettings:
             ("num_classes", 2 <= self.num_classes <= len(CLASSES), f"2 to {len(CLASSES)}"),
             ("train_clips_per_class", self.train_clips_per_class >= 0, "0 or more"),
             ("test_clips_per_class", self.test_clips_per_class >= 0, "0 or more"),
+            ("val_clips_per_class", self.val_clips_per_class >= 0, "0 or more"),
             ("seconds", 0.5 <= self.seconds <= 600, "0.5 to 600"),
             (
                 "frame_size_px",
@@ -58,7 +60,10 @@ class SyntheticSettings:
         Returns:
             16 hex digits.
         """
-        text = json.dumps({"toy_version": SYNTHETIC_VERSION, **asdict(self)}, sort_keys=True)
+        content = {"toy_version": SYNTHETIC_VERSION, **asdict(self)}
+        if not self.val_clips_per_class:  # clips made before there was a validation split keep their hash
+            del content["val_clips_per_class"]
+        text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -82,7 +87,7 @@ class SyntheticClip:
 
 def list_clips(settings: SyntheticSettings) -> list[SyntheticClip]:
     """Return all clips, ordered by split, class and index."""
-    counts = {"train": settings.train_clips_per_class, "test": settings.test_clips_per_class}
+    counts = {split: getattr(settings, f"{split}_clips_per_class") for split in SPLITS}
     return [
         SyntheticClip(split, class_index, index)
         for split in SPLITS
