@@ -1,9 +1,9 @@
 """Choose the demo's settings on its validation clips: ``uv run python -m tests.choose_settings [METHOD ...]``.
 
-Each method has the same number of trials (``TRIALS``) of two runs each, with the same number of views. A trial pretrains,
-then evaluates frozen features on the split ``val``; test clips are not read. The table has top-1 in percent, the mean
-over the runs of a trial; the best trial has the highest mean over modalities. What is done is kept in ``runs/settings``,
-so the command can be stopped and repeated.
+Each method has the same number of trials (``TRIALS``) of two runs each, with the same number of views. A trial
+pretrains, then evaluates frozen features on the split ``val``; test clips are not read. The table has top-1 in percent,
+the mean over the runs of a trial; the best trial has the highest mean over modalities. What is done is kept in
+``runs/settings``, so the command can be stopped and repeated.
 """
 
 from __future__ import annotations

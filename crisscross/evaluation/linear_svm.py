@@ -26,8 +26,11 @@ GRADIENT_TOLERANCE = 3e-5  # ours
 """Largest entry of the gradient at the end, as a fraction of that at zero weights."""
 OBJECTIVE_TOLERANCE = 1e-7  # ours
 """Smallest relative decrease of the objective per step: the resolution of single precision."""
-UNSTANDARDIZED_TOLERANCE = 1e-9  # ours
-"""The same without standardization, where objectives are often below 1: SciPy's tolerance is then absolute."""
+UNSTANDARDIZED = 0.01  # ours
+"""Factor on ``OBJECTIVE_TOLERANCE`` without standardization; its root, on ``GRADIENT_TOLERANCE``.
+
+Such objectives are often below 1, where SciPy's tolerance is absolute.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def fit_svm(
         Preempted: if a signal asked the job to stop.
     """
     objective = _Objective(rows, num_classes, c, moments, device)
-    scale = np.ones(rows.dim + 1) if moments else _step_sizes(rows, c)
-    scale = scale.repeat(num_classes)
+    scale = (np.ones(rows.dim + 1) if moments else _step_sizes(rows, c)).repeat(num_classes)
+    strictness = 1.0 if moments else UNSTANDARDIZED
 
     def scaled(unknowns: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective(unknowns * scale)
@@ -93,8 +96,8 @@ def fit_svm(
         options={
             "maxiter": MAX_ITERATIONS,
             "maxfun": 2 * MAX_ITERATIONS,
-            "gtol": GRADIENT_TOLERANCE * steepest,
-            "ftol": OBJECTIVE_TOLERANCE if moments else UNSTANDARDIZED_TOLERANCE,
+            "gtol": GRADIENT_TOLERANCE * strictness**0.5 * steepest,
+            "ftol": OBJECTIVE_TOLERANCE * strictness,
         },
     )
     if found.nit >= MAX_ITERATIONS:

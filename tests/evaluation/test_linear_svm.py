@@ -49,6 +49,22 @@ def _objective(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, signs: np.nd
     return float(weight @ weight + bias**2) / 2 + c * sum(hinges)
 
 
+@pytest.mark.parametrize("index", [3, 4])
+def test_the_order_of_summation_does_not_matter(index: int) -> None:
+    """Processors round sums differently; so does another order of the rows. The objective is the same."""
+    train, labels, _, num_classes = _problem(index)
+    flat, signs = (
+        train.reshape(-1, train.shape[2]).astype(np.float64),
+        np.where(labels.repeat(train.shape[1]) == 0, 1, -1),
+    )
+    reference = LinearSVC(C=1.0, tol=1e-6, max_iter=100000, random_state=0).fit(flat, signs)
+    least = _objective(reference.coef_[0], reference.intercept_[0], flat, signs, 1.0)
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(len(train))
+        model = _fit(rows_of(train[order], labels[order]), c=1.0, standardise=False, num_classes=num_classes)
+        assert _objective(model.weight[:, 0], model.bias[0], flat, signs, 1.0) <= least * (1 + 1e-4)
+
+
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("c", [1e-5, 1e-2, 1.0])
 @pytest.mark.parametrize("index", range(len(PROBLEMS)))

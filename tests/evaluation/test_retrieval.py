@@ -81,9 +81,12 @@ def test_a_gallery_smaller_than_the_list_of_neighbours_is_not_a_rank(caplog: pyt
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-def test_of_copies_the_first_comes_first(distance: str) -> None:
-    gallery = np.concatenate([GALLERY[:5]] * 9)[:43]
-    found = _found(QUERIES, gallery, distance=distance, ranks=(43,))
+@pytest.mark.parametrize(
+    "size", [11, 16, 31, 43]
+)  # processors multiply blocks of 4, 8 or 16 columns, and the rest apart
+def test_of_copies_the_first_comes_first(distance: str, size: int) -> None:
+    gallery = np.concatenate([GALLERY[:5]] * 9)[:size]
+    found = _found(QUERIES, gallery, distance=distance, ranks=(size,))
     for row in found.indices:
         assert all(np.diff(row[row % 5 == kind]).min() > 0 for kind in range(5))
 
