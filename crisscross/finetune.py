@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from crisscross.config.base import parse
 from crisscross.config.experiment import DownstreamSettings
+from crisscross.data.decoded_cache import open_cache
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.staging import stage_manifest
 from crisscross.evaluation.backbones import backbones_of
@@ -113,7 +114,8 @@ def finetune(run: RunDirectory) -> bool:
         manifest = stage_manifest(run, settings.data, world, splits=settings.data.splits)
         (fold,) = folds_of(manifest, settings.data)
         require_streams(fold, "v", asked_by="fine-tuning", remedy="")
-        task = _task(run, settings, Clips(fold.train, manifest.root), num_classes=len(manifest.classes))
+        cache = open_cache(manifest, settings.data, settings.views)
+        task = _task(run, settings, Clips(fold.train, manifest.root, cache), num_classes=len(manifest.classes))
         trainer = Trainer(run, task, world)
         if not trainer.run_to_end():
             return False
@@ -123,7 +125,7 @@ def finetune(run: RunDirectory) -> bool:
     network = trainer.network
     _export(network, run.path / CLASSIFIER_FILE)
     try:
-        scores = dense_scores(run, settings, network, Clips(fold.test, manifest.root))
+        scores = dense_scores(run, settings, network, Clips(fold.test, manifest.root, cache))
     except Preempted as signal_name:
         logger.info("%s: stopped in the test; the training and the scores so far are stored", signal_name)
         return False

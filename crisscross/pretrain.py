@@ -7,6 +7,7 @@ import torch
 from crisscross.config.base import parse
 from crisscross.config.experiment import PretrainSettings
 from crisscross.config.method import DatasetInfo
+from crisscross.data.decoded_cache import open_cache
 from crisscross.data.loader import Clips
 from crisscross.data.manifest import Manifest
 from crisscross.data.staging import stage_manifest
@@ -50,7 +51,8 @@ def pretrain(run: RunDirectory) -> bool:
 
 
 def _task(settings: PretrainSettings, manifest: Manifest) -> Task[BaseMethod]:
-    clips = Clips(manifest.split(settings.data.train_split), manifest.root)
+    cache = open_cache(manifest, settings.data, settings.views)
+    clips = Clips(manifest.split(settings.data.train_split), manifest.root, cache)
     dataset = DatasetInfo(num_clips=len(clips), num_classes=len(manifest.classes))
     network = build_method(settings.method, settings.model, dataset, seed=settings.seed)
     return Task(

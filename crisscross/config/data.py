@@ -38,6 +38,7 @@ class DataSettings(Settings):
     thorough: bool = False  # decode each file whole when it is probed, not only its start, middle and end
     manifest_root: str = "data/manifests"  # folder of the manifests (crisscross/data/manifest.py)
     stage: str | None = "off"  # off, auto or a folder: copy clips to node-local disk first (crisscross/data/staging.py)
+    cache: str | None = "off"  # off, auto or a folder: keep decoded clips (crisscross/data/decoded_cache.py)
     shards: str | None = None  # folder of tar files to stage from; null = root/shards, if there is one
 
     @model_validator(mode="after")
@@ -53,11 +54,12 @@ class DataSettings(Settings):
             )
         if self.is_official:
             self._check_official()
-        if self.stage not in (None, "off", "auto") and self.stage[:1] not in ("/", "~", "$"):
-            raise ValueError(
-                f"data.stage={self.stage}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
-                " on the node's own disk: set one of these; a folder may begin with a variable"
-            )
+        for key, folder in (("stage", self.stage), ("cache", self.cache)):
+            if folder not in (None, "off", "auto") and folder[:1] not in ("/", "~", "$"):
+                raise ValueError(
+                    f"data.{key}={folder}: expected off, auto ($SLURM_TMPDIR where there is one) or an absolute folder"
+                    " on the node's own disk: set one of these; a folder may begin with a variable"
+                )
         return self
 
     def _check_official(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from crisscross.config.views import ViewSettings
+from crisscross.data.decoded_cache import DecodedCache
 from crisscross.data.media.decode import DecodeError, decode_windows
 from crisscross.data.relaxation import Extent, ViewStarts, draw_view_starts, even_starts
 from crisscross.utils.rng import generator
@@ -80,14 +81,16 @@ class Clips:
     Loader workers share the arrays without copying.
     """
 
-    def __init__(self, frame: pd.DataFrame, root: Path) -> None:
-        self.root = root
+    def __init__(self, frame: pd.DataFrame, root: Path, cache: DecodedCache | None = None) -> None:
+        self.root, self.cache = root, cache
         self.paths = np.array([os.fsencode(path) for path in frame["path"]])
         self.ids = frame["clip_id"].to_numpy(np.int64)
         self.labels = frame["label_id"].to_numpy(np.int64)
         extents = ["video_start_s", "video_end_s", "audio_start_s", "audio_end_s"]
         self.extents = frame[extents].to_numpy(np.float64)
         self.aspects = (frame["width"] / frame["height"]).to_numpy(np.float32)
+        self.sizes = frame["size_bytes"].to_numpy(np.int64)
+        self.mtimes_ns = frame["mtime_ns"].to_numpy(np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,13 +98,17 @@ class Clips:
     def part(self, rows: np.ndarray) -> Clips:
         """Return some of the clips."""
         chosen = copy.copy(self)
-        for name in ("paths", "ids", "labels", "extents", "aspects"):
+        for name in ("paths", "ids", "labels", "extents", "aspects", "sizes", "mtimes_ns"):
             setattr(chosen, name, getattr(self, name)[rows])
         return chosen
 
     def path(self, index: int) -> Path:
         """Return a clip's file."""
         return self.root / os.fsdecode(self.paths[index])
+
+    def stamp(self, index: int) -> str:
+        """Return a clip's path, size and time: another stamp is another file."""
+        return f"{self.path(index)} {self.sizes[index]} {self.mtimes_ns[index]}"
 
     def extent(self, index: int, modalities: str = "av") -> Extent:
         """Return the start and end of a clip's streams.
@@ -254,15 +261,19 @@ def _decoded(
     epoch: int = 0,
 ) -> Sample | DecodeError:
     """Decode the segments of one clip, or return the error."""
+    path, video, audio = clips.path(index), None, None
+    if clips.cache is not None and "v" in modalities:
+        video = clips.cache.video(path, clips.stamp(index), views, video_starts_s)
+    if clips.cache is not None and "a" in modalities:
+        audio = clips.cache.audio(path, clips.stamp(index), views, audio_starts_s)
+    video_starts_s = video_starts_s if "v" in modalities and video is None else ()
+    audio_starts_s = audio_starts_s if "a" in modalities and audio is None else ()
     try:
-        video, audio = decode_segments(
-            clips.path(index),
-            views,
-            video_starts_s=video_starts_s if "v" in modalities else (),
-            audio_starts_s=audio_starts_s if "a" in modalities else (),
-        )
+        if len(video_starts_s) or len(audio_starts_s):
+            decoded = decode_segments(path, views, video_starts_s=video_starts_s, audio_starts_s=audio_starts_s)
+            video, audio = (video if decoded[0] is None else decoded[0]), (audio if decoded[1] is None else decoded[1])
     except (DecodeError, OSError) as error:
-        return _named(error, clips.path(index))
+        return _named(error, path)
     return {
         "video": video,
         "aspect": clips.aspects[index],

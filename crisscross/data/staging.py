@@ -100,7 +100,7 @@ def stage_in(
     try:
         check_inside(manifest.clips["path"], what="staged")
         name = re.sub(r"[^\w.-]", "_", settings.name)
-        folder = _own_folder(disk) / f"{name}-{manifest.data_hash[:16]}"
+        folder = own_folder(disk) / f"{name}-{manifest.data_hash[:16]}"
         folder.mkdir(exist_ok=True)
         with _interruptible_lock(folder.with_suffix(".lock"), report):
             num_copied, num_bytes = _copy_missing(manifest, settings, folder, _needed(manifest, splits), report)
@@ -115,8 +115,12 @@ def stage_in(
     return replace(manifest, root=folder)
 
 
-def local_disk(stage: str) -> Path | None:
-    """Return the folder of ``data.stage`` in this job.
+def local_disk(stage: str, *, key: str = "data.stage") -> Path | None:
+    """Return a folder of the node's own disk, as a setting names it.
+
+    Args:
+        stage: ``auto`` or a folder, which may begin with a variable.
+        key: the setting, for messages.
 
     Returns:
         The folder; None if there is none.
@@ -131,20 +135,30 @@ def local_disk(stage: str) -> Path | None:
     unset = re.search(r"\$\{?(\w+)", expanded)
     if unset or not Path(expanded).is_absolute():
         what = f"${unset[1]} is not set in this job" if unset else f"it is {expanded}, not an absolute folder"
-        raise ValueError(f"data.stage={stage}: {what}: give a folder on the node's own disk, or off")
+        raise ValueError(f"{key}={stage}: {what}: give a folder on the node's own disk, or off")
     return Path(expanded)
 
 
-def _own_folder(disk: Path) -> Path:
-    """Return a private folder: other users must not replace clips."""
-    folder = disk / f"crisscross-clips-{os.getuid()}"
+def own_folder(disk: Path, *, name: str = "crisscross-clips", key: str = "data.stage") -> Path:
+    """Return a private folder: other users must not replace clips.
+
+    Args:
+        disk: a folder on the node's own disk.
+        name: first part of the private folder's name.
+        key: the setting, for messages.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if it belongs to another user.
+    """
+    folder = disk / f"{name}-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        text = f"data.stage: cannot write {disk} ({error.strerror}): give a folder on the node's own disk, or off"
+        text = f"{key}: cannot write {disk} ({error.strerror}): give a folder on the node's own disk, or off"
         raise OSError(text) from error
     if folder.stat().st_uid != os.getuid():
-        raise ValueError(f"data.stage: {folder} belongs to somebody else: give another folder")
+        raise ValueError(f"{key}: {folder} belongs to somebody else: give another folder")
     return folder
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from crisscross.config.experiment import DownstreamSettings
+from crisscross.data.decoded_cache import open_cache
 from crisscross.data.loader import Clips, SegmentDataset
 from crisscross.data.manifest import Manifest
 from crisscross.evaluation.feature_matrix import FeatureMatrix
@@ -46,6 +47,7 @@ class FoldFeatures:
         """
         self._run, self._settings, self._networks, self._device = run, settings, networks, device
         self._manifest = manifest
+        self._cache = open_cache(manifest, settings.data, settings.views)
         self._draws = settings.frozen.features.train_draws
         train = np.unique(np.concatenate([fold.train["clip_id"] for fold in folds]))
         test = np.unique(np.concatenate([fold.test["clip_id"] for fold in folds]))
@@ -68,7 +70,7 @@ class FoldFeatures:
         extraction = Extraction(
             networks=self._networks,
             dataset=SegmentDataset(
-                Clips(frame.reset_index(drop=True), manifest.root),
+                Clips(frame.reset_index(drop=True), manifest.root, self._cache),
                 settings.views,
                 modalities=settings.downstream.streams,
                 num_draws=draws,

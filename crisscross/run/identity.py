@@ -39,6 +39,7 @@ EXECUTION_ONLY = (
     "data.test_fraction",
     "data.val_fraction",
     "data.thorough",
+    "data.cache",  # the same bits as decoding
     "data.stage",  # where a job reads the same bytes
     "data.shards",
 )

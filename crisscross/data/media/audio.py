@@ -146,6 +146,41 @@ def read_waveforms(
     return waveforms
 
 
+def read_all(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    path: str | Path,
+    *,
+    sample_rate_hz: int,
+    max_seconds: float,
+) -> tuple[int, np.ndarray]:
+    """Read the whole of a short stream, on the grid of ``read_waveforms``.
+
+    Args:
+        container: an open file, at its start.
+        stream: its audio stream.
+        path: the file's name, for messages.
+        sample_rate_hz: sample rate of the result.
+        max_seconds: the longest stream to read.
+
+    Returns:
+        The index of the first sample on the grid, and (S,) float32; any window is zero outside.
+
+    Raises:
+        DecodeError: if the stream is longer, any of it does not decode, or is not finite.
+    """
+    reader = _Reader(container, stream, path, seeks=False)
+    begin, end = reader.read_to_end(max_seconds)
+    grid = _Grid.between(reader.rate_hz, sample_rate_hz)
+    reach = (grid.margin_blocks + 1) * grid.up  # the filter rings on either side
+    first = begin * sample_rate_hz // reader.rate_hz - reach
+    num_samples = -(-end * sample_rate_hz // reader.rate_hz) + reach - first
+    samples = grid.resample(reader.read(*grid.needed(first, num_samples)), first, num_samples)
+    if not np.isfinite(samples).all():
+        raise DecodeError.about(path, "the audio holds values that are not finite")
+    return first, np.ascontiguousarray(samples, dtype=np.float32)
+
+
 def mono(frame: av.AudioFrame) -> np.ndarray:
     """Average a frame over its channels: (samples,) float32, full scale at 1.0."""
     values = frame.to_ndarray()
@@ -201,6 +236,22 @@ class _Reader:
             else:
                 self._take(chunk, low)
         return self._assemble(low, high)
+
+    def read_to_end(self, max_seconds: float) -> tuple[int, int]:
+        """Decode the rest and keep it; return the span of native samples.
+
+        Raises:
+            DecodeError: if it is longer than ``max_seconds``, or audio is missing.
+        """
+        begin = self._kept[0][0].first
+        for chunk in self._feed:
+            self._take(chunk, begin)
+            if chunk.end - begin > max_seconds * self.rate_hz:
+                raise DecodeError.about(self._path, f"the audio is longer than {max_seconds:g} s")
+        end, self._position = int(self._position), math.inf
+        if any(chunk.dropped for chunk, _ in self._kept):
+            raise DecodeError.about(self._path, "some of the audio does not decode")
+        return begin, end
 
     def _take(self, chunk: Chunk, low: int) -> None:
         self._position = max(self._position, chunk.end)
