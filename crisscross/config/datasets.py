@@ -24,6 +24,7 @@ class OfficialDataset:
         require: the streams that each clip must have, by default.
         folds: the numbers of its folds; empty if there is only one split.
         splits: names of the training and the test split, without the number of a fold.
+        num_clips: clips that its lists name, over all splits; None if releases of the lists differ.
         has_class_list: whether crisscross/data/datasets/classes/<name>.txt lists its classes.
     """
 
@@ -33,6 +34,7 @@ class OfficialDataset:
     require: tuple[str, ...]
     folds: tuple[int, ...]
     splits: tuple[str, str]
+    num_clips: int | None
     has_class_list: bool
 
 
@@ -44,6 +46,7 @@ DATASETS = {
         require=BOTH,
         folds=(),
         splits=("train", "val"),
+        num_clips=None,
         has_class_list=True,
     ),
     "kinetics_sound": OfficialDataset(
@@ -53,6 +56,7 @@ DATASETS = {
         require=BOTH,
         folds=(),
         splits=("train", "val"),
+        num_clips=None,
         has_class_list=True,
     ),
     "audioset": OfficialDataset(
@@ -62,6 +66,7 @@ DATASETS = {
         require=BOTH,
         folds=(),
         splits=("train", "eval"),
+        num_clips=None,
         has_class_list=False,
     ),
     "ucf101": OfficialDataset(
@@ -71,6 +76,7 @@ DATASETS = {
         require=VIDEO,
         folds=(1, 2, 3),
         splits=("train", "test"),
+        num_clips=13320,
         has_class_list=True,
     ),
     "hmdb51": OfficialDataset(
@@ -80,6 +86,7 @@ DATASETS = {
         require=VIDEO,
         folds=(1, 2, 3),
         splits=("train", "test"),
+        num_clips=6766,
         has_class_list=True,
     ),
     "esc50": OfficialDataset(
@@ -89,6 +96,7 @@ DATASETS = {
         require=AUDIO,
         folds=(1, 2, 3, 4, 5),
         splits=("train", "test"),
+        num_clips=2000,
         has_class_list=True,
     ),
     "dcase2013": OfficialDataset(
@@ -98,6 +106,7 @@ DATASETS = {
         require=AUDIO,
         folds=(),
         splits=("train", "test"),
+        num_clips=200,
         has_class_list=True,
     ),
 }

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from crisscross.data.datasets.matching import NOT_LISTED
 from crisscross.data.file_list import ListedClip, assign_splits
 from crisscross.data.manifest import CLIP_COLUMNS, REJECTED_COLUMNS, Manifest, hash_clips
 from crisscross.data.manifest_summary import PROBE_VERSION, hash_bytes, input_hash
@@ -54,7 +55,8 @@ def build_manifest(
     """
     directory = Path(directory).absolute()
     source = Source.of(**options)
-    listed = source.list_clips()
+    lists: list[Path] = []
+    listed = source.list_clips(lists)
     directory.mkdir(parents=True, exist_ok=True)
     with file_lock(directory / "manifest.lock"):
         shares = sorted(directory.glob(SHARE_NAMES))
@@ -75,7 +77,8 @@ def build_manifest(
         usable = assign_splits(usable, test_fraction=source.test_fraction, val_fraction=source.val_fraction)
         file_stats = [NO_FILE if row.problem else _probed_stat(probed[row.path]) for row in listed]
         built_from = input_hash(source, listed, file_stats)
-        return _store(directory, source, usable, rejected, probed, built_from)
+        about = {"lists": [*map(str, lists)], "num_listed": sum(row.problem != NOT_LISTED for row in listed)}
+        return _store(directory, source, usable, rejected, probed, built_from, about if lists else {})
 
 
 def probe_share(
@@ -164,8 +167,9 @@ def _store(
     rejected_rows: list[dict[str, Any]],
     probed: dict[str, dict[str, Any]],
     built_from: str,
+    about: dict[str, Any],
 ) -> Manifest:
-    """Write the two tables, then the summary."""
+    """Write the two tables, then the summary, which ``about`` is a part of."""
     rejected = pd.DataFrame(rejected_rows, columns=REJECTED_COLUMNS).astype("str")
     rejected_content = rejected.to_parquet(index=False)
     write_atomically(directory / "rejected.parquet", lambda file: file.write(rejected_content))
@@ -188,6 +192,7 @@ def _store(
         "reasons": dict(Counter(rejected["reason"]).most_common()),
         "classes": classes,
         "settings": source.settings,
+        **about,
         "built_from": built_from,
         "tables": {"clips.parquet": hash_bytes(clips_content), "rejected.parquet": hash_bytes(rejected_content)},
     }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
+from crisscross.config.datasets import DATASETS
 from crisscross.config.method import DatasetInfo, settings_of
 from crisscross.data.epoch_size import steps_per_epoch
 from crisscross.data.manifest_summary import check_split, read_current, read_summary
@@ -181,11 +182,30 @@ def describe_data(data: Mapping[str, Any]) -> str:
     names = settings.splits if settings.folds else counts
     splits = ", ".join(f"{counts.get(name, 0)} {name}" for name in names)
     line = f"{data['name']}: {splits} clips of {len(summary['classes'])} classes"
+    if lists := lists_text(settings.kind, summary):
+        line = f"{line} ({lists})"
     if not summary["num_rejected"]:
         return line
     reasons = ", ".join(f"{count} x {reason}" for reason, count in list(summary["reasons"].items())[:3])
     table = os.path.relpath(directory / "rejected.parquet")
     return f"{line}; {summary['num_rejected']} files rejected ({reasons}): {table}"
+
+
+def lists_text(kind: str, summary: Mapping[str, Any]) -> str:
+    """Return which official lists a manifest follows, and whether they are complete.
+
+    Args:
+        kind: the dataset.
+        summary: of its manifest; empty text without official lists, or from an older version.
+    """
+    lists = [Path(path) for path in summary.get("lists", ())]
+    if not lists:
+        return ""
+    names = ", ".join(path.name for path in lists[:3]) + (", ..." if len(lists) > 3 else "")
+    official = DATASETS[kind].num_clips
+    short = official is not None and summary["num_listed"] != official
+    note = f", which name {summary['num_listed']} clips: officially there are {official}" if short else ""
+    return f"lists: {names}{note}"
 
 
 def synthetic_settings(settings: DataSettings) -> SyntheticSettings:

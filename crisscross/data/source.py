@@ -134,15 +134,19 @@ class Source:
             **({"val_fraction": self.val_fraction} if self.val_fraction else {}),  # older manifests stay up to date
         }
 
-    def list_clips(self) -> list[ListedClip]:
+    def list_clips(self, used: list[Path] | None = None) -> list[ListedClip]:
         """List the files from the CSV, the tree or the official lists.
+
+        Args:
+            used: gets the official lists that were read.
 
         Raises:
             FileNotFoundError: if the CSV or an official list is missing.
             ValueError: if the list is unusable or empty, or too many of its clips are missing.
         """
         if self.official is not None:
-            return list_official(self.official, self.root, self.annotations, allow_missing=self.allow_missing)
+            missing = self.allow_missing
+            return list_official(self.official, self.root, self.annotations, allow_missing=missing, used=used)
         if self.csv is None:
             return scan_tree(self.root)
         return read_csv(

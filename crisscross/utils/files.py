@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import uuid
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+
+# Errors of a file system that has no flock, or whose lock server does not answer.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 # Errors of a full disk or an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -88,13 +92,43 @@ def read_json(path: Path) -> Any:
 def file_lock(path: str | os.PathLike[str], *, timeout_s: float = -1) -> BaseFileLock:
     """Return a file lock.
 
-    The operating system releases it when its process dies.
+    The operating system releases it when its process dies. On a file system without such locks, acquiring it raises
+    an ``OSError`` with the remedy: a file that merely exists would not keep two processes apart.
 
     Args:
         path: the lock's file; created if missing.
         timeout_s: seconds after which acquiring raises ``TimeoutError``; below 0 = never.
     """
+    return _lock_class()(path, timeout=timeout_s, fallback_to_soft=False)
+
+
+@functools.cache
+def _lock_class() -> type[BaseFileLock]:
     # Imported here: it imports asyncio, a quarter of a second, and most commands take no lock.
     from filelock import FileLock
 
-    return FileLock(path, timeout=timeout_s)
+    class KernelLock(FileLock):
+        def _acquire(self) -> None:
+            try:
+                super()._acquire()
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    raise OSError(_no_locks(Path(self.lock_file), error)) from error
+                raise
+
+    return KernelLock
+
+
+def _no_locks(path: Path, error: OSError) -> str:
+    """Return the message about a file system without locks."""
+    import psutil  # here: only this message needs it
+
+    folder = path.resolve().parent
+    mounts = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    mount = max(mounts, key=lambda part: len(part.mountpoint), default=None)
+    where = f" (mounted at {mount.mountpoint}, type {mount.fstype})" if mount else ""
+    return (
+        f"{folder}{where} has no file locks ({os.strerror(error.errno or 0)}), and without them two processes could"
+        " train one run: have it mounted with locks (Lustre: -o flock), or use a folder on another file system"
+        " (runs_root=DIR, data.root=DIR, tracking.uri=...)"
+    )

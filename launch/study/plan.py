@@ -17,6 +17,7 @@ from crisscross.config.experiment import KINDS as SETTINGS
 from crisscross.config.experiment import ignored, training_node, training_of, trains
 from crisscross.run.identity import group_hash
 from crisscross.run.run_dir import RunDirectory
+from crisscross.utils.files import file_lock
 from crisscross.utils.plain import canonical_json
 from launch.study.expand import ConfigComposer, LaunchSettings, StudySettings, known_roots, without_unknown
 from launch.study.graph import Experiment, Graph
@@ -243,10 +244,14 @@ def register(plan: Plan, *, where: str, together: Mapping[str, str] | None = Non
 
 
 def make_writable(runs_root: Path) -> None:
-    """Check that run directories can be created, before anything is computed."""
+    """Check that run directories can be created and locked, before anything is computed."""
     try:
         (runs_root / "studies").mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=runs_root / "studies"):
             pass
+        with file_lock(runs_root / "studies" / ".writable"):
+            pass
     except OSError as error:
+        if error.strerror is None:  # it names the file system and the remedy
+            raise
         raise OSError(f"runs_root={runs_root}: {error.strerror}: choose a folder you can write") from error

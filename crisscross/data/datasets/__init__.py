@@ -31,7 +31,9 @@ SOURCE_OF: dict[str, Callable[[str], str | None]] = {"ucf101": ucf101.source_of,
 For datasets with several clips of one video, which may not be divided between training and validation."""
 
 
-def list_official(name: str, root: Path, annotations: Path | None, *, allow_missing: bool) -> list[ListedClip]:
+def list_official(
+    name: str, root: Path, annotations: Path | None, *, allow_missing: bool, used: list[Path] | None = None
+) -> list[ListedClip]:
     """List the clips of an official dataset.
 
     Args:
@@ -39,6 +41,7 @@ def list_official(name: str, root: Path, annotations: Path | None, *, allow_miss
         root: the folder of its clips.
         annotations: the folder, or the single file, of its official lists; None means under the root.
         allow_missing: whether any number of the listed clips may be missing; they are listed with that problem.
+        used: gets the official lists that were read.
 
     Raises:
         FileNotFoundError: if an official list is missing.
@@ -52,6 +55,8 @@ def list_official(name: str, root: Path, annotations: Path | None, *, allow_miss
     classes = read_classes(name) if known.has_class_list else frozenset()
     dataset = DatasetFolder(name, root, annotations, known.lists, known.layout, classes)
     listed = READERS[name](dataset)
+    if used is not None:
+        used[:] = dataset.used
     if not allow_missing:
         check_complete(dataset, listed)
     return listed

@@ -16,6 +16,7 @@ from crisscross.data.file_list import ListedClip
 
 SIDES = {"train": r"(?:.*[_-])?train\.csv", "val": r"(?:.*[_-])?val(?:id|idate|idation)?\.csv"}
 USUAL = ("annotations", ".", "kinetics400", "lists", "..", "../annotations")
+EXACT = {"train": ("train.csv",), "val": ("val.csv", "validate.csv", "validation.csv", "valid.csv")}
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
@@ -42,18 +43,22 @@ def read(dataset: DatasetFolder) -> list[ListedClip]:
 
 def _rows(dataset: DatasetFolder) -> Iterator[tuple[ExpectedClip, float]]:
     paths = dataset.find_lists("|".join(SIDES.values()), USUAL)
+    chosen = {}
     for split, pattern in SIDES.items():
         named = [path for path in paths if re.fullmatch(pattern, path.name)]
         if not named:
             raise dataset.lacks(f"{split}.csv", {path.parent for path in paths})
-        for where, (label, name, start, end) in table(named[0], COLUMNS):
+        chosen[split] = dataset.choose_list(named, EXACT[split])
+    dataset.used[:] = chosen.values()
+    for split, path in chosen.items():
+        for where, (label, name, start, end) in table(path, COLUMNS):
             dataset.check_label(label, where)
             try:
                 start_s, end_s = float(start), float(end)
             except ValueError:
                 raise ValueError(f"{where}: {start!r} to {end!r} are no seconds: give the original list") from None
-            path = f"{split}/{label}/{name}_{start_s:06.0f}_{end_s:06.0f}.mp4"
-            yield ExpectedClip(name, path, label, split), start_s
+            file = f"{split}/{label}/{name}_{start_s:06.0f}_{end_s:06.0f}.mp4"
+            yield ExpectedClip(name, file, label, split), start_s
 
 
 def _of_another(row: ListedClip, dataset: DatasetFolder, kinetics400: DatasetFolder) -> bool:

@@ -58,6 +58,7 @@ class DatasetFolder:
         lists: the names of the official lists, for error messages.
         layout: the layout under the root, for error messages.
         classes: the dataset's classes; empty if the lists define them.
+        used: the lists that were read.
     """
 
     name: str
@@ -66,6 +67,7 @@ class DatasetFolder:
     lists: str
     layout: str
     classes: frozenset[str] = field(default_factory=frozenset)
+    used: list[Path] = field(default_factory=list)
 
     def files(self) -> list[str]:
         """Return every media file under the root, sorted.
@@ -95,6 +97,7 @@ class DatasetFolder:
         """
         if self.annotations is not None and self.annotations.is_file():
             if single:
+                self.used[:] = [self.annotations]
                 return [self.annotations]
             folders = [self.annotations.parent]
         else:
@@ -103,8 +106,29 @@ class DatasetFolder:
             if folder.is_dir():
                 found = [file for file in sorted(folder.iterdir()) if re.fullmatch(pattern, file.name)]
                 if found:
+                    self.used[:] = found
                     return found
         raise self.lacks("", folders)
+
+    def choose_list(self, found: Sequence[Path], exact: Sequence[str]) -> Path:
+        """Return the one list to read of those whose names fit.
+
+        Args:
+            found: the lists, at least one.
+            exact: the official names; the first that exists wins.
+
+        Raises:
+            ValueError: if there are several, none of them with an official name.
+        """
+        by_name = {path.name: path for path in found}
+        official = [by_name[name] for name in exact if name in by_name]
+        if not official and len(found) > 1:
+            names = ", ".join(sorted(by_name))
+            raise ValueError(
+                f"data.annotations={self.annotations or 'null'}: {found[0].parent} has several lists of one split:"
+                f" {names}: keep one of them there, or name it {exact[0]}"
+            )
+        return (official or list(found))[0]
 
     def lacks(self, name: str, folders: Iterable[Path]) -> FileNotFoundError:
         """Return the error for a missing official list."""

@@ -28,7 +28,7 @@ from crisscross.config.base import parse
 from crisscross.config.data import DataSettings
 from crisscross.config.datasets import DATASETS
 from crisscross.data.build_manifest import build_manifest, probe_share
-from crisscross.data.catalog import make_writable, manifest_directory, source_options
+from crisscross.data.catalog import lists_text, make_writable, manifest_directory, source_options
 from crisscross.data.datasets.matching import MISSING, first_names, missing_by_split
 from crisscross.data.file_list import ListedClip
 from crisscross.data.manifest import read_manifest
@@ -220,6 +220,8 @@ def _build(settings: DataSettings, directory: Path, jobs: int | None) -> None:
     found = read_summary(directory)
     splits = ", ".join(f"{count} {name}" for name, count in found["num_by_split"].items())
     print(f"{found['num_clips']} clips of {len(found['classes'])} classes ({splits})")
+    if lists := lists_text(settings.kind, found):
+        print(lists)
     print(f"{found['num_rejected']} rejected")
     for reason, count in found["reasons"].items():
         print(f"  {count:6d}  {reason}")
