@@ -112,6 +112,8 @@ def run_in_process(kind: str, config: dict[str, Any]) -> None:
         kind: ``"pretrain"`` or ``"downstream"``.
         config: the resolved config.
     """
+    if HydraConfig.initialized():
+        os.chdir(HydraConfig.get().runtime.cwd)  # with hydra.job.chdir=true it is a folder of Hydra's
     cluster = config.pop("cluster", None)  # resources on Slurm are no part of the experiment
     if slurm.is_slurm_task():
         os.environ.update({name: str(value) for name, value in (cluster or {}).get("environment", {}).items()})

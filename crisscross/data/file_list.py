@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv as csv_format
 import hashlib
 import os
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -220,6 +221,17 @@ def _resolve(file: str, folder: Path, root: Path) -> str:
 
 def _relative(path: Path, root: Path) -> str:
     return PurePosixPath(os.path.relpath(path, root)).as_posix()
+
+
+def merge_labels(rows: Sequence[ListedClip]) -> list[ListedClip]:
+    """Give labels that look alike one spelling.
+
+    Accented letters have two forms in Unicode, and some systems change one into the other in folder names. Where a
+    dataset has a label in both, it gets the composed form (NFC).
+    """
+    composed = {label: unicodedata.normalize("NFC", label) for label in {row.label for row in rows}}
+    twice = {form for form, number in Counter(composed.values()).items() if number > 1}
+    return [replace(row, label=composed[row.label]) if composed[row.label] in twice else row for row in rows]
 
 
 def checked_name(row: ListedClip) -> ListedClip:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crisscross.data.datasets import list_official
-from crisscross.data.file_list import ListedClip, read_csv, scan_tree
+from crisscross.data.file_list import ListedClip, merge_labels, read_csv, scan_tree
 
 STREAMS = ("video", "audio")
 
@@ -148,14 +148,15 @@ class Source:
             missing = self.allow_missing
             return list_official(self.official, self.root, self.annotations, allow_missing=missing, used=used)
         if self.csv is None:
-            return scan_tree(self.root)
-        return read_csv(
+            return merge_labels(scan_tree(self.root))
+        listed = read_csv(
             self.csv,
             self.root,
             file_column=self.file_column,
             label_column=self.label_column,
             split_column=self.split_column,
         )
+        return merge_labels(listed)
 
     def file_stats(self, listed: Iterable[ListedClip]) -> list[FileStat]:
         """Stat every listed file; missing and rejected ones give ``NO_FILE``."""

@@ -48,7 +48,11 @@ def _git_state(root: Path) -> dict[str, Any]:
             return {}  # an installation that an enclosing repository ignores
         # --untracked-files because a user's git config may set it to "no".
         status = git(root, "status", "--porcelain=v2", "--branch", "--untracked-files=normal", "--", *CODE, DOCUMENTS)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if (root / ".git").exists():
+            said = getattr(error, "stderr", None) or str(error).encode()
+            reason = said.decode(errors="replace").strip().partition("\n")[0]
+            logger.warning("the commit of the code is not recorded, as git fails in %s: %s", root, reason)
         return {}
     lines = status.decode(errors="replace").splitlines()
     commit = next(line.split()[-1] for line in lines if line.startswith("# branch.oid "))
@@ -73,7 +77,8 @@ def git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
     variables |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     if index is not None:
         variables["GIT_INDEX_FILE"] = str(index)
-    command = ["git", *arguments]
+    # Git refuses a checkout that belongs to another user. Its code runs here already, so its version may be read.
+    command = ["git", "-c", f"safe.directory={root.resolve()}", *arguments]
     return subprocess.run(command, cwd=root, env=variables, capture_output=True, check=True, timeout=10).stdout
 
 

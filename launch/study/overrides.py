@@ -16,7 +16,7 @@ from typing import Any, cast
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -117,7 +117,8 @@ def route_overrides(arguments: Sequence[str], *, study: str) -> RoutedOverrides:
     launch, launcher = _compose_launch(_at_scale(study, rest), to_launch)
     whole_study, axes = plain_copy(launch["study"]), launch["study"]["axes"]
     for item in [item for item in rest if item.key_or_group in axes]:
-        known, values = axes[item.key_or_group], _axis_values(item)
+        known = axes[item.key_or_group]
+        values = values_of(item, options=[str(value) for value in known])
         # A value that is not in the study is itself the override.
         axes[item.key_or_group] = {str(v): known.get(str(v), {}) for v in values} if isinstance(known, dict) else values
     rest = [item for item in rest if item.key_or_group not in axes]
@@ -164,11 +165,47 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
         ValueError: if an override cannot be parsed; one line.
     """
     overrides = parse_overrides(arguments)
-    first = [next(item.sweep_string_iterator()) if item.is_sweep_override() else None for item in overrides]
-    return [
-        _typed(item) if value is None else f"{_typed(item).split('=')[0]}={value}"
-        for item, value in zip(overrides, first, strict=True)
-    ]
+    return [_first_of(item) if item.is_sweep_override() else _typed(item) for item in overrides]
+
+
+def _first_of(item: Override) -> str:
+    options = sorted(path.stem for path in (CONF / item.key_or_group).glob("*.yaml"))
+    values_of(item, options=options)  # refuses what has no values
+    if isinstance(item.value(), Glob):
+        return f"{item.key_or_group}={item.value().filter(options)[0]}"
+    return f"{_typed(item).split('=')[0]}={next(item.sweep_string_iterator())}"
+
+
+def values_of(item: Override, *, options: Sequence[str]) -> list[Any]:
+    """Return the different values of an override, in order.
+
+    They are those of a list or of a sweep in Hydra's grammar: ``a,b``, ``choice``, ``range``, ``glob``, with ``sort``,
+    ``shuffle`` and ``tag``.
+
+    Args:
+        item: the override.
+        options: names from which ``glob`` chooses; empty if there are none.
+
+    Raises:
+        ValueError: if it has no values, or not plain ones; one line.
+    """
+    found = item.value()
+    if isinstance(found, IntervalSweep):
+        raise ValueError(f"{item.input_line}: an interval has no single values: write range(START,STOP,STEP) or a list")
+    if isinstance(found, Glob):
+        values = found.filter(list(options))
+        if not values:
+            there = f"none of {', '.join(options)} fits" if options else "there are no names to choose from"
+            raise ValueError(f"{item.input_line}: {there}: write the values as a list")
+    elif item.is_sweep_override():
+        values = [value.text if isinstance(value, QuotedString) else value for value in item.sweep_iterator()]
+    else:
+        values = found if isinstance(found, list) else [found]
+        values = [value.text if isinstance(value, QuotedString) else value for value in values]
+    if not values or not all(value is None or isinstance(value, str | int | float) for value in values):
+        what = "got a list or mapping as a value" if values else "got none"
+        raise ValueError(f"{item.input_line}: {what}, expected at least one plain value, such as [a,b]")
+    return list(dict.fromkeys(values))
 
 
 @cache
@@ -204,7 +241,7 @@ def _belongs_to_launch(item: Override) -> bool:
 
 
 def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str, Any], str]:
-    texts = [_as_list(item) if item.key_or_group == "seeds" else _typed(item) for item in overrides]
+    texts = [_seeds(item) if item.key_or_group == "seeds" else _typed(item) for item in overrides]
     for item in overrides:
         if item.key_or_group == "study":
             raise ValueError(f"{item.input_line}: this script launches study={study}, others have their own")
@@ -230,17 +267,9 @@ def _cluster_keys() -> list[str]:
     return _keys({"cluster": described["cluster"]})
 
 
-def _as_list(item: Override) -> str:
-    """Return `key=a,b` and `key=a` as `key=[a,b]` and `key=[a]`."""
-    value = _typed(item).split("=", 1)[1].strip()
-    return _typed(item) if value.startswith("[") else f"{item.key_or_group}=[{value}]"
-
-
-def _axis_values(item: Override) -> list[Any]:
-    values = parse_overrides([_as_list(item)])[0].value()
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{item.input_line}: give at least one value")
-    return list(dict.fromkeys(values))
+def _seeds(item: Override) -> str:
+    """Return an override of the seeds, in any form, as ``seeds=[0,1]``."""
+    return f"seeds=[{','.join(map(str, values_of(item, options=[])))}]"
 
 
 def _reject_reserved(item: Override) -> None:

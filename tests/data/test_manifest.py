@@ -18,7 +18,7 @@ import pytest
 from crisscross.data import manifest as manifest_file
 from crisscross.data import parallel, probe_files
 from crisscross.data.build_manifest import build_manifest
-from crisscross.data.file_list import ListedClip, assign_splits
+from crisscross.data.file_list import ListedClip, assign_splits, merge_labels
 from crisscross.data.manifest import CLIP_COLUMNS, read_manifest
 from crisscross.data.manifest_summary import read_summary
 from tests.data.clips import even_times_s, tone, write_clip
@@ -347,6 +347,13 @@ class TestProcesses:
         manifest = build(tmp_path, root=root, jobs=2)
         assert len(manifest.clips) == len(paths) - 1
         assert reasons(manifest) == {paths[3]: "crashes the decoder"}
+
+
+def test_a_label_in_two_unicode_forms_is_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    rows = [ListedClip("1.mp4", composed, None), ListedClip("2.mp4", decomposed, None), ListedClip("3.mp4", "a", None)]
+    assert [row.label for row in merge_labels(rows)] == [composed, composed, "a"]
+    assert merge_labels(rows[1:]) == rows[1:]  # one form alone stays, and with it the dataset's hash
 
 
 class TestSplits:

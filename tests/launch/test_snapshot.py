@@ -400,3 +400,22 @@ def test_a_path_that_ends_early_in_the_environment_is_refused(checkout: Path, tm
     snapshot = take_snapshot(tmp_path / "a:b", source=checkout)
     with pytest.raises(ValueError, match=r"runs_root=.*a:b: ':' ends a path in PYTHONPATH: choose one without"):
         snapshot_environment(snapshot)
+
+
+def test_a_checkout_of_another_user_is_recorded(checkout: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Git refuses such a checkout; this variable is how its own tests pretend that there is one."""
+    write(checkout / "crisscross" / "say.py", "# edited\n")
+    commit = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    code_version._git_state.cache_clear()
+    assert git_state(checkout) == {"commit": commit, "dirty": True}
+    assert b"+# edited\n" in code_version.uncommitted_changes(checkout)
+    assert take_snapshot(tmp_path / "runs", source=checkout).commit == commit
+    assert caplog.text == ""
+
+
+def test_a_checkout_that_git_cannot_read_is_named(checkout: Path, caplog) -> None:
+    (checkout / ".git" / "HEAD").unlink()
+    code_version._git_state.cache_clear()
+    assert git_state(checkout) == {}
+    assert "the commit of the code is not recorded, as git fails in" in caplog.text

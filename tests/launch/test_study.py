@@ -29,11 +29,50 @@ def _plan(*arguments: str) -> Plan:
     return make_plan("relaxation", arguments, prepare=_prepare)
 
 
+def _points(*arguments: str) -> list[dict[str, Any]]:
+    """Return the configs of the pretrainings of a study."""
+    return [dict(item.config) for item in _plan(*arguments).graph if item.kind == "pretrain"]
+
+
 def _error(*arguments: str) -> str:
     with pytest.raises(ValueError) as caught:
         _plan(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("relaxation=glob(m*)", ["mild", "medium", "mixed"]),
+        ("relaxation=glob(*,exclude=e*)", ["none", "mild", "medium", "mixed"]),
+        ("relaxation=choice(none,mild)", ["none", "mild"]),
+        ("relaxation=sort(none,mild)", ["mild", "none"]),
+        ("relaxation=tag(a,choice(none,mild))", ["none", "mild"]),
+        ("relaxation='none',\"mild\"", ["none", "mild"]),
+        ("relaxation=none,none", ["none"]),
+    ],
+)
+def test_an_axis_takes_every_sweep_of_hydra(override: str, values: list[str]) -> None:
+    assert [point["relaxation"] for point in _points(override, "seeds=[0]")] == values
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("seeds=range(2,5)", [2, 3, 4]),
+        ("seeds=choice(4,1)", [4, 1]),
+        ("seeds=sort(range(0,3),reverse=true)", [2, 1, 0]),
+        ("seeds=3", [3]),
+        ("seeds=1,2", [1, 2]),
+    ],
+)
+def test_seeds_take_every_sweep_of_hydra(override: str, values: list[int]) -> None:
+    assert [point["seed"] for point in _points(override, "relaxation=mild")] == values
+
+
+def test_a_shuffled_range_has_the_same_seeds() -> None:
+    assert {point["seed"] for point in _points("seeds=shuffle(range(0,4))", "relaxation=mild")} == {0, 1, 2, 3}
 
 
 def test_the_relaxation_study_is_five_pretrainings_their_evaluations_and_the_floor() -> None:
@@ -124,7 +163,25 @@ def test_data_is_prepared_once() -> None:
         ),
         (["seed=3"], "seed=3: a study has one copy a seed: write 'seeds=[...]'"),
         (["seeds=[x]"], "seeds.0=x: expected a whole number"),
-        (["seeds=[]"], "seeds=[]: expected 1 or more values"),
+        (["seeds=[]"], "seeds=[]: got none, expected at least one plain value, such as [a,b]"),
+        (
+            ["seeds=interval(0,3)"],
+            "seeds=interval(0,3): an interval has no single values: write range(START,STOP,STEP) or a list",
+        ),
+        (["seeds=glob(*)"], "seeds=glob(*): there are no names to choose from: write the values as a list"),
+        (["seeds=range(3,1)"], "seeds=range(3,1): got none, expected at least one plain value, such as [a,b]"),
+        (
+            ["relaxation=glob(x*)"],
+            "relaxation=glob(x*): none of none, mild, medium, mixed, extreme fits: write the values as a list",
+        ),
+        (
+            ["relaxation=interval(0,1)"],
+            "relaxation=interval(0,1): an interval has no single values: write range(START,STOP,STEP) or a list",
+        ),
+        (
+            ["relaxation=[[none]]"],
+            "relaxation=[[none]]: got a list or mapping as a value, expected at least one plain value, such as [a,b]",
+        ),
         (["max_parallel=0"], "max_parallel=0: expected more than 0"),
         (["dry_run=maybe"], "dry_run=maybe: expected true or false"),
         (["dryrun=true"], "dryrun=true: there is no setting dryrun: did you mean dry_run?"),

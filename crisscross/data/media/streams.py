@@ -85,10 +85,14 @@ def describe(error: Exception) -> str:
 
 
 def candidate_streams(container: av.container.InputContainer, kind: Kind) -> list[av.VideoStream | av.AudioStream]:
-    """Return the streams of a kind without cover pictures and unknown codecs."""
+    """Return the streams of a kind without cover pictures and unknown codecs.
+
+    Those that the file marks as default come first, as in players.
+    """
     streams: Sequence[av.VideoStream | av.AudioStream]
     streams = container.streams.video if kind == "video" else container.streams.audio
-    return [s for s in streams if s.codec_context is not None and not s.disposition & _NOT_VIDEO]
+    usable = [s for s in streams if s.codec_context is not None and not s.disposition & _NOT_VIDEO]
+    return sorted(usable, key=lambda stream: not stream.disposition & Disposition.default)
 
 
 @overload
