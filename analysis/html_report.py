@@ -257,7 +257,7 @@ def _figure(image: Path, links: _Links) -> str:
 def _caption_of(image: Path) -> tuple[str, str, list[str]]:
     """Return title, caption and further lines of a figure's ``.md`` file (``figures.base.caption_text``)."""
     caption_file = image.with_suffix(".md")
-    first, *more = caption_file.read_text().splitlines() if caption_file.is_file() else [""]
+    first, *more = caption_file.read_text(encoding="utf-8").splitlines() if caption_file.is_file() else [""]
     found = re.fullmatch(r"\*\*(.+?)\.\*\* (.*)", first)
     return (found[1], found[2], more) if found else (image.stem, first, more)
 

@@ -21,6 +21,7 @@ from analysis.studies import STUDIES
 from crisscross.tracking.address import DEFAULT_EXPERIMENT
 from crisscross.tracking.artifacts import ArtifactLogger
 from crisscross.utils.files import write_bytes, write_text
+from crisscross.utils.terminal import print_what_can_be_printed
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    print_what_can_be_printed()
     parser = _parser()
     options = parser.parse_args(argv)
     names = _chosen(options, parser)

@@ -19,6 +19,7 @@ from analysis.make_tables import PAGE, print_tables, studies_in
 from analysis.runs import NoRunsError
 from analysis.study_tables import StudyTables, make_study_tables
 from crisscross.tracking.artifacts import ArtifactLogger
+from crisscross.utils.terminal import print_what_can_be_printed
 
 
 def make_report(
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    print_what_can_be_printed()
     parser = argparse.ArgumentParser(description="Draw all figures, print all tables, write one HTML report.")
     add_store_options(parser, runs_root="folder of the run directories, which are synced to MLflow first")
     parser.add_argument("--out", default=".", help="folder of figures/ and tables/ (default: the current one)")

@@ -24,6 +24,7 @@ from crisscross.tracking.address import DEFAULT_EXPERIMENT, DEFAULT_URI, Trackin
 from crisscross.tracking.artifacts import ArtifactLogger
 from crisscross.tracking.query import experiment_tags
 from crisscross.utils.redact import mask_passwords
+from crisscross.utils.terminal import print_what_can_be_printed
 
 FORMATS = ("md", "csv", "tex", "html")
 PAGE = "report.html"
@@ -209,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    print_what_can_be_printed()
     parser = _parser()
     options = parser.parse_args(argv)
     if options.table and options.study and options.table not in STUDIES[options.study].tables:

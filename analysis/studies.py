@@ -33,7 +33,7 @@ class Study:
 
 def read_studies(folder: Path = FOLDER) -> dict[str, Study]:
     """Return the studies that have tables, in order of their tables."""
-    configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))]
+    configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.yaml"))]
     with_tables = [config for config in configs if config.get("tables")]
     return {
         config["name"]: Study(config["script"], dict(config["tables"]), tuple(config["figures"]))

@@ -21,6 +21,7 @@ from typing import Any
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.files import read_json
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.slurm.assignments import Assignment, submission_lock, write_assignment
 from launch.slurm.commands import QueuedTask, slurm
 from launch.slurm.job_status import SlurmView, read_slurm, record_final_states, table_assignment
@@ -52,6 +53,7 @@ class Target:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Stop what runs or waits, print it, and return the exit code."""
+    print_what_can_be_printed()
     runs_root, names = split_arguments(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(names):
         print(__doc__.strip())

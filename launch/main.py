@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from crisscross.tracking.sync import sync_runs
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.console import counts, help_text, print_graph, print_header, print_line, this_command
 from launch.environment import UnusableEnvironmentError
 from launch.local.failures import report_failures, report_warnings
@@ -36,6 +37,7 @@ def main(*studies: str, arguments: Sequence[str] | None = None) -> int:
         *studies: names of files in ``experiments/conf/study``; several are launched as one graph.
         arguments: the command line; None = that of this process.
     """
+    print_what_can_be_printed()
     overrides = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(overrides):
         print(help_text(studies))

@@ -18,7 +18,7 @@ def handler_for(path: Path | None = None) -> logging.Handler:
 
     Warnings of this project are marked.
     """
-    handler = logging.StreamHandler() if path is None else logging.FileHandler(path)
+    handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler
 

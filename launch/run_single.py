@@ -18,6 +18,7 @@ from rich.console import Console
 from crisscross.data.catalog import prepare
 from crisscross.run.run_dir import RunDirectory
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.console import print_line
 from launch.environment import UnusableEnvironmentError
 from launch.job import slurm
@@ -43,6 +44,7 @@ def run_entry_point(kind: str, main: Callable[[], None]) -> None:
         kind: ``"pretrain"`` or ``"downstream"``.
         main: the function decorated with ``hydra.main``.
     """
+    print_what_can_be_printed()
     check_command_line(kind, sys.argv[1:])
     try:
         main()
@@ -204,7 +206,7 @@ def _run(run: RunDirectory, console: Console, warnings: Warnings) -> int:
     """
     reader = LogReader(run.log_path, warnings)
     try:
-        with showing_progress(run, console), run.log_path.open("a") as log:
+        with showing_progress(run, console), run.log_path.open("a", encoding="utf-8") as log:
             return run_experiment(run, patience_s=slurm.lock_patience_s(), log=log, meanwhile=reader.poll)
     except UnusableEnvironmentError:
         raise

@@ -25,6 +25,7 @@ from crisscross.run.state import RunState
 from crisscross.tracking.metadata import script_of
 from crisscross.utils.files import read_json
 from crisscross.utils.redact import mask_passwords
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.console import clock, describe
 from launch.slurm.commands import SlurmError
 from launch.slurm.job_status import JobStatus, SlurmView, read_slurm, read_status, record_final_states, table_assignment
@@ -59,6 +60,7 @@ _PLAIN_WIDTH = 200  # columns of the table if the output is no terminal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the status and return the exit code."""
+    print_what_can_be_printed()
     parser = argparse.ArgumentParser(
         prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crisscross.utils.files import file_lock
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.slurm.mlflow_sync import sync_studies
 from launch.study.record import read_records, read_single_runs, split_arguments
 
@@ -26,6 +27,7 @@ WATCH_SECONDS = 30.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Sync, print what was sent, and return the exit code."""
+    print_what_can_be_printed()
     parser = argparse.ArgumentParser(
         prog="sync.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

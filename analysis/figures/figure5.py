@@ -94,7 +94,9 @@ def _neighbors(evaluated: EvaluatedRun, stream: str) -> pd.DataFrame:
     path = evaluated.run.path / "neighbours.csv"
     if not path.is_file():
         raise NotThereError(f"{path} is missing: delete that run directory and launch the study again")
-    found = pd.read_csv(io.StringIO(path.read_text()), dtype={"fold": str, "query": str, "neighbour": str})
+    found = pd.read_csv(
+        io.StringIO(path.read_text(encoding="utf-8")), dtype={"fold": str, "query": str, "neighbour": str}
+    )
     found = found[found["modality"] == stream]
     if "fold" in found and evaluated.fold.name:
         found = found[found["fold"] == evaluated.fold.name]

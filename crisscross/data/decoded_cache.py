@@ -222,7 +222,7 @@ def _make_room(parent: Path, num_bytes: int, *, limit: int | None) -> None:
 
 def _recorded_bytes(folder: Path) -> int:
     try:
-        return int((folder / "bytes").read_text())
+        return int((folder / "bytes").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
 

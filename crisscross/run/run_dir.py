@@ -117,7 +117,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config."""
-        return yaml.load((self.path / "config.yaml").read_text(), Loader=_YAML_LOADER)
+        return yaml.load((self.path / "config.yaml").read_text(encoding="utf-8"), Loader=_YAML_LOADER)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _send_artifacts(run: RunDirectory, store: Store, sent: Sent, status: RunStat
         if sent.artifacts.get(name) == version:
             continue
         if name == "config.yaml":
-            store.log_text(sent.run_id, mask_passwords(path.read_text()), name)
+            store.log_text(sent.run_id, mask_passwords(path.read_text(encoding="utf-8")), name)
         else:
             store.log_file(sent.run_id, path, name)
         sent.artifacts[name] = version

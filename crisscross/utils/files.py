@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
         ValueError: if the file is not JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:

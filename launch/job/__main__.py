@@ -11,6 +11,7 @@ on stderr and the traceback in ``log.txt``; 78 if the environment can run no exp
 from __future__ import annotations
 
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
+from crisscross.utils.terminal import print_what_can_be_printed
 
 if __name__ == "__main__":
     # Before the imports, which take seconds: a signal must not kill a job that is starting.
@@ -30,6 +31,7 @@ from launch.job.slurm import run_task
 
 def main(arguments: Sequence[str]) -> int:
     """Run the experiment of a run directory and return the exit code."""
+    print_what_can_be_printed()
     if len(arguments) == 2 and arguments[0] == "--batch":
         return run_task(Path(arguments[1]))
     if len(arguments) != 1:

@@ -84,7 +84,7 @@ def resume_point(run: RunDirectory) -> str:
 
 def write_log(run: RunDirectory, line: str) -> None:
     """Add a line to the log of a run."""
-    with contextlib.suppress(OSError), run.log_path.open("a") as log:  # the disk may be full
+    with contextlib.suppress(OSError), run.log_path.open("a", encoding="utf-8") as log:  # the disk may be full
         print(time.strftime("%H:%M:%S"), line, file=log)
 
 

@@ -94,7 +94,7 @@ def failure_line(run: RunDirectory, error: BaseException) -> str:
 
 def record_failure(run: RunDirectory, error: BaseException) -> None:
     """Write a failure to the run's log and to ``progress.json``."""
-    with contextlib.suppress(OSError), run.log_path.open("a") as log:
+    with contextlib.suppress(OSError), run.log_path.open("a", encoding="utf-8") as log:
         traceback.print_exception(error, file=log)
     if not isinstance(error, AlreadyRunningError):  # then progress.json is that of the other process
         run.write_progress(**{**(run.progress or {}), "state": RunState.FAILED, "error": failure_line(run, error)})

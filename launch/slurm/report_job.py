@@ -21,6 +21,7 @@ from analysis.make_tables import print_tables
 from crisscross.tracking.address import TrackingError
 from crisscross.utils.files import file_lock, read_json, write_json
 from crisscross.utils.redact import mask_passwords
+from crisscross.utils.terminal import print_what_can_be_printed
 from launch.slurm.mlflow_sync import sync_studies
 from launch.study.record import table_result_path
 
@@ -29,6 +30,7 @@ REPORT_PATIENCE_S = 600.0  # ours: as long as the figures of other studies may t
 
 def main(arguments: Sequence[str]) -> int:
     """Make the table of a study; return 0 if it is complete."""
+    print_what_can_be_printed()
     if len(arguments) != 1:
         print("usage: python -m launch.slurm.report_job RECORD", file=sys.stderr)
         return 2

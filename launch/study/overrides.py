@@ -211,7 +211,7 @@ def values_of(item: Override, *, options: Sequence[str]) -> list[Any]:
 @cache
 def groups_of(kind: str) -> frozenset[str]:
     """Return the names of the config groups of a kind of experiment."""
-    defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONF / f"{kind}.yaml").read_text(encoding="utf-8"))["defaults"]
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return frozenset(name for name in names if not name.startswith(("override", "optional")))
 
@@ -263,7 +263,7 @@ def _compose_launch(study: str, overrides: Sequence[Override]) -> tuple[dict[str
 
 def _cluster_keys() -> list[str]:
     """Return all keys of a cluster."""
-    described = yaml.safe_load((CONF / "hydra/launcher/slurm.yaml").read_text())
+    described = yaml.safe_load((CONF / "hydra/launcher/slurm.yaml").read_text(encoding="utf-8"))
     return _keys({"cluster": described["cluster"]})
 
 
@@ -326,7 +326,7 @@ def _unknown(item: Override, candidates: Sequence[str]) -> str:
     key = item.key_or_group
     group, _, name = key.partition(".")
     for path in sorted((CONF / group).glob("*.yaml")):
-        if name and has_key(yaml.safe_load(path.read_text()) or {}, name):
+        if name and has_key(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, name):
             return f"{item.input_line}: only {group}={path.stem} has a setting {name}: add {group}={path.stem}"
     same_end = [other for other in candidates if other.endswith(f".{key.rpartition('.')[2]}")]
     close = difflib.get_close_matches(key, [*candidates], n=3, cutoff=0.7)

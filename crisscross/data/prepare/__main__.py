@@ -37,6 +37,7 @@ from crisscross.data.prepare import compact
 from crisscross.data.prepare.compact_encode import CompactSettings
 from crisscross.data.source import STREAMS, Source
 from crisscross.utils.files import write_text
+from crisscross.utils.terminal import print_what_can_be_printed
 
 MISSING_TABLE = "missing.csv"
 _COPY_KEYS = {"short_side_px": "short_side", "key_frame_every": "key_frame_every", "crf": "crf"}
@@ -51,6 +52,7 @@ STOPPED = "stopped: all findings are kept, the same command continues"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare a dataset from the command line and return the exit code."""
+    print_what_can_be_printed()
     options = _parser().parse_args(arguments)
     try:
         share = None if options.share is None else parse_share(options.share, os.environ)
