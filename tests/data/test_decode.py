@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from crisscross.data.media import decode as decode_module
 from crisscross.data.media.decode import DecodeError, decode_windows, probe
@@ -185,17 +186,23 @@ class TestFiles:
         with pytest.raises(DecodeError, match="no timestamps"):
             decode_video(path, [0.0])
 
-    def test_the_first_of_several_streams_is_taken(self, tmp_path):
-        path = tmp_path / "two.mkv"
+    @pytest.mark.parametrize("suffix", ["mkv", "mov"])
+    @pytest.mark.parametrize("default", [None, 0, 1])
+    def test_of_several_streams_the_default_one_is_taken_or_else_the_first(self, tmp_path, suffix, default):
+        path = tmp_path / f"two.{suffix}"
         with av.open(str(path), "w") as container:
             streams = [container.add_stream("pcm_s16le", rate=16000, layout="mono") for _ in range(2)]
+            for index, stream in enumerate(streams):
+                if default is not None:
+                    stream.disposition = Disposition.default if index == default else Disposition(0)
             for stream, frequency_hz in zip(streams, (440, 1000), strict=True):
                 samples = (tone(frequency_hz, 1, 16000) * 32767).astype(np.int16)
                 frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
                 frame.sample_rate, frame.pts = 16000, 0
                 for packet in stream.encode(frame) + stream.encode(None):
                     container.mux(packet)
-        assert np.abs(decode_audio(path, [0.0])[0] - tone(440, 1, 16000)[0]).max() < 1e-3
+        expected = tone((440, 1000)[default or 0], 1, 16000)[0]
+        assert np.abs(decode_audio(path, [0.0])[0] - expected).max() < 1e-3
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
