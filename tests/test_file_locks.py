@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from crisscross.utils.files import file_lock
+from crisscross.utils.files import NO_LOCKS, file_lock
 from tests.requirements import missing
 from tests.support import TINY_OVERRIDES
 
@@ -32,8 +32,13 @@ def no_flock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-@pytest.mark.parametrize("command", [("launch/sweep_relaxation.py", "relaxation=[none]"), ("experiments/pretrain.py",)])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (("launch/sweep_relaxation.py", "relaxation=[none]"), errno.ENOSYS),
+        (("experiments/pretrain.py",), errno.ENOLCK),
+    ],
+)
 def test_nothing_starts_where_there_are_no_locks(
     tmp_path: Path, no_flock: Path, command: tuple[str, ...], number: int
 ) -> None:
@@ -71,3 +76,13 @@ def test_a_lock_has_one_holder(tmp_path: Path) -> None:
     assert most == [1] * 80
     with file_lock(path), pytest.raises(TimeoutError):
         file_lock(path, timeout_s=0).acquire()
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_every_such_error_names_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=rf"has no file locks \({os.strerror(number)}\), .* use a folder on another"):
+        file_lock(tmp_path / "lock").acquire()

@@ -23,6 +23,7 @@ from crisscross.config.views import ViewSettings
 from crisscross.data.decoded_cache import DecodedCache
 from crisscross.data.media.decode import DecodeError, decode_windows
 from crisscross.data.relaxation import Extent, ViewStarts, draw_view_starts, even_starts
+from crisscross.utils.files import use_short_tempdir
 from crisscross.utils.rng import generator
 from crisscross.utils.signals import ignore_in_worker
 
@@ -360,7 +361,12 @@ def batch_loader(
         requests: lists of indices, one list per batch.
         num_workers: number of loader processes; 0 decodes in the calling process.
         pin_memory: whether to copy batches to pinned memory, for a GPU.
+
+    Raises:
+        OSError: if workers cannot have sockets in any folder for temporary files.
     """
+    if num_workers:
+        use_short_tempdir()
     return DataLoader(
         dataset,
         batch_sampler=requests,

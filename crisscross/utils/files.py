@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 # Errors of a file system that has no flock, or whose lock server does not answer.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+SOCKET_PATH_BYTES = 107
+"""Longest path of a socket on Linux."""
+SOCKET_NAME_BYTES = 32
+"""Length of what multiprocessing appends to the folder: ``/pymp-xxxxxxxx/listener-xxxxxxxx``."""
+SHORT_TEMPDIRS = ("/tmp", "/var/tmp", "/dev/shm")
 
 # Errors of a full disk or an exhausted quota.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -87,6 +94,26 @@ def read_json(path: Path) -> Any:
         return None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}): delete it and run again") from error
+
+
+def use_short_tempdir() -> None:
+    """Put this process's temporary files where the sockets of worker processes can be.
+
+    A socket's path has at most 107 bytes. With a longer ``$TMPDIR``, workers hang, then die.
+
+    Raises:
+        OSError: if no folder is short enough and writable.
+    """
+    given = tempfile.gettempdir()
+    for folder in (given, *SHORT_TEMPDIRS):
+        if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES and os.access(folder, os.W_OK | os.X_OK):
+            tempfile.tempdir = folder
+            return
+    raise OSError(
+        f"TMPDIR={given} is too long for the sockets of worker processes, and {', '.join(SHORT_TEMPDIRS)} cannot be"
+        " written: set TMPDIR to a folder of at most"
+        f" {SOCKET_PATH_BYTES - SOCKET_NAME_BYTES} characters, or execution.num_workers=0"
+    )
 
 
 def file_lock(path: str | os.PathLike[str], *, timeout_s: float = -1) -> BaseFileLock:

@@ -171,8 +171,9 @@ def first_of_sweep(arguments: Sequence[str]) -> list[str]:
 def _first_of(item: Override) -> str:
     options = sorted(path.stem for path in (CONF / item.key_or_group).glob("*.yaml"))
     values_of(item, options=options)  # refuses what has no values
-    if isinstance(item.value(), Glob):
-        return f"{item.key_or_group}={item.value().filter(options)[0]}"
+    found: Any = item.value()
+    if isinstance(found, Glob):
+        return f"{item.key_or_group}={found.filter(options)[0]}"
     return f"{_typed(item).split('=')[0]}={next(item.sweep_string_iterator())}"
 
 
@@ -189,7 +190,8 @@ def values_of(item: Override, *, options: Sequence[str]) -> list[Any]:
     Raises:
         ValueError: if it has no values, or not plain ones; one line.
     """
-    found = item.value()
+    found: Any = item.value()
+    values: list[Any]
     if isinstance(found, IntervalSweep):
         raise ValueError(f"{item.input_line}: an interval has no single values: write range(START,STOP,STEP) or a list")
     if isinstance(found, Glob):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +112,23 @@ def test_evaluation_takes_evenly_spaced_segments(clips: Clips, settings: Pretrai
     sample = dataset[1]
     assert sample["video"].shape[0] == sample["audio"].shape[0] == settings.views.evaluation_clips
     assert np.array_equal(sample["video"], dataset[1]["video"])
+
+
+@pytest.mark.parametrize("length", [60, 90, 200])
+def test_workers_start_whatever_the_length_of_tmpdir(
+    clips: Clips, settings: PretrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """A socket's path has at most 107 bytes, about 30 of which multiprocessing appends."""
+    folder = tmp_path
+    while len(str(folder)) < length:
+        folder = folder / ("long" * 10)
+    folder.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    dataset = _dataset(clips, settings, "mild")
+    (batch,) = batch_loader(dataset, [[(0, 3), (0, 1)]], num_workers=1, pin_memory=False)
+    assert len(batch.labels) == 2
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr("crisscross.utils.files.SHORT_TEMPDIRS", ("/nowhere",))
+    if len(str(folder)) > 75:
+        with pytest.raises(OSError, match=r"is too long for the sockets .* at most 75 characters"):
+            batch_loader(dataset, [[(0, 3)]], num_workers=1, pin_memory=False)
