@@ -26,6 +26,20 @@ class TestAudio:
         assert np.abs(audio[0] - expected[16000:32000]).max() < 1e-4
         assert np.abs(audio[1] - expected[40000:56000]).max() < 1e-4
 
+    @pytest.mark.parametrize(
+        "codec", ["adpcm_ms", "adpcm_ima_wav", "mp3", "pcm_mulaw", "pcm_alaw", "pcm_s16le", "pcm_f32le"]
+    )
+    def test_a_late_window_of_a_wav_has_its_own_place(self, tmp_path, codec):
+        """A rising tone; WAV has no times, and the bytes per second of its header are wrong for most codecs."""
+        times_s = np.arange(40 * RATE_HZ) / RATE_HZ
+        rising = (0.5 * np.sin(2 * np.pi * (200 + 40 * times_s) * times_s)).astype(np.float32)[None]
+        path = write_clip(tmp_path / "a.wav", waveform=rising, sample_rate_hz=RATE_HZ, audio_codec=codec)
+        from_the_start = decode_audio(path, [0.0, 10.0, 20.0, 37.0])
+        for row, start_s in ((2, 20.0), (3, 37.0)):
+            assert np.array_equal(decode_audio(path, [start_s])[0], from_the_start[row])
+        if codec != "mp3":  # its encoder adds a delay
+            assert np.abs(from_the_start[2] - rising[0, 20 * RATE_HZ : 21 * RATE_HZ]).max() < 0.1
+
     def test_no_alias_of_what_lies_above_the_new_band(self, tmp_path):
         path = write_clip(tmp_path / "a.mkv", waveform=tone(9000, 3, 44100), audio_codec="pcm_s16le")
         assert np.abs(decode_audio(path, [1.0])).max() < 1e-3

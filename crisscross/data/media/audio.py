@@ -28,8 +28,10 @@ JUMP_S = 0.025
 WRAP_S = 1.0  # ours: a step back this far is a broken clock, not an overlap: the samples are joined
 # A nearer window is reached by decoding, which is exact for every codec and container; 10 s of AAC take 7 ms.
 SEEK_BEYOND_S = 15.0
-# Other formats round timestamps, so a seek would shift the audio a little.
+# Other formats round timestamps, so a seek would shift the audio a little. WAV has none: a seek goes by the bytes per
+# second of the header, which are exact for PCM alone.
 EXACT_FORMATS = ("mov", "wav", "flac")
+PCM = "pcm_"
 PREROLL_S = 1.0  # decoded and dropped after a seek: AAC needs 2 frames, MP3 its bit reservoir, Opus 80 ms
 # ours: the low-pass filter, at 16 kHz flat to 6.3 kHz, -80 dB from 8.9 kHz.
 FILTER_HALF_WIDTH = 16  # zero crossings on either side
@@ -196,6 +198,12 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
     return total / np.float32(len(values)) if len(values) > 1 else total
 
 
+def _has_exact_times(container: av.container.InputContainer, stream: av.AudioStream) -> bool:
+    """Return whether audio after a seek has the same place as without."""
+    name = container.format.name.split(",")[0]
+    return name in EXACT_FORMATS and (name != "wav" or stream.codec_context.name.startswith(PCM))
+
+
 class _Reader:
     """A reader of spans of native samples in ascending order.
 
@@ -206,7 +214,7 @@ class _Reader:
         self, container: av.container.InputContainer, stream: av.AudioStream, path: str | Path, *, seeks: bool
     ):
         self._container, self._stream, self._path = container, stream, path
-        self._seeks = seeks and container.format.name.split(",")[0] in EXACT_FORMATS
+        self._seeks = seeks and _has_exact_times(container, stream)
         self._kept: list[tuple[Chunk, np.ndarray | None]] = []
         self._feed = chunks(container, stream, path)
         first = next(self._feed, None)
