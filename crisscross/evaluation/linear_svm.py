@@ -9,7 +9,6 @@ of 4,608 features and 50 classes it took 2 to 20 times as long, with the same sc
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,6 @@ from scipy.optimize import minimize
 
 from crisscross.evaluation.feature_matrix import FeatureMatrix
 from crisscross.utils.signals import raise_if_preempted
-
-logger = logging.getLogger(__name__)
 
 MAX_ITERATIONS = 300  # ours
 GRADIENT_TOLERANCE = 3e-5  # ours
@@ -41,11 +38,13 @@ class LinearSvm:
         weight: (D, K) float64.
         bias: (K,) float64.
         start: the solution, from which a fit with another C can start.
+        num_steps: steps of the solver; ``MAX_ITERATIONS`` if it did not converge.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     start: np.ndarray
+    num_steps: int
 
     def scores(self, rows: FeatureMatrix) -> np.ndarray:
         """Return (n, K) float64 decision values, averaged over each clip's segments."""
@@ -100,11 +99,9 @@ def fit_svm(
             "ftol": OBJECTIVE_TOLERANCE * strictness,
         },
     )
-    if found.nit >= MAX_ITERATIONS:
-        logger.warning("the SVM with C=%g did not converge in %d steps; its scores are used as they are", c, found.nit)
     solution = found.x * scale
     weight, bias = objective.as_features_are(solution)
-    return LinearSvm(weight, bias, solution)
+    return LinearSvm(weight, bias, solution, found.nit)
 
 
 def _step_sizes(rows: FeatureMatrix, c: float) -> np.ndarray:

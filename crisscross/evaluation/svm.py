@@ -14,7 +14,7 @@ import torch
 from crisscross.config.evaluation import SvmSettings
 from crisscross.evaluation.cache import JsonCache
 from crisscross.evaluation.feature_matrix import FeatureMatrix
-from crisscross.evaluation.linear_svm import LinearSvm, fit_svm
+from crisscross.evaluation.linear_svm import MAX_ITERATIONS, LinearSvm, fit_svm
 from crisscross.evaluation.scores import all_classes, top_k
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,10 @@ def evaluate_svm(
         chosen = _best(hits)
         validation_top1 = hits[chosen] / len(train.clips)
     ((_, model),) = fitter.path(train, [chosen])
+    if model.num_steps >= MAX_ITERATIONS:
+        logger.warning(
+            "the SVM with C=%g did not converge in %d steps; its scores are used as they are", chosen, model.num_steps
+        )
     return SvmResult(fitter.scores(model, test), chosen, validation_top1)
 
 
