@@ -99,7 +99,7 @@ def _record_launch(directory: RunDirectory) -> None:
     The number of restarts is the length of ``launches.json`` minus one.
     """
     path = directory.path / "launches.json"
-    this = {"time": time.time(), "host": platform.node(), "slurm_job": _slurm_job()}
+    this = {"time": time.time(), "host": platform.node(), "slurm_job": slurm_job_id()}
     write_json(path, [*(read_json(path) or []), this])
     write_json(directory.path / "environment.json", environment())
     _record_changes(directory)
@@ -114,7 +114,7 @@ def _record_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
         write_bytes(path, diff)
 
 
-def _slurm_job() -> str | None:
+def slurm_job_id() -> str | None:
     """Return the Slurm job id, a number or ``<array>_<index>``; None outside Slurm."""
     array, index = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")

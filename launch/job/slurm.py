@@ -22,6 +22,7 @@ from pathlib import Path
 
 from crisscross.run.run_dir import RunDirectory
 from crisscross.run.state import RunState
+from crisscross.run_experiment import slurm_job_id
 from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, PEER_LOST_EXIT_CODE, SHUTDOWN
 from launch.job.run import is_first_rank, report_uncaught, run_experiment
@@ -53,7 +54,7 @@ def run_task(folder: Path) -> int:
     kept = {name: progress[name] for name in ("step", "total") if name in progress}
     if is_first_rank():
         redirect_output(str(run.log_path))
-        print(f"--- job {job_name()} on {os.environ.get('SLURM_JOB_NODELIST', '?')}", flush=True)
+        print(f"--- job {slurm_job_id()} on {os.environ.get('SLURM_JOB_NODELIST', '?')}", flush=True)
         run.write_progress(**kept, state=RunState.RUNNING, phase="starting")
     if SHUTDOWN.requested and "RANK" not in os.environ:  # several ranks exit together, in the loop
         run.write_progress(**kept, state=RunState.INTERRUPTED, signal=SHUTDOWN.signal_name)
@@ -105,12 +106,6 @@ def lock_patience_s() -> float:
     return LOCK_PATIENCE_S if is_slurm_task() else 1.0
 
 
-def job_name() -> str:
-    """Return Slurm's name of this job: its number, or ``<array>_<index>``."""
-    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{index}" if array and index else os.environ["SLURM_JOB_ID"]
-
-
 def join_ranks() -> None:
     """Set torchrun's environment variables for this task of a job.
 
@@ -159,7 +154,7 @@ def query_job() -> SlurmJobInfo:
     for attempt in range(QUERY_ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(1, 5))
-        done = _scontrol("--oneliner", "show", "job", job_name())
+        done = _scontrol("--oneliner", "show", "job", slurm_job_id() or "")
         found = dict(pair.split("=", 1) for pair in done.stdout.split() if "=" in pair) if done else {}
         if "JobState" in found:
             is_running = found["JobState"] == "RUNNING"
@@ -210,7 +205,7 @@ def _requeue() -> bool:
 
     A refusal is printed on stderr.
     """
-    done = _scontrol("requeue", job_name())
+    done = _scontrol("requeue", slurm_job_id() or "")
     if done is None or done.returncode:
         why = "scontrol does not answer" if done is None else done.stderr.strip()
         print(f"the job could not be queued again ({why}): launch again to go on", file=sys.stderr, flush=True)
