@@ -44,7 +44,7 @@ from crisscross.data.staging import SPARE_BYTES, local_disk, own_folder
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Raise it when decoding gives other bits."""
 
 AUTO_BYTES = 8 * 2**30  # ours

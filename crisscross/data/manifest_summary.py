@@ -14,7 +14,7 @@ from typing import Any
 from crisscross.data.file_list import ListedClip
 from crisscross.data.source import FileStat, Source
 
-PROBE_VERSION = 2  # raise it when probing judges files differently: stored findings are then dropped
+PROBE_VERSION = 3  # raise it when probing judges files differently: stored findings are then dropped
 MANIFEST_VERSION = 1  # raise it when the same findings give another manifest: stored manifests are then built again
 TABLES = ("clips.parquet", "rejected.parquet")
 

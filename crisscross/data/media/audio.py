@@ -3,7 +3,8 @@
 The resampled audio lies on one grid for the whole file: sample n belongs to n / rate seconds of the file's timeline. A
 window is a slice of that grid, from the sample nearest to its start. Each window is resampled from decoded samples
 that reach past its edges by the filter's length, so it equals, bit for bit, the same slice of the whole stream
-resampled at once.
+resampled at once, whichever other windows are read with it. AAC read after a seek is an exception: its place is the
+same, noise that its decoder adds may not be (``audio_seek.py``).
 
 # ours: channels are averaged with equal weights (as librosa and torchaudio users do; 5.1 too). Peaks above 1.0, which
   lossy codecs produce, are kept. Outside the stream there are zeros.
@@ -21,18 +22,11 @@ import av
 import numpy as np
 import scipy  # a light import: scipy.signal (0.3 s) loads on first use, in the loader workers alone
 
-from crisscross.data.media.streams import DecodeError, SeekError, decoded_frames, seek, tick_of
+from crisscross.data.media.audio_seek import Landing, Timeline, sample_index, seek_exactly
+from crisscross.data.media.streams import DecodeError, SeekError, decoded_frames, tick_of
 
-# Timestamps jitter by about one AAC frame, 21 ms (5 of 70 real clips, measured); a larger step is a gap.
-JUMP_S = 0.025
-WRAP_S = 1.0  # ours: a step back this far is a broken clock, not an overlap: the samples are joined
 # A nearer window is reached by decoding, which is exact for every codec and container; 10 s of AAC take 7 ms.
 SEEK_BEYOND_S = 15.0
-# Other formats round timestamps, so a seek would shift the audio a little. WAV has none: a seek goes by the bytes per
-# second of the header, which are exact for PCM alone.
-EXACT_FORMATS = ("mov", "wav", "flac")
-PCM = "pcm_"
-PREROLL_S = 1.0  # decoded and dropped after a seek: AAC needs 2 frames, MP3 its bit reservoir, Opus 80 ms
 # ours: the low-pass filter, at 16 kHz flat to 6.3 kHz, -80 dB from 8.9 kHz.
 FILTER_HALF_WIDTH = 16  # zero crossings on either side
 FILTER_CUTOFF = 0.95  # its -6 dB point, as a fraction of the lower of the two Nyquist frequencies
@@ -65,46 +59,65 @@ class Chunk:
         return self.first + self.num_samples
 
 
-def chunks(container: av.container.InputContainer, stream: av.AudioStream, path: str | Path) -> Iterator[Chunk]:
-    """Yield the stream's audio from the container's position on, placed by timestamps.
+def chunks(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    path: str | Path,
+    landing: Landing | None = None,
+) -> Iterator[Chunk]:
+    """Yield the stream's audio from the container's position on, placed by ``Timeline``.
 
-    Pieces whose timestamps are within ``JUMP_S`` of touching are joined. A larger step forward is a gap, a step back an
-    overlap, of which the earlier piece is kept. Frames before the first timestamp are left out.
+    Frames before the first timestamp are left out.
+
+    Args:
+        container: an open file, at its start or after a seek.
+        stream: its audio stream.
+        path: the file's name, for messages.
+        landing: where the seek should have landed.
 
     Raises:
         DecodeError: if the sample rate changes within the stream.
+        SeekError: if the seek landed elsewhere.
     """
-    expected: int | None = None
-    rate_hz: int | None = None
-    dropped = ""
-    tick_s = tick_of(stream)
-    tick, ticks_per_s = tick_s.numerator, tick_s.denominator
+    timeline = landing.timeline if landing is not None else None
+    tick, dropped = tick_of(stream).as_integer_ratio(), ""
     for frame, problem in decoded_frames(container, stream):
         if frame is None:
             dropped = problem
             continue
         if frame.samples == 0:
             continue
+        if landing is not None:
+            _check_landing(landing, frame)
+            landing = None
+        if timeline is None:
+            timeline = Timeline(frame.sample_rate)
+        if frame.sample_rate != timeline.rate_hz:
+            text = f"the audio sample rate changes from {timeline.rate_hz} to {frame.sample_rate} Hz"
+            raise DecodeError.about(path, text)
+        expected = timeline.end
         if frame.pts is not None:
-            first = round(frame.pts * tick * frame.sample_rate / ticks_per_s)
+            first = sample_index(tick, frame.pts, timeline.rate_hz)
         elif expected is not None:
             first = expected
         else:
             continue
-        rate_hz = rate_hz or frame.sample_rate
-        if frame.sample_rate != rate_hz:
-            text = f"the audio sample rate changes from {rate_hz} to {frame.sample_rate} Hz"
-            raise DecodeError.about(path, text)
-        expected_or_first = first if expected is None else expected
-        step = first - expected_or_first
-        if abs(step) <= JUMP_S * rate_hz or step < -WRAP_S * rate_hz:
-            first, step = expected_or_first, 0
-        skip = min(max(0, -step), frame.samples)
-        dropped_from = expected if dropped else None
-        yield Chunk(first + skip, frame.samples - skip, frame, dropped_from, dropped, skip)
-        expected, dropped = max(expected_or_first, first + frame.samples), ""
+        first, skip = timeline.place(first, frame.samples, after_loss=bool(dropped))
+        yield Chunk(first, frame.samples - skip, frame, expected if dropped else None, dropped, skip)
+        dropped = ""
     if dropped:
-        yield Chunk(expected or 0, 0, None, expected or 0, dropped)
+        end = timeline.end if timeline is not None else None
+        yield Chunk(end or 0, 0, None, end or 0, dropped)
+
+
+def _check_landing(landing: Landing, frame: av.AudioFrame) -> None:
+    """Check the first frame after a seek.
+
+    Raises:
+        SeekError: if it is not the frame on which the seek should land.
+    """
+    if landing.pts not in (None, frame.pts) or landing.num_samples not in (None, frame.samples):
+        raise SeekError("the seek landed elsewhere")
 
 
 def read_waveforms(
@@ -198,12 +211,6 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
     return total / np.float32(len(values)) if len(values) > 1 else total
 
 
-def _has_exact_times(container: av.container.InputContainer, stream: av.AudioStream) -> bool:
-    """Return whether audio after a seek has the same place as without."""
-    name = container.format.name.split(",")[0]
-    return name in EXACT_FORMATS and (name != "wav" or stream.codec_context.name.startswith(PCM))
-
-
 class _Reader:
     """A reader of spans of native samples in ascending order.
 
@@ -214,7 +221,7 @@ class _Reader:
         self, container: av.container.InputContainer, stream: av.AudioStream, path: str | Path, *, seeks: bool
     ):
         self._container, self._stream, self._path = container, stream, path
-        self._seeks = seeks and _has_exact_times(container, stream)
+        self._seeks = seeks
         self._kept: list[tuple[Chunk, np.ndarray | None]] = []
         self._feed = chunks(container, stream, path)
         first = next(self._feed, None)
@@ -222,6 +229,7 @@ class _Reader:
             raise DecodeError.about(path, f"no audio: {first.dropped if first else 'the stream holds no samples'}")
         self.rate_hz: int = first.frame.sample_rate
         self._position: float = first.first  # index up to which the audio is decoded
+        self._last_frame = first.frame
         self._take(first, first.first)
 
     def read(self, low: int, high: int) -> np.ndarray:
@@ -231,12 +239,7 @@ class _Reader:
         """
         self._kept = [kept for kept in self._kept if kept[0].end > low or kept[0].dropped]
         if self._seeks and low - self._position > SEEK_BEYOND_S * self.rate_hz:
-            seek(self._container, self._stream, low / self.rate_hz - PREROLL_S)
-            self._feed, self._kept = chunks(self._container, self._stream, self._path), []
-            first = next(self._feed, None)
-            if first is None or first.frame is None or first.first > low:
-                raise SeekError("the seek landed late, or nowhere")
-            self._take(first, low)
+            self._seek(low)
         while self._position < high:
             chunk = next(self._feed, None)
             if chunk is None:
@@ -244,6 +247,22 @@ class _Reader:
             else:
                 self._take(chunk, low)
         return self._assemble(low, high)
+
+    def _seek(self, low: int) -> None:
+        """Continue just before a sample, if a seek changes nothing.
+
+        Raises:
+            SeekError: if the seek landed late, or elsewhere.
+        """
+        now = Timeline(self.rate_hz, int(self._position))
+        landing = seek_exactly(self._container, self._stream, low / self.rate_hz, self._last_frame, now)
+        if landing is None:
+            return
+        self._feed, self._kept = chunks(self._container, self._stream, self._path, landing), []
+        first = next(self._feed, None)
+        if first is None or first.frame is None or first.first > low:
+            raise SeekError("the seek landed late, or nowhere")
+        self._take(first, low)
 
     def read_to_end(self, max_seconds: float) -> tuple[int, int]:
         """Decode the rest and keep it; return the span of native samples.
@@ -263,6 +282,7 @@ class _Reader:
 
     def _take(self, chunk: Chunk, low: int) -> None:
         self._position = max(self._position, chunk.end)
+        self._last_frame = chunk.frame or self._last_frame
         if chunk.end > low or chunk.dropped:
             self._kept.append((chunk, mono(chunk.frame)[chunk.skip :] if chunk.frame is not None else None))
 

@@ -1,29 +1,39 @@
 """Open a media file, choose its streams and decode their frames, including those of irregular files.
 
-- FFmpeg lists a cover picture as a video stream; it is ignored here. Of several streams the first that decodes is used.
+- FFmpeg lists a cover picture as a video stream; it is ignored here. Of several streams, those that the file marks as
+  default come first, as in players; the first that decodes is used.
 - A seek may land late (MPEG program streams, some AVI), find nothing (transport streams) or give corrupt frames.
   Containers known for it are never sought in. Elsewhere the caller of ``seek`` checks the result and raises
   ``SeekError``; the file is then opened again and decoded from the start.
-- A packet that does not decode is skipped and reported; ``video.py`` and ``audio.py`` mark the frames it affects.
+- A packet that does not decode is skipped and reported; ``video.py`` and ``audio.py`` mark the frames it affects. Bytes
+  behind the last frame are no damage (``trailing.py``).
+- Where the file's clock starts again, as in joined transport streams, the stream ends with that reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import av
 from av.stream import Discard, Disposition
 
+from crisscross.data.media.trailing import Tail
+
 # Containers in which frames keep their times after a seek. In MPEG program streams they move by a frame, silently, and
 # in transport streams a seek finds nothing; these and rare ones are decoded from the start: slower and always right.
 SEEKABLE_FORMATS = ("mov", "matroska", "avi")
+RESTART_S = 0.5  # ours: timestamps that go back further from packet to packet are those of another clock
+DISCONTINUITY_S = 10.0  # the same forward, where FFmpeg says that clocks may change: its own limit for a discontinuity
+TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT
 Kind = Literal["video", "audio"]
+AnyStream = TypeVar("AnyStream", bound=av.stream.Stream)
+PacketCallback = Callable[["av.Packet[AnyStream]"], None]
 _NOT_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 
 
@@ -135,15 +145,48 @@ class NonRefSkip:
     until_s: float = -math.inf
 
 
+class _Clock:
+    """The decoding times of a stream, which only grow unless the file joins parts with clocks of their own.
+
+    Without video to align with, parts of audio are played one after the other (``audio_seek.Timeline``), as in players.
+    """
+
+    def __init__(self, container: av.container.InputContainer, stream: av.stream.Stream) -> None:
+        self._tick_s = float(tick_of(stream))
+        self._back_ticks = -RESTART_S / self._tick_s
+        self._is_checked = stream.type == "video" or bool(candidate_streams(container, "video"))
+        forward_s = DISCONTINUITY_S if container.format.flags & TS_DISCONT else math.inf
+        self._forward_ticks = forward_s / self._tick_s
+        self._last: int | None = None
+        self.problem = ""
+
+    def breaks(self, packet: av.Packet[Any]) -> bool:
+        """Return whether the clock changes at a packet, and set ``problem``."""
+        now, last = packet.dts, self._last
+        if now is None or not self._is_checked:
+            return False
+        if last is not None and not self._back_ticks <= now - last <= self._forward_ticks:
+            self.problem = f"the file's clock jumps from {last * self._tick_s:.2f} to {now * self._tick_s:.2f} s"
+            return True
+        self._last = now
+        return False
+
+
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, nonref_skip: NonRefSkip | None = None
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    nonref_skip: NonRefSkip | None = None,
+    on_packet: PacketCallback[av.VideoStream] | None = None,
 ) -> Iterator[tuple[av.VideoFrame | None, str]]: ...
 
 
 @overload
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.AudioStream, nonref_skip: NonRefSkip | None = None
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    nonref_skip: NonRefSkip | None = None,
+    on_packet: PacketCallback[av.AudioStream] | None = None,
 ) -> Iterator[tuple[av.AudioFrame | None, str]]: ...
 
 
@@ -151,35 +194,57 @@ def decoded_frames(
     container: av.container.InputContainer,
     stream: av.VideoStream | av.AudioStream,
     nonref_skip: NonRefSkip | None = None,
+    on_packet: PacketCallback[Any] | None = None,
 ) -> Iterator[tuple[av.VideoFrame | av.AudioFrame | None, str]]:
     """Yield each frame of a stream in decode order.
+
+    Args:
+        container: an open file.
+        stream: one of its streams.
+        nonref_skip: frames that the decoder may skip.
+        on_packet: called with each packet before it is decoded.
 
     Yields:
         ``(frame, "")`` for each frame, and ``(None, reason)`` if a packet fails.
     """
     for other in container.streams:  # the demuxer then skips the packets of other streams
         other.discard = Discard.default if other.index == stream.index else Discard.all
-    packets = container.demux(stream)
+    packets, clock, tail = container.demux(stream), _Clock(container, stream), Tail(container)
     skipping = None  # unknown: another pass may have left the decoder skipping
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:  # the rest of the file cannot be read
-            yield None, describe(error)
+            if tail.passes_over(error, describe(error)):
+                packets = container.demux(stream)
+                continue
+            if not tail.may_end():
+                yield None, describe(error)
             return
         if packet is None:
+            return
+        if tail.held:
+            tail.packet_read(packet)
+        if clock.breaks(packet):
+            yield None, clock.problem
             return
         if nonref_skip is not None:
             skips = packet.pts is not None and packet.pts * packet.time_base < nonref_skip.until_s
             if skips != skipping:
                 stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
                 skipping = skips
+        if on_packet is not None:
+            on_packet(packet)
         try:
             frames = stream.decode(packet)
         except av.FFmpegError as error:
-            yield None, describe(error)
+            if not tail.holds(packet, describe(error)):
+                yield None, describe(error)
             continue
         for frame in frames:
+            tail.has_frames = True
+            if tail.held and (problem := tail.report()):
+                yield None, problem
             yield frame, ""
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation
 
+from crisscross.data.media.display_order import DisplayOrder
 from crisscross.data.media.streams import DecodeError, NonRefSkip, SeekError, decoded_frames, is_seekable, seek, tick_of
 
 # Area averaging is the cheapest filter that does not alias; bicubic is used if a side grows. The flags make the result
@@ -106,9 +105,6 @@ def from_rgb(pixels: np.ndarray) -> av.VideoFrame:
     return frame.reformat(format="yuv420p", interpolation=_SHRINK, threads=1)
 
 
-# How many frames early or late a timestamp may come. AVI stores none, so FFmpeg guesses: off by 1 in 35 of 174 UCF101
-# and HMDB51 files (MPEG-4), by 3 with H.264. Other containers store them; 2 is for copies made from such files.
-AVI_REORDER_DEPTH, REORDER_DEPTH = 4, 2
 SEEK_MARGIN_S = 0.05  # aim a little early: AVI seeks go by decoding time, one frame off (measured on HMDB51)
 BLIND_SEEK_S = 3.0  # ours: without an index of key frames, a seek over less than this seldom pays
 SAME_TIME_S = 1e-6  # times closer than this are one time: far below a frame, far above rounding
@@ -165,13 +161,11 @@ def timed_frames(
     Their times never decrease. Frames before the first timestamp are left out. A later frame without a timestamp
     follows its predecessor by one nominal frame duration.
     """
-    times: list[float] = []
-    waiting: deque[tuple[av.VideoFrame, str, str]] = deque()
+    order: DisplayOrder[tuple[av.VideoFrame, str, str]] = DisplayOrder(container, stream)
     corrupt = dropped = ""
     latest: float | None = None
     emitted = -math.inf
-    depth = AVI_REORDER_DEPTH if container.format.name == "avi" else REORDER_DEPTH
-    for frame, problem in decoded_frames(container, stream, nonref_skip):
+    for frame, problem in decoded_frames(container, stream, nonref_skip, order.sent):
         if frame is None:
             corrupt = dropped = problem
             continue
@@ -183,14 +177,13 @@ def timed_frames(
             latest += nominal_frame_s(stream)
         else:
             continue
-        heapq.heappush(times, latest)
-        waiting.append((frame, corrupt, dropped))
+        order.add(frame, latest, (frame, corrupt, dropped))
         dropped = ""
-        if len(waiting) > depth:
-            emitted = max(heapq.heappop(times), emitted)
-            yield TimedFrame(emitted, *waiting.popleft())
-    for entry in waiting:
-        emitted = max(heapq.heappop(times), emitted)
+        for time_s, entry in order.ready():
+            emitted = max(time_s, emitted)
+            yield TimedFrame(emitted, *entry)
+    for time_s, entry in order.rest():
+        emitted = max(time_s, emitted)
         yield TimedFrame(emitted, *entry)
     if dropped:
         yield TruncatedEnd(dropped)
@@ -233,6 +226,7 @@ class FrameReader:
         self._nonref_skip = NonRefSkip() if seeks and stream.codec_context.name in NONREF_SKIP_CODECS else None
         self._previous: TimedFrame | None = None
         self._next: TimedFrame | TruncatedEnd | None = None
+        self._landing: TimedFrame | TruncatedEnd | None = None
 
     def move_to(self, time_s: float) -> None:
         """Prepare for a window that starts at a time.
@@ -252,6 +246,7 @@ class FrameReader:
             self._sought, self._previous = sought, None
             self._feed = timed_frames(self._container, self._stream, self._nonref_skip)
             self._advance()
+            self._landing = self._next if sought else None
             if sought and not (isinstance(self._next, TimedFrame) and self._next.frame.key_frame):
                 raise SeekError("the seek did not land on a key frame")
 
@@ -276,6 +271,8 @@ class FrameReader:
             if isinstance(after, TruncatedEnd):
                 raise self._damage(time_s, after.dropped)
             chosen = after  # before the first frame, that one is repeated
+        elif self._is_hole(before, after):
+            raise SeekError("frames are missing behind the key frame")
         elif isinstance(after, TimedFrame) and time_s - before.time_s > after.time_s - time_s + SAME_TIME_S:
             chosen = after
         else:
@@ -295,6 +292,15 @@ class FrameReader:
         if self._sought:
             return SeekError(problem)  # decoding from the start decides
         return DecodeError.about(self._path, f"does not decode at {time_s:.3f} s: {problem}")
+
+    def _is_hole(self, before: TimedFrame, after: TimedFrame | TruncatedEnd | None) -> bool:
+        """Return whether frames are missing just behind the key frame of a seek.
+
+        Where times are those of decoding, these are B-frames shown before the key frame, whose own time is then wrong.
+        """
+        if before is not self._landing or not self._stream.codec_context.reorder_depth:
+            return False
+        return after is None or after.time_s - before.time_s > 1.5 * nominal_frame_s(self._stream)
 
     def _dropped_at(self, time_s: float) -> str:
         """Return why frames are missing at a time, "" if none is.
