@@ -177,6 +177,7 @@ CHECKED = {
     *("analysis/make_tables.py", "analysis/make_figures.py", "analysis/make_report.py"),
     *("experiments/pretrain.py", "experiments/downstream.py"),
     *("python -m crisscross.data.prepare", "python -m tests.benchmarks", "python -m tests.ui.screenshots"),
+    "python -m tests.choose_settings",
     *("mlflow", "pytest", "ruff", "mypy", "deptry", "lint-imports", "COMMAND"),
     *("uv venv", "uv pip", "uv sync"),
 }
