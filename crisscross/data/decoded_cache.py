@@ -4,7 +4,7 @@
 
 - ``off``: clips are decoded whenever they are read.
 - ``auto``: decoded clips are kept if they come to at most ``AUTO_BYTES`` and half of the free space: in a Slurm job in
-  ``$SLURM_TMPDIR`` (or ``$TMPDIR``), elsewhere in the manifest's folder. A Slurm job without such a folder has none.
+  ``$SLURM_TMPDIR``, elsewhere in the manifest's folder. A Slurm job without that variable has none.
 - a folder: they are kept there; too little space is an error that names the space needed.
 
 The processes of a node share the files, which the system keeps in memory while there is room. A clip is decoded when it
@@ -170,7 +170,8 @@ def _parent(manifest: Manifest, cache: str) -> Path:
     Raises:
         OSError: if it cannot be written, or ``auto`` finds no disk of the node's own.
     """
-    disk = local_disk(cache, key="data.cache")
+    own = os.environ.get("SLURM_TMPDIR")  # which Slurm removes; $TMPDIR may be the node's /tmp, which stays
+    disk = (Path(own) if own else None) if cache == "auto" else local_disk(cache, key="data.cache")
     if disk is not None:
         return own_folder(disk, name="crisscross-decoded", key="data.cache")
     if "SLURM_JOB_ID" in os.environ:

@@ -228,7 +228,8 @@ def test_a_slurm_job_keeps_them_on_its_own_disk_or_not_at_all(
     prepared: tuple[PretrainSettings, Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings, manifest = prepared
-    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # may be the node's /tmp, which nobody empties
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert open_cache(manifest, settings.data, settings.views) is None
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path))
