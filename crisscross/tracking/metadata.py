@@ -126,8 +126,7 @@ def _evaluated_data(data: Mapping[str, Any]) -> str:
 
     Kinetics has no other labeled split than ``val``, which is its test split here.
     """
-    official = DATASETS.get(data["kind"])
-    split = data["test_split"]
+    official, split = DATASETS.get(str(data.get("kind"))), data.get("test_split")
     is_validation = split in VALIDATION_NAMES and not (official and split == official.splits[1])
     return f"{data['name']} ({split})" if is_validation else data["name"]
 
