@@ -17,6 +17,7 @@ from rich.console import Console
 
 from crisscross.data.catalog import prepare
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.run_log import LogReader, Warnings
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
 from crisscross.utils.terminal import print_what_can_be_printed
 from launch.console import print_line
@@ -26,7 +27,6 @@ from launch.job.folds import WRONG_SETTING, require_one_job_a_fold, run_folds
 from launch.job.make_run import make_run
 from launch.job.run import failure_line, is_first_rank, record_failure, run_experiment
 from launch.job.terminal import logging_to, showing_progress
-from launch.run_log import LogReader, Warnings
 from launch.study.cluster import check_one_kind
 from launch.study.overrides import check_overrides, compose_config, first_of_sweep, hydra_configs
 from launch.tracking import resolve, syncing

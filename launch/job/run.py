@@ -20,12 +20,12 @@ import psutil
 
 from crisscross import run_experiment as experiment
 from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from crisscross.run.run_log import handler_for
 from crisscross.run.state import RunState
 from crisscross.utils.files import DISK_FULL
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, SHUTDOWN
 from launch.environment import UnusableEnvironmentError, check_environment
 from launch.resources import job_environment, num_processes, thread_environment
-from launch.run_log import handler_for
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 

@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from crisscross.run.run_dir import RunDirectory
+from crisscross.run.run_log import Warnings, handler_for
 from crisscross.utils.signals import SHUTDOWN
 from launch.console import describe, print_line
 from launch.job.run import is_first_rank
 from launch.local.live_display import HEARTBEAT_S
-from launch.run_log import Warnings, handler_for
 
 
 @contextlib.contextmanager

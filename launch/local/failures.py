@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from crisscross.run.run_log import warnings_in
 from crisscross.run.state import RunState
 from launch.console import print_line, short_path, this_command
 from launch.local.jobs import LocalJob
-from launch.run_log import warnings_in
 from launch.study.record import last_lines
 
 LOG_LINES = 10  # ours: lines of a failed experiment's log that are shown

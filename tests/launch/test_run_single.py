@@ -17,10 +17,10 @@ from rich.console import Console
 from crisscross.data import catalog
 from crisscross.run.identity import weights_hash
 from crisscross.run.run_dir import AlreadyRunningError, RunDirectory
+from crisscross.run.run_log import LogReader, Warnings, warnings_in
 from launch import run_single
 from launch.job.make_run import make_run
 from launch.job.terminal import logging_to, showing_progress
-from launch.run_log import LogReader, Warnings, warnings_in
 from launch.run_single import _by_number
 from launch.study.overrides import compose_config, hydra_configs
 from launch.study.plan import make_plan
