@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crisscross.run.run_dir import RunDirectory
+from crisscross.run.run_dir import RunDirectory, slurm_job_id
 from crisscross.run.state import RunState
 from crisscross.utils.files import read_json, write_bytes, write_json
 from crisscross.utils.git import CODE_ROOT, git_state, uncommitted_changes
@@ -112,12 +112,6 @@ def _record_changes(directory: RunDirectory, root: Path = CODE_ROOT) -> None:
     # The file of an earlier start is emptied, not removed: MLflow may have it, and then gets the new content.
     if diff or path.is_file():
         write_bytes(path, diff)
-
-
-def slurm_job_id() -> str | None:
-    """Return the Slurm job id, a number or ``<array>_<index>``; None outside Slurm."""
-    array, index = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
-    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def environment() -> dict[str, Any]:

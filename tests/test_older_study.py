@@ -36,6 +36,16 @@ NAMES = {
 }
 MILD = "pretrain/crisscross-mild"
 
+DEMO_OF_THEN = (
+    "optim.larc.enabled=true",
+    "optim.groups.base.peak=1.5e-3",
+    "model.projector.hidden_dim=256",
+    "model.projector.output_dim=256",
+    "model.projector.num_layers=3",
+    "model.predictor.hidden_dim=64",
+)
+"""Settings of the demo that have other defaults now."""
+
 
 @pytest.fixture
 def older(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Study:
@@ -48,7 +58,7 @@ def older(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
             path.write_text(path.read_text().replace("@FOLDER@", str(tmp_path)))
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         store.executescript((tmp_path / "mlflow.sql").read_text())
-    return Study(tmp_path, ("relaxation=[none,mild]",))
+    return Study(tmp_path, ("relaxation=[none,mild]", *DEMO_OF_THEN))
 
 
 def tables_of(study: Study) -> dict[str, bytes]:

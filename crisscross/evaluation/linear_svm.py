@@ -44,7 +44,7 @@ class LinearSvm:
     weight: np.ndarray
     bias: np.ndarray
     start: np.ndarray
-    num_steps: int
+    num_steps: int = 0
 
     def scores(self, rows: FeatureMatrix) -> np.ndarray:
         """Return (n, K) float64 decision values, averaged over each clip's segments."""

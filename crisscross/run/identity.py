@@ -38,6 +38,7 @@ EXECUTION_ONLY = (
     "data.split_column",
     "data.test_fraction",
     "data.val_fraction",
+    "data.toy.val_clips_per_class",
     "data.thorough",
     "data.cache",  # the same bits as decoding
     "data.stage",  # where a job reads the same bytes

