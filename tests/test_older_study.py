@@ -36,14 +36,7 @@ NAMES = {
 }
 MILD = "pretrain/crisscross-mild"
 
-DEMO_OF_THEN = (
-    "optim.larc.enabled=true",
-    "optim.groups.base.peak=1.5e-3",
-    "model.projector.hidden_dim=256",
-    "model.projector.output_dim=256",
-    "model.projector.num_layers=3",
-    "model.predictor.hidden_dim=64",
-)
+DEMO_OF_THEN = ("optim.larc.enabled=true", "optim.groups.base.peak=1.5e-3", "model.projector.num_layers=3")
 """Settings of the demo that have other defaults now."""
 
 
